@@ -1,0 +1,27 @@
+# `make quickstart` and `make test` need nothing but Python 3.10+ and git.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test lint types clean
+
+quickstart: $(VENV)/.installed
+	$(BIN)/python examples/quickstart.py
+
+test: lint types
+	$(BIN)/python -m pytest --durations=10
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e ".[train,cpu,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,88 @@
+"""Write a bundle: export, verify, and only then put it in place."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from everlearn_export.onnx import to_onnx, with_preprocessing
+from everlearn_export.verify import verify
+from everlearn_runtime.backends.onnxruntime import OnnxRuntime
+from everlearn_runtime.bundle import Manifest, write_bundle
+from everlearn_runtime.heads import Head
+from everlearn_runtime.images import InputSpec
+
+
+def export_bundle(
+    path: str | Path,
+    features: nn.Module,
+    *,
+    head: Head,
+    input: InputSpec,
+    mean: Sequence[float],
+    std: Sequence[float],
+    sections: Sequence[int],
+    images: NDArray[np.uint8],
+    training: dict[str, Any],
+    tolerance: float = 1e-4,
+    overwrite: bool = False,
+) -> Manifest:
+    """Export a feature module and its head into a bundle that a device can open.
+
+    Args:
+        path: folder to write.
+        features: module on the CPU, in evaluation mode, from normalised float32 (B, 3, H, W) to
+            (B, F).
+        head: what the device starts from.
+        input: size and resizing of the images.
+        mean, std: channel normalisation for pixels in [0, 1]; it goes into the graph.
+        sections: widths of the feature sections; they add up to F.
+        images: real images to verify on, uint8 (N, H, W, 3) of the input size.
+        training: how the model came to be, for the manifest.
+        tolerance: see `verify`.
+        overwrite: replace a bundle that is there.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        ParityError: the graph does not compute what the module does; nothing is written.
+        ValueError: ``path`` is taken, or the images are not of the input size.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} exists already; choose another folder or pass overwrite=True")
+    input.check(images)
+    module = with_preprocessing(features, mean, std)
+    graph = to_onnx(module, input)
+
+    def reference(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            return np.asarray(module(torch.from_numpy(batch)).numpy(), np.float32)
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "features.onnx"
+        file.write_bytes(graph)
+        backend = OnnxRuntime(file)
+        try:
+            parity = verify(reference, backend.run, images, head, tolerance=tolerance)
+        finally:
+            backend.close()
+    return write_bundle(
+        path,
+        features=graph,
+        head=head,
+        input=input,
+        sections=sections,
+        training=training,
+        parity=asdict(parity),
+        everlearn=version("everlearn"),
+        overwrite=overwrite,
+    )

@@ -1,0 +1,31 @@
+"""everlearn on the device: run a bundle and go on learning, without a training runtime."""
+
+from everlearn_runtime.backends import Backend, OnnxRuntime
+from everlearn_runtime.bundle import FORMAT, Bundle, Manifest, write_bundle
+from everlearn_runtime.edge import EdgeLearner, Prediction
+from everlearn_runtime.errors import BundleError, MissingExtra, StateError
+from everlearn_runtime.heads import LDA, Head, HeadState, Prototypes, Ridge, from_state
+from everlearn_runtime.images import InputSpec, open_image, prepare
+
+__all__ = [
+    "FORMAT",
+    "LDA",
+    "Backend",
+    "Bundle",
+    "BundleError",
+    "EdgeLearner",
+    "Head",
+    "HeadState",
+    "InputSpec",
+    "Manifest",
+    "MissingExtra",
+    "OnnxRuntime",
+    "Prediction",
+    "Prototypes",
+    "Ridge",
+    "StateError",
+    "from_state",
+    "open_image",
+    "prepare",
+    "write_bundle",
+]

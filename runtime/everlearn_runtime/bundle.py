@@ -1,0 +1,366 @@
+"""The bundle: what a workstation hands to a device, written and read in this one place.
+
+A bundle is a folder, read-only once written:
+
+``manifest.json``
+    Format, version, input, classes, feature sections, head, training record, parity figures,
+    and the sha256 of every other file.
+``features.onnx``
+    One graph, uint8 NHWC images to float features (B, F).
+``head.safetensors``
+    The head's arrays; its kind, options and classes stand in the manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from everlearn_runtime.errors import BundleError
+from everlearn_runtime.heads import Head, HeadState, from_state
+from everlearn_runtime.images import InputSpec
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+FEATURES = "features.onnx"
+HEAD = "head.safetensors"
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What ``manifest.json`` says.
+
+    Args:
+        format: Version of this layout; a reader refuses a newer one.
+        everlearn: Version of everlearn that wrote the bundle.
+        input: What the graph takes in.
+        sections: Widths of the feature sections, in order; their sum is F.
+        head: ``{"kind": ..., "options": {...}}``.
+        classes: Names in the order of first appearance.
+        training: How the model came to be; free-form JSON.
+        parity: How close the graph is to the model it was made from; free-form JSON.
+        files: sha256 of every other file of the bundle, by name.
+    """
+
+    format: int
+    everlearn: str
+    input: InputSpec
+    sections: tuple[int, ...]
+    head: dict[str, Any]
+    classes: tuple[str, ...]
+    training: dict[str, Any]
+    parity: dict[str, Any]
+    files: dict[str, str]
+
+    @property
+    def width(self) -> int:
+        """F, the number of features."""
+        return sum(self.sections)
+
+    def to_json(self) -> str:
+        """The text of ``manifest.json``.
+
+        Raises:
+            ValueError: ``training`` or ``parity`` is not plain JSON (NaN is not).
+        """
+        data = {field.name: getattr(self, field.name) for field in fields(self)}
+        data["input"] = self.input.to_dict()
+        try:
+            return json.dumps(data, indent=2, allow_nan=False) + "\n"
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"training and parity must be plain JSON without NaN: {error}") from None
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Manifest:
+        """Read and check the text of ``manifest.json``.
+
+        Raises:
+            BundleError: Not JSON, a newer format, or a field missing or of the wrong type.
+        """
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{MANIFEST} is not JSON ({error}); copy the bundle again") from None
+        if not isinstance(data, dict) or type(data.get("format")) is not int:
+            raise BundleError(f"{MANIFEST} does not say its format; this is not an everlearn bundle")
+        if data["format"] > FORMAT:
+            raise BundleError(
+                f"the bundle has format {data['format']} (everlearn {data.get('everlearn', 'unknown')}); "
+                f"this version reads up to {FORMAT}: pip install --upgrade everlearn"
+            )
+        if data["format"] < 1:
+            raise BundleError(f"{MANIFEST} says format {data['format']}; formats count from 1")
+        names = [field.name for field in fields(cls)]
+        if set(data) != set(names):
+            raise BundleError(f"{MANIFEST} has the fields {sorted(data)}; expected {sorted(names)}")
+        for name, kind in _JSON_TYPES.items():
+            if not isinstance(data[name], kind):
+                raise BundleError(f"{name} in {MANIFEST} is {data[name]!r}; expected {_SAYS[kind]}")
+        sections, classes, files, head = data["sections"], data["classes"], data["files"], data["head"]
+        if not sections or any(type(width) is not int or width < 1 for width in sections):
+            raise BundleError(f"sections in {MANIFEST} is {sections!r}; expected feature widths")
+        if any(not isinstance(name, str) for name in classes):
+            raise BundleError(f"classes in {MANIFEST} is {classes!r}; expected names")
+        if set(head) != {"kind", "options"} or not isinstance(head["options"], dict):
+            raise BundleError(f"head in {MANIFEST} is {head!r}; expected a kind and options")
+        for name, digest in files.items():
+            if not isinstance(digest, str) or not PLAIN_NAME.fullmatch(name):
+                raise BundleError(
+                    f"files in {MANIFEST} names {name!r}; only plain names inside the bundle are allowed"
+                )
+        if not {FEATURES, HEAD} <= set(files):
+            raise BundleError(
+                f"files in {MANIFEST} is {sorted(files)}; {FEATURES} and {HEAD} must be among them"
+            )
+        try:
+            spec = InputSpec.from_dict(data["input"])
+        except (ValueError, TypeError) as error:
+            raise BundleError(f"input in {MANIFEST} is wrong: {error}") from None
+        return cls(**{**data, "input": spec, "sections": tuple(sections), "classes": tuple(classes)})
+
+
+_JSON_TYPES: dict[str, type] = {
+    "everlearn": str,
+    "input": dict,
+    "sections": list,
+    "head": dict,
+    "classes": list,
+    "training": dict,
+    "parity": dict,
+    "files": dict,
+}
+_SAYS: dict[type, str] = {str: "a string", dict: "an object", list: "a list"}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk that has been checked.
+
+    Args:
+        path: The folder.
+        manifest: What its manifest says.
+        id: sha256 of ``manifest.json``: two bundles with one id are the same to the bit.
+    """
+
+    path: Path
+    manifest: Manifest
+    id: str
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Read a bundle and check every file of it.
+
+        Args:
+            path: The folder.
+
+        Raises:
+            BundleError: Something is missing, damaged, of a newer format, or does not fit
+                together; the message says what.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise BundleError(f"{folder}: no such folder; a bundle is a folder with a {MANIFEST}")
+        text = _read(folder / MANIFEST)
+        bundle = cls(folder, Manifest.from_json(text), hashlib.sha256(text).hexdigest())
+        for name, digest in bundle.manifest.files.items():
+            if (found := _sha256(folder / name)) != digest:
+                raise BundleError(
+                    f"{folder / name} is damaged: sha256 {found[:12]}..., "
+                    f"the manifest says {digest[:12]}...; copy the bundle again"
+                )
+        bundle.head()
+        return bundle
+
+    @property
+    def features(self) -> Path:
+        """The ONNX file: uint8 NHWC images to features."""
+        return self.path / FEATURES
+
+    def head(self) -> Head:
+        """A fresh head, as the workstation left it.
+
+        Raises:
+            BundleError: The arrays do not fit the manifest.
+        """
+        manifest = self.manifest
+        try:
+            arrays = load_arrays(_read(self.path / HEAD))
+            head = from_state(
+                HeadState(str(manifest.head["kind"]), manifest.classes, manifest.head["options"], arrays)
+            )
+            check_width(head, manifest.sections)
+        except BundleError:
+            raise
+        except ValueError as error:
+            raise BundleError(f"{self.path / HEAD}: {error}") from None
+        return head
+
+
+def write_bundle(
+    path: str | Path,
+    *,
+    features: bytes,
+    head: Head,
+    input: InputSpec,
+    sections: Sequence[int],
+    training: Mapping[str, Any],
+    parity: Mapping[str, Any],
+    everlearn: str,
+    overwrite: bool = False,
+) -> Manifest:
+    """Write a bundle: all of it or nothing.
+
+    The files are written into a folder beside ``path``, brought to the disk, and put in place by
+    a rename, so that a crash never leaves half a bundle. A crash in the middle of replacing one
+    leaves the old bundle beside ``path``, under a name that ends in ``-old``.
+
+    Args:
+        path: The folder to be; its parents are made.
+        features: The ONNX graph.
+        head: What it scores with at first.
+        input: What the graph takes in.
+        sections: Widths of the feature sections; their sum is the head's width.
+        training: How the model came to be, plain JSON.
+        parity: How close the graph is to its model, plain JSON.
+        everlearn: Version of everlearn that writes.
+        overwrite: Replace an everlearn bundle that is there; anything else is never touched.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        ValueError: Something is in the way at ``path``, or the parts do not fit together.
+    """
+    target = Path(path)
+    _check_target(target, overwrite)
+    if not features:
+        raise ValueError("features is empty; give the bytes of an ONNX graph")
+    state = head.state()
+    check_width(head, sections)
+    contents = {FEATURES: features, HEAD: dump_arrays(state.arrays)}
+    manifest = Manifest(
+        format=FORMAT,
+        everlearn=everlearn,
+        input=input,
+        sections=tuple(int(width) for width in sections),
+        head={"kind": state.kind, "options": state.options},
+        classes=state.classes,
+        training=dict(training),
+        parity=dict(parity),
+        files={name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
+    )
+    text = manifest.to_json()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        folder.chmod(0o755)
+        for name, data in {**contents, MANIFEST: text.encode()}.items():
+            with (folder / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        _sync_folder(folder)
+        _check_target(target, overwrite)
+        if target.exists():
+            _replace(target, folder)
+        else:
+            folder.rename(target)
+        _sync_folder(target.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return Manifest.from_json(text)
+
+
+def check_width(head: Head, sections: Sequence[int]) -> None:
+    """Raise a ``ValueError`` if a head has another width than these sections make."""
+    if head.width is not None and head.width != sum(sections):
+        raise ValueError(f"the head is {head.width} wide; the sections {list(sections)} make {sum(sections)}")
+
+
+def dump_arrays(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """Arrays as safetensors bytes."""
+    return safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+
+
+def load_arrays(data: bytes) -> dict[str, NDArray[Any]]:
+    """The reverse of :func:`dump_arrays`.
+
+    Raises:
+        ValueError: Not safetensors, or cut short.
+    """
+    try:
+        return safetensors.numpy.load(data)
+    except (safetensors.SafetensorError, KeyError) as error:
+        raise ValueError(f"not a readable safetensors file ({error})") from None
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if not target.exists() and not target.is_symlink():
+        return
+    if not _is_bundle(target):
+        raise ValueError(f"{target} exists and is not an everlearn bundle; give another path")
+    if not overwrite:
+        raise ValueError(f"{target} already holds a bundle; give another path or overwrite=True")
+
+
+def _replace(target: Path, folder: Path) -> None:
+    old = folder.with_name(f"{folder.name}-old")
+    target.rename(old)
+    try:
+        folder.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old)
+
+
+def _is_bundle(path: Path) -> bool:
+    """Whether this folder holds a bundle and nothing else, so that it may be replaced."""
+    try:
+        manifest = Manifest.from_json(_read(path / MANIFEST))
+        present = {entry.name for entry in path.iterdir()}
+    except (BundleError, OSError):
+        return False
+    return not path.is_symlink() and present <= {MANIFEST, *manifest.files}
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}); copy the bundle again") from None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}); copy the bundle again") from None
+    return digest.hexdigest()
+
+
+def _sync_folder(path: Path) -> None:
+    """Bring a folder's entries to the disk; where folders cannot be opened, that is not needed."""
+    if os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

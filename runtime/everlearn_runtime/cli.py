@@ -1,0 +1,193 @@
+"""``everlearn-device``: predict, learn, forget and status, on the runtime alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from everlearn_runtime.edge import EdgeLearner
+from everlearn_runtime.errors import MissingExtra
+from everlearn_runtime.images import InputSpec, open_image, prepare
+
+BATCH = 32
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments without the program's name; None: those of the process.
+
+    Returns:
+        0, or 2 after a user's mistake, which is one line on stderr.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        result, text = arguments.run(arguments)
+    except (ValueError, OSError, MissingExtra) as error:
+        print(f"everlearn-device: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(json.dumps(result) if arguments.json else text)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="everlearn-device", description="Run a bundle, and go on learning on the device."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("bundle", metavar="BUNDLE", help="the bundle's folder")
+    common.add_argument("--json", action="store_true", help="print JSON")
+    common.add_argument("--threads", type=int, metavar="N", help="CPU threads; all cores by default")
+    common.add_argument(
+        "--provider",
+        action="append",
+        metavar="NAME",
+        help="ONNX Runtime execution provider, the preferred one first",
+    )
+    images: dict[str, Any] = {
+        "metavar": "IMAGES",
+        "nargs": "+",
+        "help": "image files, or .npy files of uint8 (H, W, 3) or (N, H, W, 3)",
+    }
+
+    def command(name: str, run: Any, says: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, parents=[common], help=says, description=says)
+        sub.set_defaults(run=run)
+        return sub
+
+    predict = command("predict", _predict, "classify images")
+    predict.add_argument("images", **images)
+    learn = command("learn", _learn, "learn images of one class, old or new")
+    learn.add_argument("label", metavar="LABEL")
+    learn.add_argument("images", **images)
+    forget = command("forget", _forget, "drop a class")
+    forget.add_argument("label", metavar="LABEL")
+    status = command("status", _status, "what is known and how much room it takes")
+    for sub in (predict, status):
+        sub.add_argument("--state", metavar="FILE", help="what this device has learned")
+    for sub in (learn, forget):
+        sub.add_argument(
+            "--state", metavar="FILE", required=True, help="where this device keeps what it learns"
+        )
+    return parser
+
+
+def _open(arguments: argparse.Namespace, *, new: bool = False) -> EdgeLearner:
+    if arguments.state is not None and not new and not Path(arguments.state).is_file():
+        raise ValueError(f"{arguments.state}: no such state file; `everlearn-device learn` makes one")
+    return EdgeLearner.open(
+        arguments.bundle, state=arguments.state, providers=arguments.provider, threads=arguments.threads
+    )
+
+
+def _predict(arguments: argparse.Namespace) -> tuple[Any, str]:
+    rows: list[dict[str, Any]] = []
+    with _open(arguments) as learner:
+        names, batch = _images(arguments.images, learner.bundle.manifest.input)
+        for start in range(0, len(batch), BATCH):
+            found = learner.predict(batch[start : start + BATCH])
+            for name, label, scores in zip(names[start:], found.labels, found.scores, strict=False):
+                by_class = dict(zip(found.classes, map(float, scores), strict=True))
+                rows.append({"image": name, "label": label, "scores": by_class})
+    table = [(row["image"], row["label"], f"{row['scores'][row['label']]:.4f}") for row in rows]
+    return {"predictions": rows}, _aligned(("image", "label", "score"), table)
+
+
+def _learn(arguments: argparse.Namespace) -> tuple[Any, str]:
+    with _open(arguments, new=True) as learner:
+        _, batch = _images(arguments.images, learner.bundle.manifest.input)
+        learner.learn(batch, [arguments.label] * len(batch))
+        counts = learner.counts
+    samples = counts[arguments.label]
+    said = {"label": arguments.label, "learned": len(batch), "samples": samples, "classes": counts}
+    text = f"learned {len(batch)} of {arguments.label!r}, {samples} samples in all; {len(counts)} classes"
+    return said, text
+
+
+def _forget(arguments: argparse.Namespace) -> tuple[Any, str]:
+    with _open(arguments) as learner:
+        learner.forget(arguments.label)
+        counts = learner.counts
+    return {
+        "label": arguments.label,
+        "classes": counts,
+    }, f"forgot {arguments.label!r}; {len(counts)} classes left"
+
+
+def _status(arguments: argparse.Namespace) -> tuple[Any, str]:
+    with _open(arguments) as learner:
+        manifest, counts = learner.bundle.manifest, learner.counts
+        sizes = {"graph": learner.bundle.features.stat().st_size, "head": learner.nbytes}
+    if arguments.state is not None:
+        sizes["state"] = Path(arguments.state).stat().st_size
+    spec = manifest.input
+    said = {
+        "format": manifest.format,
+        "everlearn": manifest.everlearn,
+        "input": spec.to_dict(),
+        "features": list(manifest.sections),
+        "head": manifest.head,
+        "parity": manifest.parity,
+        "bytes": sizes,
+        "classes": counts,
+    }
+    lines = [
+        ("format", f"{manifest.format}, written by everlearn {manifest.everlearn}"),
+        ("input", f"{spec.height} x {spec.width} RGB, shorter side to {spec.resize}, {spec.interpolation}"),
+        ("features", f"{manifest.width} in sections of {', '.join(map(str, manifest.sections))}"),
+        ("head", f"{manifest.head['kind']} {json.dumps(manifest.head['options'])}"),
+        *((f"parity {name}", json.dumps(value)) for name, value in manifest.parity.items()),
+        *((f"{name} bytes", f"{size:,}") for name, size in sizes.items()),
+    ]
+    table = [(name, f"{count:,}") for name, count in counts.items()]
+    return said, _aligned(None, lines) + "\n\n" + _aligned(("class", "samples"), table)
+
+
+def _images(paths: Sequence[str], spec: InputSpec) -> tuple[list[str], NDArray[np.uint8]]:
+    """Names, and the batch they make."""
+    named = [pair for path in paths for pair in _read(path, spec)]
+    return [name for name, _ in named], np.stack([image for _, image in named])
+
+
+def _read(path: str, spec: InputSpec) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    if Path(path).suffix.lower() != ".npy":
+        yield path, prepare(open_image(path), spec)
+        return
+    try:
+        with open(path, "rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+    except (ValueError, EOFError, MemoryError) as error:
+        raise ValueError(f"{path}: not a readable .npy file ({error})") from None
+    if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.size == 0:
+        raise ValueError(
+            f"{path}: {array.dtype} of shape {array.shape}; expected uint8 (H, W, 3) or (N, H, W, 3)"
+        )
+    if array.ndim == 3:
+        yield path, prepare(array, spec)
+    else:
+        for number, image in enumerate(array):
+            yield f"{path}[{number}]", prepare(image, spec)
+
+
+def _aligned(header: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> str:
+    table = [header, *rows] if header else list(rows)
+    if not table:
+        return ""
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in table
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

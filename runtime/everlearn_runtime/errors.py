@@ -1,0 +1,26 @@
+"""The errors that have a name of their own; every other user mistake is a plain ``ValueError``."""
+
+from __future__ import annotations
+
+
+class BundleError(ValueError):
+    """A bundle is missing, damaged, or written in a format that this version cannot read."""
+
+
+class StateError(ValueError):
+    """A device's state file is damaged, in use, or belongs to something else."""
+
+
+class MissingExtra(ImportError):  # noqa: N818 - says what is wrong, like ImportError's own subclasses
+    """An optional dependency is not installed.
+
+    Args:
+        what: What was about to be done, as the start of a sentence.
+        extra: The extra of the ``everlearn`` distribution that brings the dependency.
+
+    >>> print(MissingExtra("reading image files", "images"))
+    reading image files needs: pip install "everlearn[images]"
+    """
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f'{what} needs: pip install "everlearn[{extra}]"')

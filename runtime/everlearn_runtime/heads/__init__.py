@@ -1,0 +1,26 @@
+"""Closed-form heads: what goes on learning on the device."""
+
+from everlearn_runtime.heads.base import Head, HeadState
+from everlearn_runtime.heads.lda import LDA
+from everlearn_runtime.heads.prototype import Prototypes
+from everlearn_runtime.heads.ridge import Ridge
+
+__all__ = ["LDA", "Head", "HeadState", "Prototypes", "Ridge", "from_state"]
+
+
+def from_state(state: HeadState) -> Head:
+    """Rebuild a head of whatever kind the state is.
+
+    Args:
+        state: What ``Head.state()`` gave.
+
+    Raises:
+        ValueError: An unknown kind, or statistics that do not fit together.
+
+    >>> from_state(LDA(shrinkage=0.1).state()).options
+    {'shrinkage': 0.1}
+    """
+    kinds: dict[str, type[Head]] = {head.kind: head for head in (Prototypes, LDA, Ridge)}
+    if state.kind not in kinds:
+        raise ValueError(f"unknown head {state.kind!r}; this version knows {', '.join(kinds)}")
+    return kinds[state.kind].from_state(state)

@@ -1,0 +1,409 @@
+"""What every head is: statistics that add, and scores that follow from them in closed form."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# Squares of larger numbers would overflow, and no network that works gives any.
+LARGEST = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class HeadState:
+    """All that a head knows, as plain data.
+
+    Args:
+        kind: Which head this is: ``Head.kind``.
+        classes: Names in the order of first appearance.
+        options: The constructor's arguments, as JSON.
+        arrays: Named numpy arrays; ``counts`` int64 (C,), ``means`` float64 (C, F), and the
+            head's own.
+    """
+
+    kind: str
+    classes: tuple[str, ...]
+    options: dict[str, Any]
+    arrays: dict[str, NDArray[Any]]
+
+
+class Head(ABC):
+    """Class statistics on features, learned exactly and in any order.
+
+    Every head keeps the number of samples and the mean feature of each class (means rather than
+    sums: Chan's update of a mean is the one that also gives exact scatter). A batch update, the
+    same samples one by one, in another order, or spread over two heads that are merged give the
+    same statistics up to rounding. A call that raises leaves the head as it was.
+
+    A head does not lock: callers that share one between threads hold a lock of their own.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self) -> None:
+        self._index: dict[str, int] = {}
+        self._counts = np.zeros(0, dtype=np.int64)
+        self._means = np.zeros((0, 0))
+        self._solution: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names in the order of first appearance; the columns of :meth:`scores`."""
+        return tuple(self._index)
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Samples per class, int64 (C,), in the order of ``classes``."""
+        return np.array(self._counts)
+
+    @property
+    def prototypes(self) -> NDArray[np.float64]:
+        """Class means, float64 (C, F), in the order of ``classes``."""
+        return np.array(self._means)
+
+    @property
+    def width(self) -> int | None:
+        """The number of features F; None before the first update."""
+        return self._means.shape[1] or None
+
+    @property
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """The constructor's arguments, as JSON."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays in :meth:`state`: what is kept between tasks."""
+        return self._counts.nbytes + self._means.nbytes + self._shared_nbytes()
+
+    def check(self, features: ArrayLike, labels: Sequence[str]) -> tuple[NDArray[np.float64], list[str]]:
+        """Raise whatever :meth:`update` would raise, and change nothing.
+
+        Args:
+            features: (B, F), any real dtype.
+            labels: B class names.
+
+        Returns:
+            A float64 copy of the features, and the names as plain ``str``.
+
+        Raises:
+            ValueError: As in :meth:`update`.
+        """
+        rows = self._rows(features)
+        names = check_labels(labels)
+        if len(names) != len(rows):
+            raise ValueError(f"{len(names)} labels for {len(rows)} samples; give one label per sample")
+        return rows, names
+
+    def update(self, features: ArrayLike, labels: Sequence[str]) -> None:
+        """Learn from labelled features, of old and new classes alike.
+
+        Args:
+            features: (B, F), any real dtype; computed with in float64.
+            labels: B class names.
+
+        Raises:
+            ValueError: An empty batch, NaN or infinite features, another width than before,
+                another number of labels than of rows, or a label that is no non-empty ``str``.
+        """
+        rows, names = self.check(features, labels)
+        self._set_width(rows.shape[1])
+        codes = np.array(self._places(names), dtype=np.intp)
+        places, counts, sums = group_sums(rows, codes)
+        means = sums / counts[:, None]
+        between = self._combine(places, counts, means)
+        self._learn_shared(rows, means[np.searchsorted(places, codes)], codes, between)
+        self._solution = None
+
+    def remove(self, label: str) -> None:
+        """Forget a class: its name, count, mean and column go.
+
+        Statistics that all classes share cannot be taken apart again; what the class's samples
+        said there stays, as each head defines.
+
+        Args:
+            label: A known class.
+
+        Raises:
+            ValueError: No such class.
+        """
+        if label not in self._index:
+            known = ", ".join(map(repr, self._index)) or "none"
+            raise ValueError(f"no class {label!r} to remove; known classes: {known}")
+        place = self._index[label]
+        names = [name for name in self._index if name != label]
+        self._index = {name: number for number, name in enumerate(names)}
+        self._counts = np.delete(self._counts, place)
+        self._means = np.delete(self._means, place, axis=0)
+        self._remove_shared(place)
+        self._solution = None
+
+    def merge(self, other: Head) -> None:
+        """Add, in place, everything another head has seen.
+
+        Args:
+            other: A head of the same kind, options and width; it stays as it is.
+
+        Raises:
+            ValueError: The heads do not fit together.
+        """
+        if type(other) is not type(self) or other.options != self.options:
+            raise ValueError(
+                f"cannot merge {describe(other)} into {describe(self)}; both need the same kind and options"
+            )
+        if other.width is None:
+            return
+        if self.width is not None and other.width != self.width:
+            raise ValueError(f"cannot merge a head of {other.width} features into one of {self.width}")
+        self._set_width(other.width)
+        places = np.array(self._places(list(other._index)), dtype=np.intp)
+        between = self._combine(places, other._counts, other._means)
+        self._merge_shared(other, places, between)
+        self._solution = None
+
+    def scores(self, features: ArrayLike) -> NDArray[np.float64]:
+        """Score every class; the largest is the prediction.
+
+        Args:
+            features: (B, F), any real dtype.
+
+        Returns:
+            float64 (B, C), columns in the order of ``classes``.
+
+        Raises:
+            ValueError: The head knows no class, or the features are not as in :meth:`update`.
+        """
+        if not self._index:
+            raise ValueError("this head knows no class yet; update it with labelled features first")
+        rows = self._rows(features)
+        if self._solution is None:
+            self._solution = self._solve()
+        weights, bias = self._solution
+        scores: NDArray[np.float64] = self._map(rows) @ weights + bias
+        return scores
+
+    def predict(self, features: ArrayLike) -> list[str]:
+        """The best class of each row of features (B, F); raises like :meth:`scores`."""
+        names = self.classes
+        return [names[column] for column in self.scores(features).argmax(axis=1)]
+
+    def state(self) -> HeadState:
+        """A copy of all statistics; ``from_state`` brings the head back to the bit."""
+        arrays = {"counts": self.counts, "means": self.prototypes, **self._shared_arrays()}
+        return HeadState(self.kind, self.classes, self.options, arrays)
+
+    @classmethod
+    def from_state(cls, state: HeadState) -> Self:
+        """Rebuild a head.
+
+        Args:
+            state: What :meth:`state` gave.
+
+        Raises:
+            ValueError: Another kind of head, or statistics that do not fit together.
+        """
+        if state.kind != cls.kind:
+            raise ValueError(f"the state is of a head of kind {state.kind!r}, not {cls.kind!r}")
+        try:
+            head = cls(**state.options)
+        except (TypeError, OverflowError) as error:
+            raise ValueError(f"wrong options for a {cls.kind} head: {error}") from None
+        names = check_labels(state.classes) if state.classes else []
+        if len(set(names)) != len(names):
+            raise ValueError("the state names a class twice")
+        means = state.arrays.get("means", np.zeros(0))
+        width = means.shape[1] if means.ndim == 2 else 0
+        if names and not width:
+            raise ValueError(f"the class means have shape {means.shape}; expected ({len(names)}, features)")
+        shapes = {"counts": (len(names),), "means": (len(names), width)}
+        # Checked before anything of that size is made.
+        arrays = check_arrays(state.arrays, {**shapes, **head._shared_shapes(len(names), width)})
+        if (arrays["counts"] < 1).any():
+            raise ValueError("the state has a class without samples")
+        head._set_width(width)
+        head._index = {name: place for place, name in enumerate(names)}
+        head._counts, head._means = arrays["counts"], arrays["means"]
+        head._restore_shared(arrays)
+        return head
+
+    def _rows(self, features: ArrayLike) -> NDArray[np.float64]:
+        """A checked float64 copy of features."""
+        given = np.asarray(features)
+        if given.ndim != 2 or given.dtype.kind not in "fiu":
+            raise ValueError(
+                f"features are {given.dtype} of shape {given.shape}; give real numbers (batch, width)"
+            )
+        if given.shape[0] == 0 or given.shape[1] == 0:
+            raise ValueError(f"features have shape {given.shape}; give at least one row and one column")
+        if self.width is not None and given.shape[1] != self.width:
+            raise ValueError(
+                f"features are {given.shape[1]} wide; this head has learned from width {self.width}"
+            )
+        self._check_width(given.shape[1])
+        rows = np.array(given, dtype=np.float64, order="C")
+        if not np.abs(rows).max() <= LARGEST:
+            raise ValueError(
+                "features hold NaN, infinite or unusably large values; check the images and the graph"
+            )
+        return rows
+
+    def _set_width(self, width: int) -> None:
+        if self.width is None and width:
+            self._check_width(width)
+            self._means = np.zeros((0, width))
+            self._start_shared(width)
+
+    def _places(self, names: list[str]) -> list[int]:
+        """The column of each name; new names get new, empty columns."""
+        places = [self._index.setdefault(name, len(self._index)) for name in names]
+        new = len(self._index) - len(self._counts)
+        if new:
+            self._counts = np.concatenate([self._counts, np.zeros(new, dtype=np.int64)])
+            self._means = np.concatenate([self._means, np.zeros((new, self._means.shape[1]))])
+            self._grow_shared(new)
+        return places
+
+    def _combine(
+        self, places: NDArray[np.intp], counts: NDArray[np.int64], means: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Join groups of samples into the classes at these places.
+
+        Returns rows (k, F) whose outer products are what the within-class scatter gains by the
+        joining, n1 n2 / (n1 + n2) of the outer product of each difference of means (Chan, Golub
+        and LeVeque 1983, eq. 2.1).
+        """
+        before = self._counts[places]
+        gap = means - self._means[places]
+        share = counts / (before + counts)
+        self._means[places] += share[:, None] * gap
+        self._counts[places] += counts
+        old = before > 0
+        between: NDArray[np.float64] = np.sqrt(before * share)[old, None] * gap[old]
+        return between
+
+    @abstractmethod
+    def _solve(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Weights (M, C) and bias (C,), from the statistics alone."""
+
+    def _map(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Features (B, F) to what the weights multiply (B, M)."""
+        return rows
+
+    # Statistics that the classes share; a head that has some overrides these.
+
+    def _check_width(self, width: int) -> None:  # noqa: B027 - nothing to check is a good default
+        """Raise a ValueError if the options do not go with this width."""
+
+    def _start_shared(self, width: int) -> None:  # noqa: B027
+        """Make room, once the width is known."""
+
+    def _grow_shared(self, new: int) -> None:  # noqa: B027
+        """Make room for new classes."""
+
+    def _learn_shared(  # noqa: B027
+        self,
+        rows: NDArray[np.float64],
+        means: NDArray[np.float64],
+        places: NDArray[np.intp],
+        between: NDArray[np.float64],
+    ) -> None:
+        """Learn from rows (B, F), given the mean of its class in this batch for each of them."""
+
+    def _merge_shared(self, other: Any, places: NDArray[np.intp], between: NDArray[np.float64]) -> None:  # noqa: B027
+        """Add the other head's shared statistics."""
+
+    def _remove_shared(self, place: int) -> None:  # noqa: B027
+        """Drop what belongs to one class."""
+
+    def _shared_nbytes(self) -> int:
+        return 0
+
+    def _shared_arrays(self) -> dict[str, NDArray[Any]]:
+        return {}
+
+    def _shared_shapes(self, classes: int, width: int) -> dict[str, tuple[int, ...]]:
+        return {}
+
+    def _restore_shared(self, arrays: Mapping[str, NDArray[Any]]) -> None:  # noqa: B027
+        """Take over checked arrays from a state."""
+
+
+def group_sums(
+    rows: NDArray[np.float64], places: NDArray[np.intp]
+) -> tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.float64]]:
+    """Sum the rows (B, F) of each group.
+
+    Returns the places that occur, ascending (k,), how often (k,), and the sums (k, F).
+    """
+    order = np.argsort(places, kind="stable")
+    found, starts, counts = np.unique(places[order], return_index=True, return_counts=True)
+    return found, counts, np.add.reduceat(rows[order], starts, axis=0)
+
+
+def check_labels(labels: Sequence[str]) -> list[str]:
+    """Class names as a list of plain ``str``.
+
+    Raises:
+        ValueError: Something else than a sequence of non-empty ``str`` that UTF-8 can hold.
+    """
+    if isinstance(labels, (str, bytes)):
+        raise ValueError(
+            f"labels is one {type(labels).__name__}, {labels!r}; give a list with one label per sample"
+        )
+    try:
+        names = list(labels)
+    except TypeError:
+        raise ValueError(f"labels is {labels!r}; give a list of str") from None
+    if not names:
+        raise ValueError("no labels; give one label per sample")
+    return [check_label(name) for name in names]
+
+
+def check_label(label: object) -> str:
+    """One class name as a plain ``str``; raises like :func:`check_labels`."""
+    if not isinstance(label, str) or not label.strip():
+        raise ValueError(f"label {label!r} is not a non-empty str; classes are names, for example 'mug'")
+    try:
+        label.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"label {label!r} is not valid Unicode text") from None
+    return str(label)
+
+
+def check_arrays(
+    arrays: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, NDArray[Any]]:
+    """Copies of a state's arrays, after checking names, shapes, dtypes and that all is finite.
+
+    ``counts`` and ``seen`` are int64, the rest is float64.
+
+    Raises:
+        ValueError: The arrays are not what a head of these shapes keeps.
+    """
+    if set(arrays) != set(shapes):
+        raise ValueError(f"the state holds the arrays {sorted(arrays)}; expected {sorted(shapes)}")
+    checked = {}
+    for name, shape in shapes.items():
+        array = np.asarray(arrays[name])
+        dtype = np.int64 if name in ("counts", "seen") else np.float64
+        if array.dtype != dtype or array.shape != shape:
+            raise ValueError(
+                f"{name} is {array.dtype} of shape {array.shape}; expected {np.dtype(dtype)} of shape {shape}"
+            )
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} holds NaN or infinite values")
+        checked[name] = np.array(array, order="C")
+    return checked
+
+
+def describe(head: Head) -> str:
+    """The head as it was constructed, for messages."""
+    return f"{type(head).__name__}({', '.join(f'{name}={value!r}' for name, value in head.options.items())})"

@@ -1,0 +1,173 @@
+"""Ridge regression to one-hot targets, learned by sums."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from everlearn_runtime.heads.base import Head, group_sums
+from everlearn_runtime.heads.gram import GramSum, packed_size
+
+# Relative to the mean eigenvalue of G; below the first step float64 sums say nothing more.
+GRID = 10.0 ** np.arange(-6, 3.01, 0.25)
+CHUNK_ROWS = 512
+VANISHING = 1e-280
+
+
+class Ridge(Head):
+    """W = (G + lambda I)^-1 Q with G = sum h h' and Q = sum h y', y one-hot; scores h' W.
+
+    h is the feature vector itself, or, with ``projection``, max(R' x, 0) with R of independent
+    N(0, 1) entries (RanPAC, arXiv 2307.02251, section 4). R is drawn anew from the seed and never
+    stored: the stream of ``np.random.RandomState`` is frozen (NEP 19).
+
+    ``regularisation="gcv"`` takes the lambda of a log grid with the smallest generalised
+    cross-validation error (Golub, Heath and Wahba 1979, eq. 1.4),
+
+        n |Y - H W|^2 / (n - tr(H (G + lambda I)^-1 H'))^2,
+
+    from the sums alone. With G = V diag(e) V' and q_j^2 the squared length of row j of V' Q,
+
+        |Y - H W|^2 = (|Y|^2 - sum_j q_j^2 / e_j) + sum_j q_j^2 / e_j (lambda / (e_j + lambda))^2
+        n - tr(...) = (n - r) + sum_j lambda / (e_j + lambda)
+
+    over the r eigenvalues that are not zero; the first bracket vanishes where r = n. So it needs
+    no hold-out, remembers all tasks alike and does not depend on the order. Of values that are
+    equal to one part in a million, the largest lambda is taken.
+
+    ``remove`` takes the class's mean, count and column of Q; G, n keep its samples, which become
+    background with all-zero targets: the same as ridge regression on all rows ever seen with the
+    removed class's targets set to zero.
+
+    Args:
+        regularisation: "gcv", or a positive number r for lambda = r tr(G) / M.
+        projection: M, the number of random features; None: the features as they are.
+        seed: Of R, 0 to 2^32 - 1.
+
+    Raises:
+        ValueError: An argument out of range.
+
+    >>> head = Ridge(projection=64)
+    >>> head.update(np.eye(3), ["a", "b", "c"])
+    >>> head.predict(np.eye(3))
+    ['a', 'b', 'c']
+    """
+
+    kind: ClassVar[str] = "ridge"
+
+    def __init__(
+        self, regularisation: float | str = "gcv", projection: int | None = None, seed: int = 0
+    ) -> None:
+        super().__init__()
+        if isinstance(regularisation, str):
+            if regularisation != "gcv":
+                raise ValueError(f"regularisation is {regularisation!r}; give 'gcv' or a positive number")
+        elif not 0 < regularisation < np.inf:
+            raise ValueError(f"regularisation is {regularisation!r}; give 'gcv' or a positive number")
+        else:
+            regularisation = float(regularisation)
+        if projection is not None and (type(projection) is not int or projection < 1):
+            raise ValueError(f"projection is {projection!r}; give None or a number of features, at least 1")
+        if type(seed) is not int or not 0 <= seed < 2**32:
+            raise ValueError(f"seed is {seed!r}; give a whole number from 0 to 2^32 - 1")
+        self._regularisation = regularisation
+        self._projection = projection
+        self._seed = seed
+        self._random: NDArray[np.float64] | None = None
+        self._gram = GramSum(0)
+        self._sums = np.zeros((0, projection or 0))
+        self._seen = 0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The constructor's arguments, as JSON."""
+        return {"regularisation": self._regularisation, "projection": self._projection, "seed": self._seed}
+
+    def _map(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self._projection is None:
+            return rows
+        if self._random is None:
+            random = np.random.RandomState(self._seed)
+            self._random = random.standard_normal((rows.shape[1], self._projection))
+        return np.maximum(rows @ self._random, 0.0)
+
+    def _solve(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        gram = self._gram.value()
+        sums = self._sums if self._projection else self._counts[:, None] * self._means
+        scale = float(np.trace(gram)) / len(gram)
+        bias = np.zeros(len(sums))
+        if scale < VANISHING:
+            return np.zeros_like(sums.T), bias
+        if isinstance(self._regularisation, float):
+            ridge = gram + self._regularisation * scale * np.eye(len(gram))
+            return np.linalg.solve(ridge, sums.T), bias
+        values, vectors = np.linalg.eigh(gram)
+        targets = vectors.T @ sums.T
+        chosen = self._gcv(values, (targets**2).sum(axis=1), scale * GRID)
+        return vectors @ (targets / (np.maximum(values, 0) + chosen)[:, None]), bias
+
+    def _gcv(
+        self, values: NDArray[np.float64], squares: NDArray[np.float64], grid: NDArray[np.float64]
+    ) -> float:
+        real = values > values[-1] * 1e-12
+        real[: -self._seen] = False
+        values, fitted = values[real], squares[real] / values[real]
+        rank = len(values)
+        outside = 0.0 if rank == self._seen else max(float(self._counts.sum() - fitted.sum()), 0.0)
+        left = grid[:, None] / (values + grid[:, None])
+        errors = (outside + left**2 @ fitted) / (self._seen - rank + left.sum(axis=1)) ** 2
+        return float(grid[errors <= errors.min() * (1 + 1e-6)].max())
+
+    def _start_shared(self, width: int) -> None:
+        self._gram = GramSum(self._projection or width)
+
+    def _grow_shared(self, new: int) -> None:
+        self._sums = np.concatenate([self._sums, np.zeros((new, self._sums.shape[1]))])
+
+    def _learn_shared(
+        self,
+        rows: NDArray[np.float64],
+        means: NDArray[np.float64],
+        places: NDArray[np.intp],
+        between: NDArray[np.float64],
+    ) -> None:
+        for start in range(0, len(rows), CHUNK_ROWS):
+            hidden = self._map(rows[start : start + CHUNK_ROWS])
+            self._gram.add(hidden)
+            if self._projection:
+                found, _, sums = group_sums(hidden, places[start : start + CHUNK_ROWS])
+                self._sums[found] += sums
+        self._seen += len(rows)
+
+    def _merge_shared(self, other: Ridge, places: NDArray[np.intp], between: NDArray[np.float64]) -> None:
+        self._gram.merge(other._gram)
+        self._sums[places] += other._sums
+        self._seen += other._seen
+
+    def _remove_shared(self, place: int) -> None:
+        self._sums = np.delete(self._sums, place, axis=0)
+
+    def _shared_nbytes(self) -> int:
+        return 8 * packed_size(self._gram.width) + self._sums.nbytes + 8
+
+    def _shared_arrays(self) -> dict[str, NDArray[Any]]:
+        arrays: dict[str, NDArray[Any]] = {
+            "gram": self._gram.packed(),
+            "seen": np.array([self._seen], dtype=np.int64),
+        }
+        return {**arrays, "sums": self._sums.copy()} if self._projection else arrays
+
+    def _shared_shapes(self, classes: int, width: int) -> dict[str, tuple[int, ...]]:
+        size = packed_size(self._projection or width) if width else 0
+        shapes: dict[str, tuple[int, ...]] = {"gram": (size,), "seen": (1,)}
+        return {**shapes, "sums": (classes, self._projection)} if self._projection else shapes
+
+    def _restore_shared(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        self._seen = int(arrays["seen"][0])
+        if self._seen < self._counts.sum():
+            raise ValueError(f"the state has seen {self._seen} samples but counts {self._counts.sum()}")
+        self._gram = GramSum.from_packed(arrays["gram"], self._gram.width)
+        self._sums = arrays.get("sums", np.zeros((len(self._index), 0)))

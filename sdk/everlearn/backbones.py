@@ -1,0 +1,237 @@
+"""Backbones: timm models by name, local weights, and the bundled ViT."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from everlearn import _torchvision
+from everlearn_runtime.images import InputSpec
+
+_torchvision.make_importable()
+
+import timm  # noqa: E402
+from timm.data import resolve_model_data_config  # noqa: E402
+from timm.models.vision_transformer import Block, VisionTransformer  # noqa: E402
+
+BUNDLED = "everlearn_vit_tiny_p8_64"
+_BUNDLED_ARCHITECTURE: dict[str, Any] = {
+    "img_size": 64,
+    "patch_size": 8,
+    "embed_dim": 192,
+    "depth": 12,
+    "num_heads": 3,
+}
+_BUNDLED_INPUT: dict[str, Any] = {
+    "input_size": (3, 64, 64),
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+    "crop_pct": 1.0,
+    "interpolation": "bicubic",
+}
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """How a backbone is made again: what a saved learner writes down of it.
+
+    Attributes:
+        name: the bundled backbone's name, or any name that timm knows.
+        weights: ``"pretrained"`` (the bundled file, or timm's hub), ``"random"`` (seeded, for
+            tests and baselines), or the path of a ``.safetensors`` file with timm's keys.
+        options: further keyword arguments of the model, such as ``img_size`` or ``depth``.
+    """
+
+    name: str = BUNDLED
+    weights: str = "pretrained"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class Backbone(nn.Module):
+    """A frozen pretrained model, and what methods need to know about it.
+
+    Everything is read from the model: image size, normalisation, width, depth, tokens. A model
+    that is no plain ViT still gives `features`; what needs tokens raises ``ValueError``.
+
+    Args:
+        model: a timm model without a classifier (``num_classes=0``).
+        spec: how to make it again; without one, a saved learner asks for the backbone on load.
+
+    Attributes:
+        input: size and resizing of the images, as the device will apply them.
+        width: length of a feature vector.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, spec: BackboneSpec | None = None) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.spec = spec
+        data = resolve_model_data_config(model)
+        height, width = _image_size(model, data)
+        self.input = InputSpec(
+            height=height,
+            width=width,
+            resize=int(min(height, width) / data["crop_pct"]),
+            interpolation=data["interpolation"],
+        )
+        self.register_buffer("mean", torch.tensor(data["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(data["std"]).view(1, 3, 1, 1), persistent=False)
+        with torch.no_grad():
+            self.width = int(model(torch.zeros(1, 3, height, width)).shape[-1])
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Stay in evaluation mode: the backbone is frozen, its dropout and its norms too."""
+        return super().train(False)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Turn uint8 images (B, H, W, 3) into what the model takes, float32 (B, 3, H, W)."""
+        return (images.permute(0, 3, 1, 2).to(torch.float32) / 255.0 - self.mean) / self.std
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features (B, width) of normalised images (B, 3, H, W), pooled as the model pools."""
+        return cast(Tensor, self.model(images))
+
+    # The parts of a ViT, for methods that put adapters between them.
+
+    @property
+    def vit(self) -> VisionTransformer:
+        """The model as a plain ViT; ``ValueError`` when it is none."""
+        if not isinstance(self.model, VisionTransformer) or not all(
+            type(block) is Block for block in self.model.blocks
+        ):
+            raise ValueError(
+                f"backbone {self.name!r} ({type(self.model).__name__}) is no plain Vision Transformer, and "
+                "this method puts adapters between a ViT's tokens; choose a ViT such as "
+                f"{BUNDLED!r} or 'vit_base_patch16_224.augreg_in21k', or use Frozen(), "
+                "which needs features only"
+            )
+        return self.model
+
+    @property
+    def name(self) -> str:
+        """The name it was made by."""
+        return self.spec.name if self.spec else type(self.model).__name__
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.vit.blocks)
+
+    @property
+    def prefix(self) -> int:
+        """Number of tokens before the patches: CLS, distillation token, registers."""
+        return int(self.vit.num_prefix_tokens)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens: the prefix and the patches."""
+        return self.prefix + int(self.vit.patch_embed.num_patches)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Tokens (B, N, d) that enter the first block, from normalised images (B, 3, H, W)."""
+        vit = self.vit
+        return cast(Tensor, vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images)))))
+
+    def blocks(self) -> Iterator[Block]:
+        """The blocks, first to last."""
+        return iter(self.vit.blocks)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Features (B, width) from the last block's tokens (B, N, d): final norm and pooling."""
+        return cast(Tensor, self.vit.forward_head(self.vit.norm(tokens), pre_logits=True))
+
+    def fuse_attention(self, fused: bool) -> None:
+        """Choose the attention kernel: the fused one is several times slower on a CPU."""
+        for module in self.modules():
+            if hasattr(module, "fused_attn"):
+                cast(Any, module).fused_attn = fused
+
+    def fingerprint(self) -> str:
+        """Sha256 of the weights, to tell whether a saved learner meets its own backbone."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def attend(block: Block, tokens: Tensor) -> Tensor:
+    """First half of a block: the tokens after attention and its residual connection."""
+    return cast(Tensor, tokens + block.drop_path1(block.ls1(block.attn(block.norm1(tokens)))))
+
+
+def feed_forward(block: Block, tokens: Tensor) -> Tensor:
+    """Second half of a block without its residual connection: MLP(LN2 tokens)."""
+    return cast(Tensor, block.drop_path2(block.ls2(block.mlp(block.norm2(tokens)))))
+
+
+def load_backbone(name: str = BUNDLED, *, weights: str | Path = "pretrained", **options: Any) -> Backbone:
+    """Make a frozen backbone by name.
+
+    Args:
+        name: ``"everlearn_vit_tiny_p8_64"``, which comes with the package, or any timm model.
+        weights: ``"pretrained"``, ``"random"``, or the path of a ``.safetensors`` file.
+        options: keyword arguments for the timm model, e.g. ``img_size=64``.
+
+    Raises:
+        ValueError: for a name that timm does not know, and for weights that are missing,
+            unreadable, or of another model.
+    """
+    spec = BackboneSpec(name, str(weights), options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # random weights are the same ones at every load
+        if name == BUNDLED:
+            model = VisionTransformer(num_classes=0, **_BUNDLED_ARCHITECTURE | options)
+            model.pretrained_cfg = _BUNDLED_INPUT
+        elif timm.is_model(name):
+            from_hub = spec.weights == "pretrained"
+            model = timm.create_model(name, pretrained=from_hub, num_classes=0, **options)
+        else:
+            close = timm.list_models(f"*{name.split('.')[0]}*")[:5]
+            hint = f"; did you mean one of {close}?" if close else ""
+            raise ValueError(
+                f"no backbone is named {name!r}; take {BUNDLED!r} or a name from timm.list_models(){hint}"
+            )
+    if name == BUNDLED and spec.weights == "pretrained":
+        with as_file(files("everlearn") / "weights" / f"{BUNDLED}.safetensors") as path:
+            _load_weights(model, path)
+    elif spec.weights not in ("pretrained", "random"):
+        _load_weights(model, Path(weights))
+    return Backbone(model, spec)
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    if path.suffix != ".safetensors" or not path.is_file():
+        raise ValueError(
+            f"weights must be 'pretrained', 'random' or an existing .safetensors file, got {str(path)!r}"
+        )
+    try:
+        stored = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no readable safetensors file ({error}); fetch it again") from error
+    own = model.state_dict()
+    missing = sorted(own.keys() - stored.keys())
+    other_shape = sorted(name for name in own.keys() & stored.keys() if own[name].shape != stored[name].shape)
+    if missing or other_shape:
+        raise ValueError(
+            f"{path} does not fit {type(model).__name__}: "
+            f"missing {missing[:3] or 'nothing'}, other shapes at {other_shape[:3] or 'no tensor'}; "
+            "check that name and options are those the weights were saved from"
+        )
+    # A checkpoint's classifier is left out: the backbone has none.
+    model.load_state_dict({name: stored[name].to(own[name].dtype) for name in own})
+
+
+def _image_size(model: nn.Module, data: dict[str, Any]) -> tuple[int, int]:
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None) or data["input_size"][-2:]
+    return int(size[0]), int(size[1])

@@ -1,0 +1,162 @@
+"""Save and load a learner: one safetensors file, its settings as JSON in the header."""
+
+import json
+import os
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from everlearn import methods
+from everlearn.augmentation import Augmentation
+from everlearn.backbones import Backbone, load_backbone
+from everlearn.methods.base import Method
+from everlearn_runtime.heads import HeadState, from_state
+
+if TYPE_CHECKING:
+    from everlearn.learner import Learner
+
+FILE = "learner.safetensors"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A task that `fit` has begun and not finished: what resuming needs to know.
+
+    Attributes:
+        classes: the task's classes.
+        labels: sha256 of the data set's labels, to know it again.
+        epochs: epochs that are done.
+        momentum: the optimizer's buffers, one for each trainable parameter.
+    """
+
+    classes: tuple[str, ...]
+    labels: str
+    epochs: int
+    momentum: tuple[Tensor, ...]
+
+
+def save(learner: "Learner", path: Path) -> None:
+    """Write a learner into a folder; the file there is replaced whole or not at all."""
+    head = learner.head.state()
+    tensors = {f"method.{name}": value for name, value in learner.method.learned().items()}
+    tensors |= {f"head.{name}": torch.from_numpy(value) for name, value in head.arrays.items()}
+    settings = learner.record() | {
+        "format": FORMAT,
+        "everlearn": version("everlearn"),
+        "fingerprint": learner.backbone.fingerprint(),
+        "head": {"kind": head.kind, "classes": head.classes, "options": head.options},
+        "unfinished": None,
+    }
+    if learner.unfinished is not None:
+        settings["unfinished"] = {
+            "classes": learner.unfinished.classes,
+            "labels": learner.unfinished.labels,
+            "epochs": learner.unfinished.epochs,
+        }
+        tensors |= {f"momentum.{index:06d}": value for index, value in enumerate(learner.unfinished.momentum)}
+    path.mkdir(parents=True, exist_ok=True)
+    partial = path / f".{FILE}.partial"
+    save_file(
+        {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
+        partial,
+        metadata={"everlearn": json.dumps(settings)},
+    )
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    partial.replace(path / FILE)
+
+
+def load(
+    learner_class: type["Learner"],
+    path: Path,
+    *,
+    backbone: Backbone | None = None,
+    method: Method | None = None,
+    weights: str | Path | None = None,
+    **options: Any,
+) -> "Learner":
+    """Make the learner that `save` wrote; see `Learner.load`."""
+    settings, tensors = _read(path / FILE)
+    if backbone is None:
+        spec = settings["backbone"]
+        if spec is None:
+            raise ValueError(f"{path} was saved with a backbone of the caller's own; pass it as backbone=")
+        backbone = load_backbone(spec["name"], weights=weights or spec["weights"], **spec["options"])
+    if backbone.fingerprint() != settings["fingerprint"]:
+        raise ValueError(
+            f"the backbone's weights are not those that {path} was trained on; "
+            "pass the same ones, as weights= or as backbone="
+        )
+    if method is None:
+        name = settings["method"]["name"]
+        if name not in methods.__all__:
+            raise ValueError(
+                f"{path} was saved with a method of the caller's own, {name}; pass an instance as method="
+            )
+        method = getattr(methods, name)(**settings["method"]["config"])
+    head, augmentation = settings["head"], settings["augmentation"]
+    learner = learner_class(
+        backbone,
+        method,
+        head=from_state(
+            HeadState(
+                head["kind"],
+                tuple(head["classes"]),
+                head["options"],
+                {name: value.numpy() for name, value in _part(tensors, "head").items()},
+            )
+        ),
+        **settings["training"],
+        augmentation=Augmentation(**augmentation) if augmentation else None,
+        seed=settings["seed"],
+        precision=settings["precision"],
+        **options,
+    )
+    learner.tasks = [tuple(classes) for classes in settings["tasks"]]
+    if settings["unfinished"] is not None:
+        momentum = _part(tensors, "momentum")
+        classes = tuple(settings["unfinished"]["classes"])
+        learner.unfinished = Unfinished(
+            classes,
+            settings["unfinished"]["labels"],
+            settings["unfinished"]["epochs"],
+            tuple(momentum[name].to(learner.device) for name in sorted(momentum)),
+        )
+        learner.begin_task(classes)
+    learner.method.restore(_part(tensors, "method"))
+    return learner
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not file.is_file():
+        raise ValueError(f"no learner is saved at {file.parent}; expected the file {FILE} there")
+    try:
+        with safe_open(file, "pt") as stored:
+            settings = json.loads((stored.metadata() or {})["everlearn"])
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        written = settings["format"]
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{file} is damaged or no saved learner ({error!r}); go back to a copy of it"
+        ) from error
+    if written != FORMAT:
+        raise ValueError(
+            f"{file} has format {written!r}, by everlearn {settings.get('everlearn')}; this one reads "
+            f"format {FORMAT}: pip install --upgrade everlearn"
+        )
+    return settings, tensors
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(f"{prefix}."): value
+        for name, value in tensors.items()
+        if name.startswith(f"{prefix}.")
+    }

@@ -1,0 +1,123 @@
+"""The command line: everlearn train | export | predict."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from everlearn import methods
+from everlearn.augmentation import Augmentation
+from everlearn.backbones import BUNDLED, load_backbone
+from everlearn.checkpoint import FILE
+from everlearn.data import load
+from everlearn.learner import Learner
+from everlearn.stream import ClassIncremental
+from everlearn_runtime import cli as device
+from everlearn_runtime.errors import MissingExtra
+from everlearn_runtime.heads import LDA, Prototypes, Ridge
+
+HEADS = {"prototypes": Prototypes, "lda": LDA, "ridge": Ridge}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: arguments without the program's name; None takes those of the process.
+
+    Returns:
+        0, 2 after a user's mistake (one line on stderr), or 130 after an interrupt.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["predict"]:
+        return device.main(arguments)  # the device's own command, so that both say the same
+    parsed = _parser().parse_args(arguments)
+    try:
+        parsed.run(parsed)
+    except (ValueError, OSError, MissingExtra, FloatingPointError) as error:
+        print(f"everlearn: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("everlearn: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="everlearn", description="Train a continual learner, and export it for devices."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="learn a data set, a few classes at a time",
+        description="Learn a data set, a few classes at a time, and print the accuracy matrix. "
+        "After an interrupt the same command goes on where it stopped.",
+    )
+    train.set_defaults(run=_train)
+    train.add_argument("data", metavar="DATA", help="a folder of class folders, a .npz file, or 'digits'")
+    train.add_argument("--out", metavar="RUN", required=True, help="folder for the learner")
+    train.add_argument("--backbone", default=BUNDLED, help="any timm model; default %(default)s")
+    train.add_argument("--weights", default="pretrained", help="'pretrained', 'random' or a .safetensors file")
+    train.add_argument("--method", choices=methods.__all__, default="NTKCL")
+    train.add_argument("--head", choices=list(HEADS), help="default: the method's own")
+    train.add_argument("--classes-per-task", type=int, metavar="N", help="default: enough for five tasks")
+    train.add_argument("--epochs", type=int, metavar="N", help="default: the method's")
+    train.add_argument("--batch-size", type=int, metavar="N", help="default: the method's")
+    train.add_argument("--lr", type=float, metavar="RATE", help="default: the method's")
+    train.add_argument("--no-flip", action="store_true", help="do not mirror: for writing and signs")
+    train.add_argument("--smallest-crop", type=float, default=0.05, metavar="SHARE", help="default 0.05")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    train.add_argument("--device", help="a torch device; default: CUDA where there is one")
+    train.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load images")
+
+    export = commands.add_parser("export", help="write the bundle that a device opens")
+    export.set_defaults(run=_export)
+    export.add_argument("learner", metavar="RUN", help="what train wrote")
+    export.add_argument("--out", metavar="BUNDLE", required=True, help="folder for the bundle")
+    export.add_argument("--images", metavar="DATA", help="verify on the test images of this data set")
+    export.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
+
+    commands.add_parser("predict", help="classify images with a bundle: predict BUNDLE IMAGES...")
+    return parser
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    train, test = load(arguments.data, arguments.seed)
+    per_task = arguments.classes_per_task or max(1, -(-len(train.classes) // 5))
+    stream = ClassIncremental(train, test, per_task, seed=arguments.seed)
+    if (Path(arguments.out) / FILE).is_file():
+        learner = Learner.load(arguments.out, device=arguments.device, workers=arguments.workers)
+        print(f"{arguments.out} has {len(learner.tasks)} of {len(stream)} tasks; going on with its settings")
+    else:
+        learner = Learner(
+            load_backbone(arguments.backbone, weights=arguments.weights),
+            getattr(methods, arguments.method)(),
+            head=HEADS[arguments.head]() if arguments.head else None,
+            epochs=arguments.epochs,
+            batch_size=arguments.batch_size,
+            lr=arguments.lr,
+            augmentation=Augmentation(scale=(arguments.smallest_crop, 1.0), flip=not arguments.no_flip),
+            seed=arguments.seed,
+            device=arguments.device,
+            precision=arguments.precision,
+            workers=arguments.workers,
+        )
+    print(learner.run(stream, checkpoint=arguments.out).table())
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    learner = Learner.load(arguments.learner)
+    images = load(arguments.images)[1] if arguments.images else None
+    manifest = learner.export(arguments.out, images=images, overwrite=arguments.overwrite)
+    parity = manifest.parity
+    print(
+        f"{arguments.out}: {len(manifest.classes)} classes; on {parity['images']} images features differ from "
+        f"torch by at most {parity['max_abs_difference']:.1e}, {parity['top1_agreement']:.0%} of classes agree"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,378 @@
+"""Learner: the only training loop."""
+
+import contextlib
+import copy
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from everlearn import checkpoint as checkpoints
+from everlearn.augmentation import Augmentation
+from everlearn.backbones import BUNDLED, Backbone, load_backbone
+from everlearn.checkpoint import Unfinished
+from everlearn.data import Images, as_images, photographs
+from everlearn.loader import plain_batches, train_batches
+from everlearn.methods import NTKCL
+from everlearn.methods.base import Method, TaskInfo
+from everlearn.metrics import AccuracyMatrix, accuracy
+from everlearn.stream import ClassIncremental
+from everlearn_export.bundle import export_bundle
+from everlearn_runtime.bundle import Manifest
+from everlearn_runtime.heads import Head
+
+DEFAULT_AUGMENTATION = Augmentation()
+
+_ATTACH, _BEGIN, _EPOCH = range(3)  # what a stream of random numbers is for
+
+
+class Learner:
+    """A backbone, a method and a head that learn one task after another.
+
+    Args:
+        backbone: a name (the bundled one, or any timm model) or a `Backbone`.
+        method: what adapts the backbone; NTK-CL when none is given.
+        head: what turns features into classes; the method's own when none is given.
+        weights: see `load_backbone`.
+        epochs, batch_size, lr, momentum, weight_decay: see `Training`; what is left out is the
+            method's own.
+        augmentation: what training images go through; None leaves them as the head sees them.
+        seed: of initial values, batch orders, augmentation and dropout.
+        device: a torch device; CUDA where there is one, otherwise the CPU.
+        precision: ``"fp32"``, or ``"bf16"`` to train under autocast (features stay fp32).
+        workers: processes that load images; the result does not depend on it.
+        progress: show progress bars; by default where there is a terminal.
+
+    Raises:
+        ValueError: for settings outside their range, an unknown backbone, or a method that
+            needs tokens on a backbone that has none.
+    """
+
+    def __init__(
+        self,
+        backbone: str | Backbone = BUNDLED,
+        method: Method | None = None,
+        *,
+        head: Head | None = None,
+        weights: str | Path = "pretrained",
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        lr: float | None = None,
+        momentum: float | None = None,
+        weight_decay: float | None = None,
+        augmentation: Augmentation | None = DEFAULT_AUGMENTATION,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+        precision: str = "fp32",
+        workers: int = 0,
+        progress: bool | None = None,
+    ) -> None:
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision must be 'fp32' or 'bf16', got {precision!r}")
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
+        self.method = NTKCL() if method is None else method
+        given: dict[str, Any] = {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+        }
+        self.training = replace(
+            self.method.defaults, **{name: value for name, value in given.items() if value is not None}
+        )
+        self.augmentation = augmentation
+        self.seed = seed
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.precision = precision
+        self.workers = workers
+        self.progress = progress
+        self.backbone = load_backbone(backbone, weights=weights) if isinstance(backbone, str) else backbone
+        self.backbone.fuse_attention(self.device.type != "cpu")
+        with self._seeded(_ATTACH):
+            self.method.attach(self.backbone)
+        self.method.to(self.device).eval()
+        self.head = self.method.head() if head is None else head
+        # A head of another width is told of now, not after the first task's training.
+        copy.deepcopy(self.head).update(np.ones((1, sum(self.method.sections))), ["probe"])
+        self.tasks: list[tuple[str, ...]] = []
+        self.unfinished: Unfinished | None = None
+        self._seen: Images | None = None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes known so far, in the order of their arrival."""
+        return self.head.classes
+
+    def fit(self, data: object, *, checkpoint: str | Path | None = None) -> "Learner":
+        """Learn a task: images of any classes, new and old ones alike.
+
+        Whatever stops it, this learner is then as it was before the call.
+
+        Args:
+            data: anything that `as_images` takes.
+            checkpoint: a folder to save to after every epoch. A learner loaded from it goes on
+                where it was when ``fit`` is called with the same data, bit for bit on a CPU.
+
+        Raises:
+            ValueError: for data that is no data set of labelled images, or other data than
+                those of the task that is to be resumed.
+        """
+        images = as_images(data)
+        labels = hashlib.sha256(json.dumps(images.labels).encode()).hexdigest()
+        if self.unfinished is not None and self.unfinished.labels != labels:
+            raise ValueError(
+                f"this learner stopped after epoch {self.unfinished.epochs} of a task with other images, or "
+                "the same in another order; call fit with that task's data to finish it"
+            )
+        before = copy.deepcopy(self.method, {id(self.backbone): self.backbone}), self.unfinished
+        try:
+            if self.unfinished is None:
+                self.begin_task(images.classes)
+            position = {name: index for index, name in enumerate(images.classes)}
+            targets = [position[label] for label in images.labels]
+            self._train(images, targets, labels, checkpoint)
+            batches = plain_batches(images, self.backbone.input, targets=targets, workers=self.workers)
+            self.method.end_task(self._on_device(batches))
+            self.head.update(self.features(images), images.labels)
+        except BaseException:
+            self.method, self.unfinished = before
+            raise
+        self.tasks.append(images.classes)
+        self.unfinished = None
+        self._seen = images
+        if checkpoint is not None:
+            self.save(checkpoint)
+        return self
+
+    def run(self, stream: ClassIncremental, *, checkpoint: str | Path | None = None) -> AccuracyMatrix:
+        """Learn every task of a stream, and measure all tasks seen so far after each.
+
+        Args:
+            stream: the tasks.
+            checkpoint: a folder for this learner and its ``accuracy.json``. A learner loaded
+                from it goes on where it was.
+
+        Raises:
+            ValueError: when tasks that this learner has finished are not those of the stream.
+        """
+        record = None if checkpoint is None else Path(checkpoint) / "accuracy.json"
+        matrix = AccuracyMatrix()
+        if self.tasks and record is not None and record.is_file():
+            matrix = AccuracyMatrix.from_dict(json.loads(record.read_text()))
+        for task, done in zip(stream, self.tasks, strict=False):
+            if set(task.classes) != set(done):
+                raise ValueError(
+                    f"task {task.index + 1} of the stream has the classes {', '.join(sorted(task.classes))}, but "
+                    f"this learner learned {', '.join(sorted(done))} there; give the stream it began with"
+                )
+        for task in stream:
+            if task.index == len(self.tasks):
+                self.fit(task.train, checkpoint=checkpoint)
+            if task.index == len(matrix):
+                if task.index < len(self.tasks) - 1:
+                    raise ValueError(
+                        f"this learner has finished {len(self.tasks)} tasks, but the accuracies after task "
+                        f"{task.index + 1} are not on record; start again with a fresh learner"
+                    )
+                matrix.record(*self._accuracies(stream, task.index))
+                if record is not None:
+                    record.write_text(json.dumps(matrix.to_dict()))
+        return matrix
+
+    def evaluate(self, data: object) -> float:
+        """Top-1 accuracy in [0, 1] on labelled images, over all classes known so far."""
+        images = as_images(data)
+        return accuracy(self._predict(images), images.labels)
+
+    def predict(self, images: Sequence[Any] | NDArray[np.uint8]) -> list[str]:
+        """Name the class of each image: PIL images or uint8 arrays (H, W, 3) or (H, W)."""
+        return self._predict(as_images([(image, "unlabelled") for image in images]))
+
+    def features(self, data: object) -> NDArray[np.float32]:
+        """What the head sees, float32 (N, F), of anything that `as_images` takes."""
+        images = as_images(data)
+        batches = plain_batches(images, self.backbone.input, workers=self.workers)
+        self.method.eval()
+        with torch.inference_mode():
+            parts = [
+                self.method.features(batch).cpu().numpy()
+                for batch, _ in self._bar(self._on_device(batches), "features", len(batches), "batch")
+            ]
+        return np.concatenate(parts)
+
+    def export(self, path: str | Path, *, images: object | None = None, overwrite: bool = False) -> Manifest:
+        """Write the bundle that a device opens: one static graph and the head.
+
+        Args:
+            path: folder to write.
+            images: images to verify the graph on (any that `as_images` takes); by default those
+                of the last task when it was learned by this object, otherwise photographs.
+            overwrite: replace a bundle that is there.
+
+        Raises:
+            ParityError: when the graph's features or classes differ from torch's; nothing is
+                written then.
+            ValueError: when nothing has been learned yet, or ``path`` is taken.
+        """
+        if not self.classes:
+            raise ValueError("nothing has been learned yet, so there is nothing to export; call fit first")
+        sample = as_images(images) if images is not None else self._seen or photographs(64)
+        spread = np.linspace(0, len(sample) - 1, min(len(sample), 64)).round().astype(int)
+        (pixels,) = (
+            batch.numpy()
+            for batch, _ in plain_batches(sample.subset(spread.tolist()), self.backbone.input, batch_size=64)
+        )
+        return export_bundle(
+            path,
+            self.method.deployable().cpu(),
+            head=self.head,
+            input=self.backbone.input,
+            mean=self.backbone.mean.flatten().tolist(),
+            std=self.backbone.std.flatten().tolist(),
+            sections=self.method.sections,
+            images=pixels,
+            training=self.record(),
+            overwrite=overwrite,
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Give how this learner was made and what it has learned, ready for JSON."""
+        return {
+            "backbone": asdict(self.backbone.spec) if self.backbone.spec else None,
+            "method": {"name": type(self.method).__name__, "config": self.method.config()},
+            "training": asdict(self.training),
+            "augmentation": asdict(self.augmentation) if self.augmentation else None,
+            "seed": self.seed,
+            "precision": self.precision,
+            "tasks": [list(classes) for classes in self.tasks],
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Save to a folder, as one file that replaces the last one whole."""
+        checkpoints.save(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path, **options: Any) -> "Learner":
+        """Load what `save` wrote.
+
+        Args:
+            path: the folder.
+            options: ``backbone``, ``method`` or ``weights`` where they cannot be found again by
+                what was saved; ``device``, ``workers`` and ``progress`` as in the constructor.
+
+        Raises:
+            ValueError: when the file is missing, corrupt, from a newer format, or does not fit
+                the backbone.
+        """
+        return checkpoints.load(cls, Path(path), **options)
+
+    def begin_task(self, classes: tuple[str, ...]) -> None:
+        """Tell the method of a task; `fit` and `load` do this, seeded alike."""
+        others = [index for index, name in enumerate(self.head.classes) if name not in classes]
+        prototypes = np.zeros((0, sum(self.method.sections)))
+        if others:
+            prototypes = self.head.prototypes[others]
+        task = TaskInfo(
+            index=len(self.tasks),
+            classes=classes,
+            known=self.head.classes,
+            prototypes=torch.from_numpy(prototypes).float(),
+        )
+        with self._seeded(_BEGIN, task.index):
+            self.method.begin_task(task)
+
+    def _train(
+        self, images: Images, targets: Sequence[int], labels: str, checkpoint: str | Path | None
+    ) -> None:
+        parameters = self.method.trainable()
+        if not parameters:
+            return
+        setting, index = self.training, len(self.tasks)
+        optimizer = torch.optim.SGD(
+            parameters, lr=setting.lr, momentum=setting.momentum, weight_decay=setting.weight_decay
+        )
+        first = 0
+        if self.unfinished is not None:
+            first = self.unfinished.epochs
+            for parameter, buffer in zip(parameters, self.unfinished.momentum, strict=True):
+                optimizer.state[parameter]["momentum_buffer"] = buffer.clone()
+        for epoch in range(first, setting.epochs):
+            for group in optimizer.param_groups:
+                group["lr"] = setting.lr * (1 + math.cos(math.pi * epoch / setting.epochs)) / 2
+            batches = train_batches(
+                images,
+                targets,
+                self.backbone.input,
+                self.augmentation,
+                batch_size=setting.batch_size,
+                key=(self.seed, index, epoch),
+                workers=self.workers,
+            )
+            self.method.train()
+            with self._seeded(_EPOCH, index, epoch):
+                name = f"task {index + 1}, epoch {epoch + 1}/{setting.epochs}"
+                for batch, target in (bar := self._bar(self._on_device(batches), name, len(batches), "step")):
+                    bar.set_postfix(self._step(optimizer, batch, target), refresh=False)
+            self.method.eval()
+            if checkpoint is not None and epoch + 1 < setting.epochs:
+                buffers = (optimizer.state[parameter]["momentum_buffer"] for parameter in parameters)
+                self.unfinished = Unfinished(images.classes, labels, epoch + 1, tuple(buffers))
+                self.save(checkpoint)
+
+    def _step(self, optimizer: torch.optim.Optimizer, images: Tensor, targets: Tensor) -> dict[str, str]:
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            terms = self.method.loss(images, targets)
+        total = torch.stack(list(terms.values())).sum()
+        if not torch.isfinite(total):
+            values = ", ".join(f"{name} {float(value):.3g}" for name, value in terms.items())
+            raise FloatingPointError(f"the loss is no longer finite ({values}); lower lr={self.training.lr}")
+        optimizer.zero_grad()
+        total.backward()  # type: ignore[no-untyped-call]
+        for parameter in self.method.trainable():
+            if parameter.grad is None:  # so that every parameter has its momentum and its decay
+                parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        self.method.after_step()
+        return {name: f"{value.item():.3g}" for name, value in terms.items()}
+
+    def _predict(self, images: Images) -> list[str]:
+        if not self.classes:
+            raise ValueError("nothing has been learned yet, so nothing can be predicted; call fit first")
+        return self.head.predict(self.features(images))
+
+    def _accuracies(self, stream: ClassIncremental, last: int) -> tuple[list[float], list[int]]:
+        """Accuracy on each task up to ``last``, and how many images that is."""
+        images = stream[last].test_so_far
+        right: dict[str, list[bool]] = {}
+        for label, predicted in zip(images.labels, self._predict(images), strict=True):
+            right.setdefault(label, []).append(label == predicted)
+        tasks = [[hit for name in stream[i].classes for hit in right[name]] for i in range(last + 1)]
+        return [float(np.mean(hits)) for hits in tasks], [len(hits) for hits in tasks]
+
+    def _on_device(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, targets in batches:
+            yield self.backbone.normalise(images.to(self.device)), targets.to(self.device)
+
+    def _bar(self, batches: Iterator[tuple[Tensor, Tensor]], name: str, total: int, unit: str) -> Any:
+        quiet = None if self.progress is None else not self.progress  # None: quiet without a terminal
+        return tqdm(batches, desc=name, total=total, unit=unit, disable=quiet, leave=False)
+
+    @contextlib.contextmanager
+    def _seeded(self, *key: int) -> Iterator[None]:
+        """Seed torch for what ``key`` names, and give the caller's random state back after it."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            seed = np.random.SeedSequence([self.seed, *key]).generate_state(1, np.uint64)[0]
+            torch.manual_seed(int(seed))
+            yield

@@ -1,0 +1,6 @@
+"""Continual-learning methods: one file and one class each."""
+
+from everlearn.methods.frozen import Frozen
+from everlearn.methods.ntkcl import NTKCL
+
+__all__ = ["NTKCL", "Frozen"]

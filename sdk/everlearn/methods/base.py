@@ -1,0 +1,160 @@
+"""What every method is: adapters on a frozen backbone, a loss, and features for the head."""
+
+import copy
+import inspect
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from everlearn.backbones import Backbone
+from everlearn_runtime.heads import Head, Prototypes
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the loop trains: plain SGD with momentum, the rate on a cosine per epoch to zero.
+
+    Attributes:
+        epochs: passes over a task's images.
+        batch_size: images a step.
+        lr: rate of the first epoch.
+        momentum: SGD's momentum.
+        weight_decay: L2 on every trainable parameter.
+    """
+
+    epochs: int = 20
+    batch_size: int = 16
+    lr: float = 0.025
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        for name, upper in (("lr", float("inf")), ("momentum", 1.0), ("weight_decay", float("inf"))):
+            value = getattr(self, name)
+            if not 0 <= value < upper:
+                raise ValueError(f"{name} must be at least 0 and below {upper}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """What a method is told when a task begins.
+
+    Attributes:
+        index: tasks before this one.
+        classes: the classes of this task's images; targets are positions in it.
+        known: the classes known before this task, in the order of their arrival.
+        prototypes: float32 (C, F), mean features of the known classes that are not in this
+            task, as they were when they were learned.
+    """
+
+    index: int
+    classes: tuple[str, ...]
+    known: tuple[str, ...]
+    prototypes: Tensor
+
+
+class Method(nn.Module):
+    """Base of all methods: what differs from learning on frozen features goes into a subclass.
+
+    Constructor arguments are the configuration: keyword-only, kept as attributes of the same
+    name. ``Learner`` owns the loop and calls, in this order: `attach` once; for every task
+    `begin_task`, then `loss` and `after_step` for every batch, then `end_task`; `features`
+    whenever the head looks.
+    """
+
+    defaults: ClassVar[Training] = Training()
+    backbone: Backbone
+
+    def attach(self, backbone: Backbone) -> None:
+        """Make the adapters for a backbone; ``ValueError`` when it lacks what they need."""
+        self.backbone = backbone
+
+    def begin_task(self, task: TaskInfo) -> None:
+        """Grow, freeze, take snapshots."""
+
+    def loss(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Named terms of the loss, weighted: the loop sums them.
+
+        Args:
+            images: normalised float32 (B, 3, H, W).
+            targets: int64 (B,), positions in the task's classes.
+        """
+        raise TypeError(f"{type(self).__name__} has trainable parameters but no loss")
+
+    def after_step(self) -> None:
+        """Do what follows each optimizer step, such as averaging."""
+
+    def end_task(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Average, collect statistics; ``batches`` are the task's images as the head sees them."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features (B, F) of normalised images (B, 3, H, W)."""
+        return self.backbone.features(images)
+
+    @property
+    def sections(self) -> tuple[int, ...]:
+        """Widths of the parts that the features consist of; they add up to F."""
+        return (self.backbone.width,)
+
+    def head(self) -> Head:
+        """Make the head that goes with this method when the user names none."""
+        return Prototypes(self.sections)
+
+    def deployable(self) -> nn.Module:
+        """Make a copy for export, in evaluation mode: normalised images to features."""
+        return _Features(copy.deepcopy(self)).eval().requires_grad_(False)
+
+    def config(self) -> dict[str, Any]:
+        """Give the constructor's arguments, to write them down."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Give the parameters that the optimizer moves."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def learned(self) -> dict[str, Tensor]:
+        """Give what the method keeps beside the backbone: the part of its state to save."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("backbone.")}
+
+    def restore(self, learned: dict[str, Tensor]) -> None:
+        """Put back what `learned` gave; ``ValueError`` when it is another configuration's."""
+        own = self.learned()
+        shapes = {name: tuple(value.shape) for name, value in own.items()}
+        if shapes != {name: tuple(value.shape) for name, value in learned.items()}:
+            odd = sorted(own.keys() ^ learned.keys()) or [n for n in own if own[n].shape != learned[n].shape]
+            raise ValueError(
+                f"saved weights are not those of this {type(self).__name__}: they differ at {odd[:3]}; "
+                "make it with the backbone and the arguments that it was saved with"
+            )
+        self.load_state_dict(learned, strict=False)
+
+
+class _Features(nn.Module):
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.method.features(images)
+
+
+class CosineClassifier(nn.Module):
+    """Logits ``scale * cos(features, w_c)`` with a learnable scale."""
+
+    def __init__(self, width: int, classes: int, *, scale: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(classes, width))
+        self.scale = nn.Parameter(torch.tensor(scale))
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (B, C) of features (B, F)."""
+        unit = nn.functional.normalize
+        return self.scale * unit(features, dim=1) @ unit(self.weight, dim=1).T

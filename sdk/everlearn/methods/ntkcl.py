@@ -1,0 +1,219 @@
+"""NTK-CL: continual learning by the factors that bound its neural tangent kernel's error."""
+
+import copy
+from collections.abc import Iterable
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from everlearn.adapters.bottleneck import Bottleneck
+from everlearn.adapters.hybrid import Hybrid
+from everlearn.adapters.prompt import PromptGenerator, insert, strip
+from everlearn.backbones import Backbone, attend, feed_forward
+from everlearn.methods.base import CosineClassifier, Method, TaskInfo, Training
+from everlearn_runtime.heads import Head, Prototypes
+
+
+class NTKCL(Method):
+    """Adapt by two families of adapters, and bound forgetting through three mechanisms.
+
+    Each image is seen three ways: by a bottleneck beside each MLP (the channel view z_c), by
+    prompts generated from its own tokens (the patch view z_p), and by their fusion (the hybrid
+    view z_m), which is what the head sees. Every adapter exists twice: ``cur`` is trained,
+    ``pre`` is the mean of all tasks' adapters. A view's sections are [PTM], pre and cur.
+
+    ``L = CE(z_c) + CE(z_p) + CE(z_m) + dissimilarity L_dis + orthogonality L_orth
+    + regularisation L_reg``. L_dis is a supervised InfoNCE on z_m in which the old prototypes
+    repel; L_orth the mean squared part of z_c and z_p in the span of the old prototypes; L_reg
+    the squared distance of the weights from those before the task.
+
+    Args:
+        ptm: put the frozen backbone's own features in front, as a third section.
+        hidden: width of the bottlenecks.
+        prompts: prompts in a block.
+        dropout: of bottlenecks and fusion.
+        heads: attention heads of the fusion.
+        dissimilarity: weight of L_dis (0.2; the paper takes 0.03 on CIFAR-100).
+        orthogonality: weight of L_orth.
+        regularisation: weight of L_reg.
+        temperature: of L_dis.
+        rank: most directions of the old prototypes that L_orth keeps clear of.
+
+    Source: Liu et al., "Parameter-Efficient Fine-Tuning for Continual Learning: A Neural Tangent
+    Kernel Perspective", arXiv 2407.17120, sections 4 and 5; where the released code departs from
+    it, this follows the paper.
+    """
+
+    defaults: ClassVar[Training] = Training(epochs=20, batch_size=16, lr=0.025, weight_decay=5e-4)
+    section_weights: ClassVar[tuple[float, ...]] = (1.0, 0.3, 0.1)
+
+    def __init__(
+        self,
+        *,
+        ptm: bool = False,
+        hidden: int = 16,
+        prompts: int = 10,
+        dropout: float = 0.1,
+        heads: int = 8,
+        dissimilarity: float = 0.2,
+        orthogonality: float = 1e-4,
+        regularisation: float = 1e-3,
+        temperature: float = 0.1,
+        rank: int = 40,
+    ) -> None:
+        super().__init__()
+        self.ptm = ptm
+        self.hidden = hidden
+        self.prompts = prompts
+        self.dropout = dropout
+        self.heads = heads
+        self.dissimilarity = dissimilarity
+        self.orthogonality = orthogonality
+        self.regularisation = regularisation
+        self.temperature = temperature
+        self.rank = rank
+
+    def attach(self, backbone: Backbone) -> None:
+        """Put both adapters, pre and cur, beside every block, and the fusion behind them."""
+        width, blocks, tokens = backbone.vit.embed_dim, range(backbone.depth), backbone.tokens
+        super().attach(backbone)
+        self.cur = nn.ModuleDict(
+            {
+                "channel": nn.ModuleList(
+                    Bottleneck(width, hidden=self.hidden, dropout=self.dropout) for _ in blocks
+                ),
+                "patch": nn.ModuleList(PromptGenerator(tokens, width, prompts=self.prompts) for _ in blocks),
+            }
+        )
+        self.pre = copy.deepcopy(self.cur).requires_grad_(False)
+        self.hybrid = Hybrid(backbone.width, heads=self.heads, dropout=self.dropout)
+        self.classifier: CosineClassifier | None = None
+        self.anchor: nn.ModuleList | None = None
+
+    @property
+    def sections(self) -> tuple[int, ...]:
+        """[PTM], pre and cur."""
+        return (self.backbone.width,) * (3 if self.ptm else 2)
+
+    def head(self) -> Head:
+        """Prototypes under a section-weighted cosine: PTM 1.0, pre 0.3, cur 0.1."""
+        return Prototypes(self.sections, self.section_weights[-len(self.sections) :])
+
+    def train(self, mode: bool = True) -> "NTKCL":
+        """Switch to training; the averaged adapters stay in evaluation mode."""
+        super().train(mode)
+        if hasattr(self, "pre"):
+            self.pre.eval()
+        return self
+
+    def begin_task(self, task: TaskInfo) -> None:
+        """Make the task's classifier; take down the weights and the old prototypes."""
+        device = self.backbone.mean.device
+        self.tasks = task.index
+        self.classifier = CosineClassifier(sum(self.sections), len(task.classes)).to(device)
+        self.anchor = nn.ModuleList(copy.deepcopy([self.cur, self.hybrid])).requires_grad_(False)
+        self.old = F.normalize(task.prototypes.to(device), dim=1)
+        _, singular, directions = torch.linalg.svd(self.old, full_matrices=False)
+        self.occupied = directions[singular > 1e-6][: self.rank]
+
+    def loss(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy of the three views, L_dis, L_orth and L_reg, each weighted."""
+        assert self.classifier is not None
+        channel, patch, hybrid = self.views(images)
+        terms = {
+            f"ce_{name}": F.cross_entropy(self.classifier(view), targets)
+            for name, view in (("channel", channel), ("patch", patch), ("hybrid", hybrid))
+        }
+        terms["dissimilarity"] = self.dissimilarity * self._dissimilarity(hybrid, targets)
+        terms["orthogonality"] = self.orthogonality * (self._overlap(channel) + self._overlap(patch))
+        terms["regularisation"] = self.regularisation * self._distance()
+        return terms
+
+    def end_task(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Take cur into the mean of all tasks' adapters, and drop what the task alone needed."""
+        with torch.no_grad():
+            for mean, value in zip(self.pre.parameters(), self.cur.parameters(), strict=True):
+                mean.lerp_(value, 1 / (self.tasks + 1))
+        self.classifier = self.anchor = None
+        del self.old, self.occupied
+
+    def features(self, images: Tensor) -> Tensor:
+        """Hybrid view z_m, (B, F)."""
+        return self.views(images)[2]
+
+    def deployable(self) -> nn.Module:
+        """Copy for export, with the bottlenecks' scale folded into their weights."""
+        module = super().deployable()
+        for adapter in module.modules():
+            if isinstance(adapter, Bottleneck):
+                adapter.fold_scale()
+        return module
+
+    def views(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Give z_c, z_p and z_m, (B, F) each, of normalised images (B, 3, H, W)."""
+        first, *_ = self.backbone.blocks()
+        tokens = attend(first, self.backbone.embed(images))  # before any adapter: the same for all
+        with torch.no_grad():
+            shared = [self.backbone.features(images)] if self.ptm else []
+            pre_channel = self._channel_section(tokens, self.pre["channel"])
+            pre_patch = self._patch_section(tokens, self.pre["patch"])
+        channel = torch.stack([*shared, pre_channel, self._channel_section(tokens, self.cur["channel"])], 1)
+        patch = torch.stack([*shared, pre_patch, self._patch_section(tokens, self.cur["patch"])], 1)
+        hybrid: Tensor = self.hybrid(channel, patch)
+        return channel.flatten(1), patch.flatten(1), hybrid.flatten(1)
+
+    def _channel_section(self, tokens: Tensor, adapters: nn.Module) -> Tensor:
+        """Features of the branch with bottlenecks, from the tokens after the first attention."""
+        for index, (block, adapter) in enumerate(
+            zip(self.backbone.blocks(), adapters.children(), strict=True)
+        ):
+            if index:
+                tokens = attend(block, tokens)
+            tokens = tokens + feed_forward(block, tokens) + adapter(tokens)
+        return self.backbone.pool(tokens)
+
+    def _patch_section(self, tokens: Tensor, generators: nn.Module) -> Tensor:
+        """Features of the branch with prompts, from the tokens after the first attention."""
+        at, count, last = self.backbone.prefix, self.prompts, self.backbone.depth - 1
+        old = tokens.new_zeros(tokens.shape[0], count, tokens.shape[2])
+        for index, (block, generate) in enumerate(
+            zip(self.backbone.blocks(), generators.children(), strict=True)
+        ):
+            if index:
+                tokens, old = strip(attend(block, tokens), count, at)
+            if index == last:
+                break  # its prompts meet no attention any more: they cannot reach the features
+            prompts = generate(tokens) + 0.1 * old if index else generate(tokens)
+            tokens = insert(tokens, old, at) + feed_forward(block, insert(tokens, prompts, at))
+        return self.backbone.pool(tokens + feed_forward(block, tokens))
+
+    def _dissimilarity(self, features: Tensor, targets: Tensor) -> Tensor:
+        """Supervised InfoNCE per anchor; the mean over anchors that have a positive."""
+        count = len(features)
+        unit = F.normalize(features, dim=1)
+        similar = unit @ torch.cat([unit, self.old]).T / self.temperature
+        itself = F.pad(torch.eye(count, dtype=torch.bool, device=unit.device), (0, len(self.old)))
+        log_share = similar - similar.masked_fill(itself, -torch.inf).logsumexp(1, keepdim=True)
+        positive = (targets[:, None] == targets[None]) & ~itself[:, :count]
+        pairs = positive.sum(1)
+        per_anchor: Tensor = -(log_share[:, :count] * positive).sum(1) / pairs.clamp(min=1)
+        return per_anchor.sum() / (pairs > 0).sum().clamp(min=1)
+
+    def _overlap(self, features: Tensor) -> Tensor:
+        """Mean squared norm of the part of unit features in the span of the old prototypes."""
+        inside: Tensor = F.normalize(features, dim=1) @ self.occupied.T
+        return inside.square().sum(1).mean()
+
+    def _distance(self) -> Tensor:
+        """Squared distance of all weights (not biases) from those before the task."""
+        assert self.anchor is not None
+        current = nn.ModuleList([self.cur, self.hybrid]).named_parameters()
+        return torch.stack(
+            [
+                (value - start).square().sum()
+                for (name, value), start in zip(current, self.anchor.parameters(), strict=True)
+                if name.endswith("weight")
+            ]
+        ).sum()

@@ -1,0 +1,98 @@
+"""Streams of tasks: how a data set becomes something to learn bit by bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from everlearn.data import Images, as_images
+
+
+@dataclass(frozen=True)
+class Task:
+    """One step of a stream."""
+
+    index: int
+    """Position in the stream, from 0."""
+    classes: tuple[str, ...]
+    """The classes that are new in this task, in the stream's order."""
+    train: Images
+    """Training images of the new classes."""
+    test: Images
+    """Test images of the new classes."""
+    test_so_far: Images
+    """Test images of all classes up to and including this task."""
+
+
+class ClassIncremental:
+    """Splits a data set into tasks with disjoint classes: the field's standard benchmark.
+
+    `train` and `test` are anything that `as_images` takes, with the same classes.
+    Every task brings `classes_per_task` new classes, the first one `first` where
+    given (7 and then 5 at a time, say); the last may bring fewer. `seed` shuffles
+    the sorted classes as the published code does (`np.random.seed(seed)`, then
+    `np.random.permutation`), so that a seed means the same class order here as
+    there; None keeps them sorted.
+
+    Raises `ValueError` when train and test differ in their classes, or when
+    `classes_per_task` or `first` is not between 1 and the number of classes.
+
+    >>> from everlearn.data import digits
+    >>> stream = ClassIncremental(*digits(), classes_per_task=4, seed=1993)
+    >>> [task.classes for task in stream]
+    [('4', '2', '7', '6'), ('0', '3', '5', '8'), ('9', '1')]
+    """
+
+    def __init__(
+        self,
+        train: object,
+        test: object,
+        classes_per_task: int,
+        first: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self._train, self._test = as_images(train), as_images(test)
+        names = self._train.classes
+        _same_classes(set(names), set(self._test.classes))
+        first = classes_per_task if first is None else first
+        for argument, value in (("classes_per_task", classes_per_task), ("first", first)):
+            if not 1 <= value <= len(names):
+                raise ValueError(f"{argument} is {value}; expected 1 to {len(names)}, the number of classes")
+        if seed is not None:
+            # RandomState gives the same numbers as np.random.seed and leaves the global state alone.
+            order = np.random.RandomState(seed).permutation(len(names)).tolist()
+            names = tuple(names[i] for i in order)
+        self.classes: tuple[str, ...] = names
+        """All classes, in the order in which they arrive."""
+        self._ends = [*range(first, len(names), classes_per_task), len(names)]
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> Task:
+        index = range(len(self))[index]
+        start, end = ([0, *self._ends])[index : index + 2]
+        classes = self.classes[start:end]
+        return Task(
+            index=index,
+            classes=classes,
+            train=self._train.of_classes(classes),
+            test=self._test.of_classes(classes),
+            test_so_far=self._test.of_classes(self.classes[:end]),
+        )
+
+    def __iter__(self) -> Iterator[Task]:
+        return (self[index] for index in range(len(self)))
+
+
+def _same_classes(train: set[str], test: set[str]) -> None:
+    for only, here, there in ((test - train, "test", "train"), (train - test, "train", "test")):
+        if only:
+            names = ", ".join(repr(name) for name in sorted(only)[:5])
+            more = f" and {len(only) - 5} more" if len(only) > 5 else ""
+            raise ValueError(
+                f"classes in {here} but not in {there}: {names}{more}; both must have the same classes "
+                f"(`Images.of_classes` leaves classes out)"
+            )

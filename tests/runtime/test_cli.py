@@ -1,0 +1,130 @@
+"""``everlearn-device``, as it is typed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from everlearn_runtime.cli import main
+
+MakeImages = Callable[..., NDArray[np.uint8]]
+Output = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def cups(tmp_path: Path, make_images: MakeImages) -> list[str]:
+    """Two image files and an array of three, all cups."""
+    images = make_images("cup", 5)
+    paths = [tmp_path / "one.png", tmp_path / "two.bmp", tmp_path / "more.npy"]
+    Image.fromarray(images[0]).save(paths[0])
+    Image.fromarray(images[1]).save(paths[1])
+    np.save(paths[2], images[2:])
+    return [str(path) for path in paths]
+
+
+def test_a_session(bundle: Path, tmp_path: Path, cups: list[str], capsys: Output) -> None:
+    state = ["--state", str(tmp_path / "device.db")]
+
+    assert main(["learn", str(bundle), "cup", *cups, *state]) == 0
+    assert capsys.readouterr().out == "learned 5 of 'cup', 5 samples in all; 3 classes\n"
+
+    assert main(["predict", str(bundle), *cups, *state]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["image", "label", "score"]
+    assert [line.split()[:2] for line in lines[1:]] == [
+        [cups[0], "cup"],
+        [cups[1], "cup"],
+        *([f"{cups[2]}[{number}]", "cup"] for number in range(3)),
+    ]
+    assert len({line.index("cup ") for line in lines[3:]}) == 1
+
+    assert main(["forget", str(bundle), "mug", *state]) == 0
+    assert capsys.readouterr().out == "forgot 'mug'; 2 classes left\n"
+
+    assert main(["status", str(bundle), *state]) == 0
+    out = capsys.readouterr().out
+    for part in (
+        "8 x 8 RGB",
+        "written by everlearn 0.1.0",
+        "max_abs_difference",
+        "1e-06",
+        "state bytes",
+        "lda",
+    ):
+        assert part in out
+    assert [line.split() for line in out.splitlines()[-3:]] == [
+        ["class", "samples"],
+        ["pen", "4"],
+        ["cup", "5"],
+    ]
+
+
+def test_json_for_machines(bundle: Path, tmp_path: Path, cups: list[str], capsys: Output) -> None:
+    state = ["--state", str(tmp_path / "device.db"), "--json"]
+    assert main(["learn", str(bundle), "cup", cups[0], *state]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said == {"label": "cup", "learned": 1, "samples": 1, "classes": {"mug": 4, "pen": 4, "cup": 1}}
+    assert main(["predict", str(bundle), cups[2], *state]) == 0
+    rows = json.loads(capsys.readouterr().out)["predictions"]
+    assert len(rows) == 3
+    for row in rows:
+        assert row["label"] == max(row["scores"], key=row["scores"].__getitem__)
+    assert main(["forget", str(bundle), "cup", *state]) == 0
+    assert json.loads(capsys.readouterr().out)["classes"] == {"mug": 4, "pen": 4}
+    assert main(["status", str(bundle), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["classes"] == {"mug": 4, "pen": 4}
+    assert said["parity"] == {"max_abs_difference": 1e-6}
+    assert said["bytes"].keys() == {"graph", "head"}
+
+
+def test_an_image_of_another_size_is_prepared(bundle: Path, tmp_path: Path, capsys: Output) -> None:
+    np.save(tmp_path / "wide.npy", np.zeros((30, 70, 3), np.uint8))
+    np.save(tmp_path / "grey.npy", np.zeros((30, 70, 1), np.uint8))
+    assert main(["predict", str(bundle), str(tmp_path / "wide.npy"), str(tmp_path / "grey.npy")]) == 0
+    scores = {line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:]}
+    assert len(scores) == 1
+
+
+def test_mistakes_are_one_line_and_exit_code_two(
+    bundle: Path, tmp_path: Path, cups: list[str], capsys: Output
+) -> None:
+    (tmp_path / "text.png").write_text("text")
+    (tmp_path / "text.npy").write_text("text")
+    np.save(tmp_path / "float.npy", np.zeros((8, 8, 3)))
+    np.save(tmp_path / "object.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    here, state = str(bundle), str(tmp_path / "device.db")
+    for arguments, says in (
+        (["predict", str(tmp_path / "none"), cups[0]], "no such folder"),
+        (["predict", here, str(tmp_path / "none.png")], "no such file"),
+        (["predict", here, str(tmp_path / "none.npy")], "No such file"),
+        (["predict", here, str(tmp_path / "text.png")], "not a readable image"),
+        (["predict", here, str(tmp_path / "text.npy")], "not a readable .npy"),
+        (["predict", here, str(tmp_path / "float.npy")], "float64"),
+        (["predict", here, str(tmp_path / "object.npy")], "not a readable .npy"),
+        (["predict", here, cups[0], "--state", state], "no such state"),
+        (["status", here, "--state", state], "no such state"),
+        (["forget", here, "mug", "--state", state], "no such state"),
+        (["predict", here, cups[0], "--provider", "NoSuchProvider"], "NoSuchProvider"),
+        (["predict", here, cups[0], "--threads", "0"], "threads"),
+        (["learn", here, " ", cups[0], "--state", state], "non-empty str"),
+        (["forget", here, "axe", "--state", state], "no class 'axe'"),
+    ):
+        assert main(arguments) == 2, arguments
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("everlearn-device: ")
+        assert says in err
+        assert err.count("\n") == 1
+
+
+def test_learn_needs_a_state(bundle: Path, cups: list[str], capsys: Output) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["learn", str(bundle), "cup", *cups])
+    assert "--state" in capsys.readouterr().err

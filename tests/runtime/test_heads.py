@@ -1,0 +1,340 @@
+"""What every head promises, whichever it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from everlearn_runtime import LDA, Head, HeadState, Prototypes, Ridge, from_state
+from everlearn_runtime.bundle import dump_arrays, load_arrays
+from everlearn_runtime.heads.gram import FOLD_ROWS, GramSum
+
+WIDTH = 5
+HEADS: dict[str, Callable[[], Head]] = {
+    "prototypes": Prototypes,
+    "prototypes in sections": lambda: Prototypes(sections=[2, 3], weights=[0.3, 0.1]),
+    "lda": LDA,
+    "lda 1e-4": lambda: LDA(shrinkage=1e-4),
+    "ridge gcv": Ridge,
+    "ridge 0.1": lambda: Ridge(regularisation=0.1),
+    "ridge projected": lambda: Ridge(projection=16, seed=3),
+    "ridge projected 1e-3": lambda: Ridge(regularisation=1e-3, projection=16),
+}
+Samples = tuple[NDArray[np.float64], list[str]]
+
+
+@pytest.fixture(params=HEADS, ids=str)
+def new(request: pytest.FixtureRequest) -> Callable[[], Head]:
+    return HEADS[request.param]
+
+
+def make_samples(seed: int, n: int, classes: int = 4) -> Samples:
+    random = np.random.default_rng(seed)
+    labels = random.integers(classes, size=n)
+    centres = np.random.default_rng(99).normal(size=(26, WIDTH))
+    features = 3 + centres[labels] + 0.5 * random.normal(size=(n, WIDTH))
+    return features, ["abcdefghijklmnopqrstuvwxyz"[label] for label in labels]
+
+
+def learned(new: Callable[[], Head], *batches: Samples) -> Head:
+    head = new()
+    for features, labels in batches:
+        head.update(features, labels)
+    return head
+
+
+def assert_same(found: Head, wanted: Head, rtol: float = 1e-9) -> None:
+    """Equal statistics and scores, class by class."""
+    assert set(found.classes) == set(wanted.classes)
+    order = [found.classes.index(name) for name in wanted.classes]
+    np.testing.assert_array_equal(found.counts[order], wanted.counts)
+    np.testing.assert_allclose(found.prototypes[order], wanted.prototypes, rtol=rtol)
+    probe = make_samples(1234, 20)[0]
+    expected = wanted.scores(probe)
+    np.testing.assert_allclose(
+        found.scores(probe)[:, order], expected, rtol=rtol, atol=rtol * np.abs(expected).max()
+    )
+
+
+def snapshot(head: Head) -> tuple[Any, ...]:
+    state = head.state()
+    return (
+        state.classes,
+        json.dumps(state.options),
+        {name: array.tobytes() for name, array in state.arrays.items()},
+    )
+
+
+sizes = st.lists(st.integers(1, 90), min_size=1, max_size=4)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), sizes=sizes, data=st.data())
+@pytest.mark.parametrize("name", HEADS)
+def test_the_cut_into_batches_and_the_order_do_not_matter(
+    name: str, seed: int, sizes: list[int], data: st.DataObject
+) -> None:
+    features, labels = make_samples(seed, sum(sizes))
+    order = np.random.default_rng(data.draw(st.integers(0, 1000))).permutation(len(labels))
+    shuffled = HEADS[name]()
+    start = 0
+    for size in sizes:
+        part = order[start : start + size]
+        shuffled.update(features[part], [labels[row] for row in part])
+        start += size
+    assert_same(shuffled, learned(HEADS[name], (features, labels)))
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), sizes=st.tuples(st.integers(1, 90), st.integers(1, 90)))
+@pytest.mark.parametrize("name", HEADS)
+def test_merging_is_having_seen_both(name: str, seed: int, sizes: tuple[int, int]) -> None:
+    first, second = make_samples(seed, sizes[0]), make_samples(seed + 1, sizes[1])
+    merged, other = learned(HEADS[name], first), learned(HEADS[name], second)
+    before = snapshot(other)
+    merged.merge(other)
+    assert_same(merged, learned(HEADS[name], first, second))
+    assert snapshot(other) == before
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 150))
+@pytest.mark.parametrize("name", HEADS)
+def test_a_state_survives_json_and_safetensors_to_the_bit(name: str, seed: int, n: int) -> None:
+    head = learned(HEADS[name], make_samples(seed, n))
+    state = head.state()
+    text = json.loads(json.dumps({"kind": state.kind, "classes": state.classes, "options": state.options}))
+    arrays = load_arrays(dump_arrays(state.arrays))
+    again = from_state(HeadState(text["kind"], tuple(text["classes"]), text["options"], arrays))
+    assert type(again) is type(head)
+    assert snapshot(again) == snapshot(head)
+    assert again.nbytes == head.nbytes == sum(array.nbytes for array in state.arrays.values())
+    more = make_samples(seed + 1, 10)
+    head.update(*more)
+    again.update(*more)
+    assert_same(again, head)
+
+
+def test_looking_changes_nothing(new: Callable[[], Head]) -> None:
+    quiet, watched = new(), new()
+    for seed in range(30):
+        batch = make_samples(seed, 3)
+        quiet.update(*batch)
+        watched.update(*batch)
+        watched.scores(batch[0])
+        watched.state()
+    assert snapshot(watched) == snapshot(quiet)
+
+
+def test_rows_do_not_pile_up() -> None:
+    gram = GramSum(WIDTH)
+    rows = make_samples(0, 1000)[0]
+    for row in rows:
+        gram.add(row[None])
+        assert sum(map(len, gram._pending)) < FOLD_ROWS
+    np.testing.assert_allclose(gram.value(), rows.T @ rows, rtol=1e-12)
+
+
+def test_a_head_does_not_hold_on_to_the_callers_array(new: Callable[[], Head]) -> None:
+    features, labels = make_samples(0, 6)
+    head = learned(new, (features.copy(), labels))
+    aliased = learned(new, (features, labels))
+    features[:] = 0
+    assert snapshot(aliased) == snapshot(head)
+    aliased.prototypes[:] = 7
+    aliased.counts[:] = 7
+    assert snapshot(aliased) == snapshot(head)
+
+
+def test_it_classifies(new: Callable[[], Head]) -> None:
+    head = learned(new, make_samples(0, 200))
+    features, labels = make_samples(1, 200)
+    assert np.mean(np.array(head.predict(features)) == labels) > 0.8
+
+
+def test_classes_come_in_the_order_of_first_appearance(new: Callable[[], Head]) -> None:
+    head = learned(new, (np.eye(WIDTH)[:3], ["pen", "mug", "pen"]), (np.eye(WIDTH)[3:], ["axe", "mug"]))
+    assert head.classes == ("pen", "mug", "axe")
+    assert head.counts.tolist() == [2, 2, 1]
+    assert head.scores(np.eye(WIDTH)).shape == (WIDTH, 3)
+    assert head.width == WIDTH
+
+
+def test_a_removed_class_is_gone_and_can_come_back(new: Callable[[], Head]) -> None:
+    head = learned(new, make_samples(0, 60))
+    rest = [name for name in head.classes if name != "b"]
+    means = {name: mean for name, mean in zip(head.classes, head.prototypes, strict=True) if name != "b"}
+    head.remove("b")
+    assert list(head.classes) == rest
+    assert head.scores(np.ones((2, WIDTH))).shape == (2, 3)
+    for name, mean in zip(head.classes, head.prototypes, strict=True):
+        np.testing.assert_array_equal(mean, means[name])
+    head.update(np.ones((1, WIDTH)), ["b"])
+    assert list(head.classes) == [*rest, "b"]
+    np.testing.assert_array_equal(head.prototypes[-1], np.ones(WIDTH))
+
+
+def test_all_classes_can_be_removed(new: Callable[[], Head]) -> None:
+    head = learned(new, make_samples(0, 20))
+    for name in head.classes:
+        head.remove(name)
+    again = from_state(head.state())
+    with pytest.raises(ValueError, match="no class yet"):
+        again.scores(np.ones((1, WIDTH)))
+    again.update(np.ones((1, WIDTH)), ["a"])
+    assert again.predict(np.ones((1, WIDTH))) == ["a"]
+
+
+def test_an_empty_head_can_be_kept_and_merged(new: Callable[[], Head]) -> None:
+    empty = from_state(new().state())
+    assert empty.width is None
+    assert empty.classes == ()
+    with pytest.raises(ValueError, match="no class yet"):
+        empty.predict(np.ones((1, WIDTH)))
+    full = learned(new, make_samples(0, 40))
+    empty.merge(full)
+    assert_same(empty, full)
+    before = snapshot(full)
+    full.merge(new())
+    assert snapshot(full) == before
+
+
+def test_merging_with_itself_doubles(new: Callable[[], Head]) -> None:
+    head, samples = new(), make_samples(0, 40)
+    head.update(*samples)
+    head.merge(head)
+    assert_same(head, learned(new, samples, samples))
+
+
+def test_removing_and_merging_go_together(new: Callable[[], Head]) -> None:
+    first, second = make_samples(0, 50), make_samples(1, 50)
+    left, right = learned(new, first), learned(new, second)
+    left.remove("a")
+    right.remove("a")
+    left.merge(right)
+    assert "a" not in left.classes
+    assert_same(from_state(left.state()), left, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "says"),
+    [
+        (np.full((1, WIDTH), np.nan), ["a"], "NaN"),
+        (np.full((1, WIDTH), np.inf), ["a"], "infinite"),
+        (np.full((1, WIDTH), 1e300), ["a"], "unusably large"),
+        (np.ones((1, WIDTH + 1)), ["a"], "6 wide"),
+        (np.ones((0, WIDTH)), [], "at least one row"),
+        (np.ones(WIDTH), ["a"], "shape"),
+        (np.ones((1, WIDTH), dtype=complex), ["a"], "complex"),
+        (np.full((1, WIDTH), "x"), ["a"], "real numbers"),
+        (np.ones((2, WIDTH)), ["a"], "1 labels for 2"),
+        (np.ones((1, WIDTH)), [], "no labels"),
+        (np.ones((1, WIDTH)), "a", "give a list"),
+        (np.ones((1, WIDTH)), 3, "list of str"),
+        (np.ones((1, WIDTH)), [3], "non-empty str"),
+        (np.ones((1, WIDTH)), [""], "non-empty str"),
+        (np.ones((1, WIDTH)), ["\ud800"], "Unicode"),
+    ],
+)
+def test_a_bad_update_says_why_and_changes_nothing(
+    new: Callable[[], Head], features: Any, labels: Any, says: str
+) -> None:
+    head = learned(new, make_samples(0, 10))
+    before = snapshot(head)
+    with pytest.raises(ValueError, match=says):
+        head.update(features, labels)
+    assert snapshot(head) == before
+    empty = new()
+    if says != "6 wide":
+        with pytest.raises(ValueError, match=says):
+            empty.update(features, labels)
+        assert empty.width is None
+
+
+def test_an_unknown_class_cannot_be_removed(new: Callable[[], Head]) -> None:
+    head = learned(new, make_samples(0, 10))
+    before = snapshot(head)
+    with pytest.raises(ValueError, match="no class 'cup'"):
+        head.remove("cup")
+    assert snapshot(head) == before
+
+
+def test_heads_that_do_not_fit_are_not_merged(new: Callable[[], Head]) -> None:
+    head = learned(new, make_samples(0, 10))
+    before = snapshot(head)
+    wider = Prototypes() if head.kind != "prototypes" else LDA()
+    with pytest.raises(ValueError, match="same kind"):
+        head.merge(wider)
+    assert snapshot(head) == before
+
+
+def test_another_width_is_not_merged() -> None:
+    head, other = learned(LDA, make_samples(0, 10)), LDA()
+    other.update(np.ones((1, WIDTH + 1)), ["a"])
+    with pytest.raises(ValueError, match="6 features"):
+        head.merge(other)
+    with pytest.raises(ValueError, match="same kind"):
+        head.merge(LDA(shrinkage=0.5))
+
+
+def test_a_state_that_does_not_fit_is_refused(new: Callable[[], Head]) -> None:
+    state = learned(new, make_samples(0, 40)).state()
+    arrays = state.arrays
+
+    def refused(says: str, **changes: Any) -> None:
+        with pytest.raises(ValueError, match=says):
+            from_state(HeadState(**{**vars(state), **changes}))
+
+    refused("unknown head", kind="oracle")
+    refused("wrong options", options={"depth": 3})
+    refused("twice", classes=("a", "a", "b", "c"))
+    refused("shape", classes=("a", "b"))
+    refused("class means", arrays={name: array for name, array in arrays.items() if name != "means"})
+    refused("counts", arrays={**arrays, "counts": arrays["counts"].astype(np.int32)})
+    refused("without samples", arrays={**arrays, "counts": arrays["counts"] * 0})
+    refused("means", arrays={**arrays, "means": arrays["means"] * np.nan})
+    refused("expected", arrays={**arrays, "more": np.ones(3)})
+    huge = np.zeros((0, 10**8))
+    if head_shares := set(arrays) - {"counts", "means"}:
+        refused("shape", classes=(), arrays={**arrays, "counts": np.zeros(0, np.int64), "means": huge})
+        for name in head_shares:
+            refused(name, arrays={**arrays, name: arrays[name][:-1]})
+        refused("has seen 1 samples", arrays={**arrays, "seen": np.array([1])})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Prototypes(sections=[]),
+        lambda: Prototypes(sections=[0, 3]),
+        lambda: Prototypes(sections=[1.5]),  # type: ignore[list-item]
+        lambda: Prototypes(weights=[1.0]),
+        lambda: Prototypes(sections=[2, 3], weights=[1.0]),
+        lambda: Prototypes(sections=[2, 3], weights=[0, 0]),
+        lambda: Prototypes(sections=[2, 3], weights=[1, np.nan]),
+        lambda: LDA(shrinkage=0),
+        lambda: LDA(shrinkage=1.1),
+        lambda: LDA(shrinkage=np.nan),
+        lambda: Ridge(regularisation=0),
+        lambda: Ridge(regularisation="loo"),
+        lambda: Ridge(projection=0),
+        lambda: Ridge(seed=-1),
+    ],
+)
+def test_options_out_of_range_are_refused(make: Callable[[], Head]) -> None:
+    with pytest.raises(ValueError, match=r"give|must|without"):
+        make()
+
+
+def test_sections_must_make_the_width() -> None:
+    head = Prototypes(sections=[2, 2])
+    with pytest.raises(ValueError, match="make 4"):
+        head.update(np.ones((1, WIDTH)), ["a"])
+    assert head.width is None

@@ -1,0 +1,283 @@
+"""Each head against a batch solution that is written out here, and against released code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from everlearn_runtime import LDA, Prototypes, Ridge
+
+Array = NDArray[np.float64]
+RTOL = 1e-9
+seeds = st.integers(0, 2**32 - 1)
+
+
+def data(seed: int, n: int, width: int = 6, classes: int = 4) -> tuple[Array, Array, NDArray[np.int64]]:
+    """Features (n, F), probes (9, F) and labels 0..3, every class present if n allows."""
+    random = np.random.default_rng(seed)
+    labels = random.permutation(np.arange(n) % classes)
+    features = random.normal(size=(classes, width))[labels] * 2 + random.normal(size=(n, width)) - 1
+    return features, random.normal(size=(9, width)), labels
+
+
+def names(labels: NDArray[np.int64]) -> list[str]:
+    return [str(label) for label in labels]
+
+
+def in_batches(head: Prototypes | LDA | Ridge, x: Array, y: NDArray[np.int64], size: int) -> None:
+    for start in range(0, len(x), size):
+        head.update(x[start : start + size], names(y[start : start + size]))
+
+
+def columns(head: Prototypes | LDA | Ridge, probes: Array) -> dict[str, Array]:
+    return dict(zip(head.classes, head.scores(probes).T, strict=True))
+
+
+def assert_columns(found: dict[str, Array], wanted: dict[str, Array]) -> None:
+    assert set(found) == set(wanted)
+    scale = max(np.abs(column).max() for column in wanted.values())
+    for name, column in wanted.items():
+        np.testing.assert_allclose(found[name], column, rtol=RTOL, atol=RTOL * scale)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=seeds, n=st.integers(1, 100), size=st.integers(1, 100))
+def test_prototypes_are_the_weighted_cosine(seed: int, n: int, size: int) -> None:
+    x, probes, y = data(seed, n)
+    head = Prototypes(sections=[4, 2], weights=[0.3, 0.1])
+    in_batches(head, x, y, size)
+
+    def cosine(a: Array, b: Array) -> Array:
+        return np.asarray(a @ b / np.linalg.norm(a, axis=1) / np.linalg.norm(b))
+
+    wanted = {}
+    for label in np.unique(y):
+        mean = x[y == label].mean(axis=0)
+        wanted[str(label)] = 0.3 * cosine(probes[:, :4], mean[:4]) + 0.1 * cosine(probes[:, 4:], mean[4:])
+    assert_columns(columns(head, probes), wanted)
+
+
+def test_a_section_of_zeros_has_cosine_zero() -> None:
+    head = Prototypes(sections=[2, 2])
+    head.update(np.array([[0.0, 0, 1, 0], [1, 0, 0, 0]]), ["a", "b"])
+    np.testing.assert_array_equal(head.scores(np.array([[3.0, 0, 5, 0], [0, 0, 0, 0]])), [[1, 1], [0, 0]])
+
+
+def lda_scores(
+    x: Array, y: NDArray[np.int64], probes: Array, shrinkage: float, gone: tuple[int, ...]
+) -> dict[str, Array]:
+    means = {label: x[y == label].mean(axis=0) for label in np.unique(y)}
+    centred = x - np.stack([means[label] for label in y])
+    covariance = centred.T @ centred / len(x)
+    width = x.shape[1]
+    covariance = (1 - shrinkage) * covariance + shrinkage * np.trace(covariance) / width * np.eye(width)
+    precision = np.linalg.inv(covariance) if np.trace(covariance) > 1e-20 else np.eye(width)
+    return {
+        str(label): probes @ precision @ mean - mean @ precision @ mean / 2
+        for label, mean in means.items()
+        if label not in gone
+    }
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=seeds, n=st.integers(1, 150), size=st.integers(1, 100), shrinkage=st.sampled_from([1e-3, 1e-2, 1.0])
+)
+def test_lda_is_the_batch_solution(seed: int, n: int, size: int, shrinkage: float) -> None:
+    x, probes, y = data(seed, n)
+    head = LDA(shrinkage)
+    in_batches(head, x, y, size)
+    assert_columns(columns(head, probes), lda_scores(x, y, probes, shrinkage, ()))
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=seeds, n=st.integers(8, 100))
+def test_lda_keeps_the_scatter_of_a_removed_class(seed: int, n: int) -> None:
+    x, probes, y = data(seed, n)
+    head = LDA()
+    head.update(x, names(y))
+    head.remove("2")
+    assert_columns(columns(head, probes), lda_scores(x, y, probes, 1e-2, gone=(2,)))
+
+
+@pytest.mark.parametrize("copies", [1, 7])
+def test_lda_without_scatter_is_nearest_mean(copies: int) -> None:
+    x, probes, _ = data(0, 4)
+    head = LDA()
+    for row, name in zip(x, "abcd", strict=True):
+        head.update(np.repeat(row[None], copies, axis=0), [name] * copies)
+    nearest = ((probes[:, None] - x) ** 2).sum(axis=2).argmin(axis=1)
+    assert head.predict(probes) == ["abcd"[number] for number in nearest]
+    np.testing.assert_allclose(head.scores(probes), probes @ x.T - (x**2).sum(axis=1) / 2, rtol=RTOL)
+
+
+def test_lda_is_exact_far_from_the_origin() -> None:
+    x, probes, y = data(1, 120)
+    near, far = LDA(), LDA()
+    in_batches(near, x, y, 7)
+    in_batches(far, x + 1e5, y, 7)
+    near_scatter, far_scatter = near.state().arrays["scatter"], far.state().arrays["scatter"]
+    np.testing.assert_allclose(far_scatter, near_scatter, atol=1e-6 * np.abs(near_scatter).max())
+    assert far.predict(probes + 1e5) == near.predict(probes)
+
+
+def hidden(x: Array, projection: int | None, seed: int) -> Array:
+    if projection is None:
+        return x
+    random = np.random.RandomState(seed).standard_normal((x.shape[1], projection))
+    return np.asarray(np.maximum(x @ random, 0))
+
+
+def one_hot(y: NDArray[np.int64], classes: NDArray[np.int64], gone: tuple[int, ...] = ()) -> Array:
+    keep = [label for label in classes if label not in gone]
+    return np.asarray(y[:, None] == keep, dtype=float)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=seeds,
+    n=st.integers(8, 150),
+    size=st.integers(1, 100),
+    projection=st.sampled_from([None, 20]),
+    gone=st.sampled_from([(), (1,), (0, 3)]),
+)
+def test_ridge_is_the_batch_solution(
+    seed: int, n: int, size: int, projection: int | None, gone: tuple[int, ...]
+) -> None:
+    x, probes, y = data(seed, n)
+    head = Ridge(regularisation=0.03, projection=projection, seed=seed)
+    in_batches(head, x, y, size)
+    for label in gone:
+        head.remove(str(label))
+    h, hp, classes = hidden(x, projection, seed), hidden(probes, projection, seed), np.unique(y)
+    strength = 0.03 * (h**2).sum() / h.shape[1]
+    # As an ordinary least squares problem with extra rows, which never forms G.
+    rows = np.concatenate([h, np.sqrt(strength) * np.eye(h.shape[1])])
+    targets = np.concatenate([one_hot(y, classes, gone), np.zeros((h.shape[1], len(classes) - len(gone)))])
+    weights = np.linalg.lstsq(rows, targets, rcond=None)[0]
+    kept = [str(label) for label in classes if label not in gone]
+    assert_columns(columns(head, probes), dict(zip(kept, (hp @ weights).T, strict=True)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=seeds,
+    n=st.integers(8, 60),
+    projection=st.sampled_from([None, 30]),
+    gone=st.sampled_from([(), (1,)]),
+)
+def test_gcv_chooses_what_the_hat_matrix_says(
+    seed: int, n: int, projection: int | None, gone: tuple[int, ...]
+) -> None:
+    x, probes, y = data(seed, n)
+    head = Ridge(projection=projection, seed=7)
+    head.update(x, names(y))
+    for label in gone:
+        head.remove(str(label))
+    h, classes = hidden(x, projection, 7), np.unique(y)
+    targets = one_hot(y, classes, gone)
+    best: dict[float, Array] = {}
+    left, values, _ = np.linalg.svd(h, full_matrices=True)
+    for step in range(-24, 13):
+        strength = 10 ** (step / 4) * (h**2).sum() / h.shape[1]
+        # I - hat matrix, in the form that stays accurate where it is nearly zero.
+        shrink = np.ones(n)
+        shrink[: len(values)] = strength / (values**2 + strength)
+        error = n * ((shrink[:, None] * (left.T @ targets)) ** 2).sum() / shrink.sum() ** 2
+        best[float(error)] = np.linalg.solve(h.T @ h + strength * np.eye(h.shape[1]), h.T @ targets)
+    scores = hidden(probes, projection, 7) @ best[min(best)]
+    # Two neighbours on the grid may be equally good; every near-best one is right.
+    close = [
+        hidden(probes, projection, 7) @ w for error, w in best.items() if error <= min(best) * (1 + 1e-4)
+    ]
+    kept = [str(label) for label in classes if label not in gone]
+    found = np.stack([columns(head, probes)[name] for name in kept], axis=1)
+    scale = np.abs(scores).max()
+    assert min(np.abs(found - wanted).max() for wanted in close) <= 1e-7 * scale
+
+
+@pytest.mark.parametrize("seed", [2, 7])
+def test_gcv_with_far_more_features_than_samples(seed: int) -> None:
+    """In the kernel form, where nothing cancels."""
+    random = np.random.default_rng(seed)
+    x, probes = random.normal(size=(5, 6)), random.normal(size=(9, 6))
+    head = Ridge(projection=400)
+    head.update(x, list("aabbc"))
+    h, targets = hidden(x, 400, 0), np.array([[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 1]])
+    kernel = h @ h.T
+    values, vectors = np.linalg.eigh(kernel)
+    grid = np.trace(kernel) / 400 * 10 ** (np.arange(-24, 13) / 4)
+    left = grid[:, None] / (values + grid[:, None])
+    errors = (left**2 @ ((vectors.T @ targets) ** 2).sum(axis=1)) / left.sum(axis=1) ** 2
+    strength = grid[errors <= errors.min() * (1 + 1e-6)].max()
+    wanted = hidden(probes, 400, 0) @ h.T @ np.linalg.solve(kernel + strength * np.eye(5), targets)
+    np.testing.assert_allclose(head.scores(probes), wanted, rtol=1e-6, atol=1e-8)
+
+
+def test_gcv_regularises_noise_and_trusts_signal() -> None:
+    random = np.random.default_rng(0)
+    x = random.normal(size=(60, 40))
+    probes = random.normal(size=(500, 40))
+    noise = Ridge()
+    noise.update(x, names(random.integers(2, size=60)))
+    signal = Ridge()
+    signal.update(np.where(x > 0, 1.0, -1.0), names((x[:, 0] > 0).astype(int)))
+    assert np.abs(noise.scores(probes)).max() < 0.5
+    assert (
+        np.mean(
+            np.array(signal.predict(np.where(probes > 0, 1.0, -1.0))) == names((probes[:, 0] > 0).astype(int))
+        )
+        > 0.95
+    )
+
+
+def test_features_of_zeros_score_zero() -> None:
+    for head in (Ridge(), Ridge(regularisation=1.0), Ridge(projection=8)):
+        head.update(np.zeros((3, 4)), ["a", "b", "a"])
+        np.testing.assert_array_equal(head.scores(np.ones((2, 4))), np.zeros((2, 2)))
+
+
+@pytest.fixture
+def released() -> dict[str, Array]:
+    """Numbers from running the authors' code; see the .md beside the file."""
+    with np.load(Path(__file__).parent / "data" / "heads_released.npz") as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def learned_by_task(released: dict[str, Array], head: Prototypes | LDA | Ridge) -> list[Array]:
+    """Scores for the test rows after each task, with the classes in columns."""
+    scores = []
+    for task in range(3):
+        rows = released["train_task"] == task
+        in_batches(head, released["train_features"][rows], released["train_labels"][rows], 11)
+        order = [head.classes.index(str(label)) for label in range(3 * task + 3)]
+        scores.append(head.scores(released["test_features"])[:, order])
+    return scores
+
+
+def test_prototypes_equal_the_released_ones(released: dict[str, Array]) -> None:
+    for task, scores in enumerate(learned_by_task(released, Prototypes())):
+        wanted = released["cosine_scores_after_task"][task][:, : scores.shape[1]]
+        np.testing.assert_allclose(scores, wanted, rtol=RTOL, atol=1e-12)
+
+
+def test_lda_has_the_pooled_covariance(released: dict[str, Array]) -> None:
+    head = LDA()
+    learned_by_task(released, head)
+    wanted = released["batch_lda_pooled_covariance_after_task"][-1]
+    packed = head.state().arrays["scatter"] / len(released["train_labels"])
+    np.testing.assert_allclose(packed, wanted[np.tril_indices(24)], rtol=RTOL, atol=1e-12)
+
+
+@pytest.mark.parametrize("task", [0, 1, 2])
+def test_ridge_equals_the_released_one(released: dict[str, Array], task: int) -> None:
+    seen = released["train_features"][released["train_task"] <= task].astype(np.float64)
+    strength = released["ridge_lambda_after_task"][task]
+    scores = learned_by_task(released, Ridge(regularisation=float(strength * 24 / (seen**2).sum())))[task]
+    wanted = released["ridge_scores_after_task"][task][:, : scores.shape[1]]
+    np.testing.assert_allclose(scores, wanted, rtol=RTOL, atol=1e-10)
