@@ -1,6 +1,6 @@
 """What runs on the device in the quick start: numpy and onnxruntime, no torch.
 
-    python examples/on_device.py runs/quickstart
+python examples/on_device.py runs/quickstart
 """
 
 import sys
@@ -32,7 +32,11 @@ def main(run: Path) -> None:
 
 
 def report(
-    when: str, edge: EdgeLearner, images: NDArray[np.uint8], labels: NDArray[np.str_], is_old: NDArray[np.bool_]
+    when: str,
+    edge: EdgeLearner,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.str_],
+    is_old: NDArray[np.bool_],
 ) -> None:
     right = np.array(edge.predict(images).labels) == labels
     print(f"{when:28}{right[is_old].mean():12.1%}{right[~is_old].mean():12.1%}")

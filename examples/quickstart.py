@@ -39,11 +39,9 @@ def main() -> None:
 
     print("\n2. Export one static graph, and verify it against torch\n")
     manifest = learner.export(RUN / "bundle")
-    size = (RUN / "bundle" / "features.onnx").stat().st_size
-    print(
-        f"features.onnx: {size / 1e6:.1f} MB; features differ by at most "
-        f"{manifest.parity['max_abs_difference']:.1e}, {manifest.parity['top1_agreement']:.0%} of classes agree"
-    )
+    size = (RUN / "bundle" / "features.onnx").stat().st_size / 1e6
+    difference, agreement = manifest.parity["max_abs_difference"], manifest.parity["top1_agreement"]
+    print(f"features.onnx: {size:.1f} MB; features within {difference:.1e}, {agreement:.0%} of classes agree")
 
     print(f"\n3. On the device, in a process without torch: learn {' and '.join(held_back)}\n", flush=True)
     for name, images in (("learn", train.of_classes(held_back)), ("test", test)):

@@ -1,6 +1,8 @@
 """Backbones: timm models by name, local weights, and the bundled ViT."""
 
+import difflib
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
@@ -81,7 +83,7 @@ class Backbone(nn.Module):
         self.input = InputSpec(
             height=height,
             width=width,
-            resize=int(min(height, width) / data["crop_pct"]),
+            resize=int(max(height, width) / data["crop_pct"]),
             interpolation=data["interpolation"],
         )
         self.register_buffer("mean", torch.tensor(data["mean"]).view(1, 3, 1, 1), persistent=False)
@@ -181,12 +183,20 @@ def load_backbone(name: str = BUNDLED, *, weights: str | Path = "pretrained", **
     Args:
         name: ``"everlearn_vit_tiny_p8_64"``, which comes with the package, or any timm model.
         weights: ``"pretrained"``, ``"random"``, or the path of a ``.safetensors`` file.
-        options: keyword arguments for the timm model, e.g. ``img_size=64``.
+        options: keyword arguments for the timm model, e.g. ``img_size=64``; plain values, so that
+            a saved learner can write them down.
 
     Raises:
-        ValueError: for a name that timm does not know, and for weights that are missing,
-            unreadable, or of another model.
+        ValueError: for a name that timm does not know, for options that are no plain values, and
+            for weights that are missing, unreadable, or of another model.
     """
+    try:
+        json.dumps(options)
+    except TypeError as error:
+        raise ValueError(
+            f"options must be plain values ({error}); for others make the model with timm, and pass "
+            "Backbone(model)"
+        ) from error
     spec = BackboneSpec(name, str(weights), options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # random weights are the same ones at every load
@@ -195,9 +205,15 @@ def load_backbone(name: str = BUNDLED, *, weights: str | Path = "pretrained", **
             model.pretrained_cfg = _BUNDLED_INPUT
         elif timm.is_model(name):
             from_hub = spec.weights == "pretrained"
-            model = timm.create_model(name, pretrained=from_hub, num_classes=0, **options)
+            try:
+                model = timm.create_model(name, pretrained=from_hub, num_classes=0, **options)
+            except (RuntimeError, OSError) as error:
+                raise ValueError(
+                    f"backbone {name!r} cannot be made with weights={spec.weights!r}: {error}; check the "
+                    "name, or pass weights='random' or the path of a .safetensors file"
+                ) from error
         else:
-            close = timm.list_models(f"*{name.split('.')[0]}*")[:5]
+            close = _close(name)
             hint = f"; did you mean one of {close}?" if close else ""
             raise ValueError(
                 f"no backbone is named {name!r}; take {BUNDLED!r} or a name from timm.list_models(){hint}"
@@ -230,6 +246,14 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         )
     # A checkpoint's classifier is left out: the backbone has none.
     model.load_state_dict({name: stored[name].to(own[name].dtype) for name in own})
+
+
+def _close(name: str) -> list[str]:
+    """Names that an incomplete or a mistyped one may have been meant for."""
+    wanted = name.split(".")[0]
+    known = [BUNDLED, *timm.list_models()]
+    longer = [other for other in known if other.startswith(wanted)]
+    return longer[:5] or difflib.get_close_matches(wanted, known, 5)
 
 
 def _image_size(model: nn.Module, data: dict[str, Any]) -> tuple[int, int]:

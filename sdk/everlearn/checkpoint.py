@@ -101,7 +101,7 @@ def load(
                 f"{path} was saved with a method of the caller's own, {name}; pass an instance as method="
             )
         method = getattr(methods, name)(**settings["method"]["config"])
-    head, augmentation = settings["head"], settings["augmentation"]
+    head = settings["head"]
     learner = learner_class(
         backbone,
         method,
@@ -114,7 +114,7 @@ def load(
             )
         ),
         **settings["training"],
-        augmentation=Augmentation(**augmentation) if augmentation else None,
+        augmentation=_augmentation(settings["augmentation"]),
         seed=settings["seed"],
         precision=settings["precision"],
         **options,
@@ -152,6 +152,13 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"format {FORMAT}: pip install --upgrade everlearn"
         )
     return settings, tensors
+
+
+def _augmentation(stored: dict[str, Any] | None) -> Augmentation | None:
+    if stored is None:
+        return None
+    # JSON has no tuples, and with lists it would not equal the one that was saved.
+    return Augmentation(tuple(stored["scale"]), tuple(stored["ratio"]), stored["flip"])
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

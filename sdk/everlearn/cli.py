@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("data", metavar="DATA", help="a folder of class folders, a .npz file, or 'digits'")
     train.add_argument("--out", metavar="RUN", required=True, help="folder for the learner")
     train.add_argument("--backbone", default=BUNDLED, help="any timm model; default %(default)s")
-    train.add_argument("--weights", default="pretrained", help="'pretrained', 'random' or a .safetensors file")
+    train.add_argument("--weights", default="pretrained", help="'pretrained', 'random' or a .safetensors")
     train.add_argument("--method", choices=methods.__all__, default="NTKCL")
     train.add_argument("--head", choices=list(HEADS), help="default: the method's own")
     train.add_argument("--classes-per-task", type=int, metavar="N", help="default: enough for five tasks")
@@ -85,11 +85,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    if arguments.seed < 0:
+        raise ValueError(f"--seed is {arguments.seed}; give a whole number of at least 0")
     train, test = load(arguments.data, arguments.seed)
-    per_task = arguments.classes_per_task or max(1, -(-len(train.classes) // 5))
+    per_task = arguments.classes_per_task
+    if per_task is None:
+        per_task = -(-len(train.classes) // 5)
     stream = ClassIncremental(train, test, per_task, seed=arguments.seed)
     if (Path(arguments.out) / FILE).is_file():
         learner = Learner.load(arguments.out, device=arguments.device, workers=arguments.workers)
+        settings = vars(learner.training) | {"seed": learner.seed}
+        for name in ("epochs", "batch_size", "lr", "seed"):
+            asked = getattr(arguments, name)
+            if asked not in (None, settings[name]):
+                raise ValueError(
+                    f"{arguments.out} was begun with {name} {settings[name]}, not {asked}; "
+                    "go on with the same, or give another --out"
+                )
         print(f"{arguments.out} has {len(learner.tasks)} of {len(stream)} tasks; going on with its settings")
     else:
         learner = Learner(
@@ -114,8 +126,9 @@ def _export(arguments: argparse.Namespace) -> None:
     manifest = learner.export(arguments.out, images=images, overwrite=arguments.overwrite)
     parity = manifest.parity
     print(
-        f"{arguments.out}: {len(manifest.classes)} classes; on {parity['images']} images features differ from "
-        f"torch by at most {parity['max_abs_difference']:.1e}, {parity['top1_agreement']:.0%} of classes agree"
+        f"{arguments.out}: {len(manifest.classes)} classes; on {parity['images']} images features differ "
+        f"from torch by at most {parity['max_abs_difference']:.1e}, {parity['top1_agreement']:.0%} of "
+        "classes agree"
     )
 
 

@@ -93,7 +93,7 @@ class Learner:
         )
         self.augmentation = augmentation
         self.seed = seed
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = _device(device)
         self.precision = precision
         self.workers = workers
         self.progress = progress
@@ -117,7 +117,8 @@ class Learner:
     def fit(self, data: object, *, checkpoint: str | Path | None = None) -> "Learner":
         """Learn a task: images of any classes, new and old ones alike.
 
-        Whatever stops it, this learner is then as it was before the call.
+        Whatever stops it, this learner is then as it was before the call; only when writing the
+        last checkpoint fails has it learned the task, and `save` can be called again.
 
         Args:
             data: anything that `as_images` takes.
@@ -135,7 +136,8 @@ class Learner:
                 f"this learner stopped after epoch {self.unfinished.epochs} of a task with other images, or "
                 "the same in another order; call fit with that task's data to finish it"
             )
-        before = copy.deepcopy(self.method, {id(self.backbone): self.backbone}), self.unfinished
+        keep: dict[int, Any] = {id(self.backbone): self.backbone}  # frozen, so no copy is needed
+        before = *copy.deepcopy((self.method, self.head), keep), self.unfinished
         try:
             if self.unfinished is None:
                 self.begin_task(images.classes)
@@ -146,7 +148,7 @@ class Learner:
             self.method.end_task(self._on_device(batches))
             self.head.update(self.features(images), images.labels)
         except BaseException:
-            self.method, self.unfinished = before
+            self.method, self.head, self.unfinished = before
             raise
         self.tasks.append(images.classes)
         self.unfinished = None
@@ -169,12 +171,14 @@ class Learner:
         record = None if checkpoint is None else Path(checkpoint) / "accuracy.json"
         matrix = AccuracyMatrix()
         if self.tasks and record is not None and record.is_file():
-            matrix = AccuracyMatrix.from_dict(json.loads(record.read_text()))
+            recorded = AccuracyMatrix.from_dict(json.loads(record.read_text()))
+            if len(recorded) <= len(self.tasks):  # otherwise of a run that this one replaced
+                matrix = recorded
         for task, done in zip(stream, self.tasks, strict=False):
             if set(task.classes) != set(done):
                 raise ValueError(
-                    f"task {task.index + 1} of the stream has the classes {', '.join(sorted(task.classes))}, but "
-                    f"this learner learned {', '.join(sorted(done))} there; give the stream it began with"
+                    f"task {task.index + 1} of the stream has the classes {', '.join(sorted(task.classes))}, "
+                    f"but this learner learned {', '.join(sorted(done))} there; give the stream it began with"
                 )
         for task in stream:
             if task.index == len(self.tasks):
@@ -242,7 +246,7 @@ class Learner:
             std=self.backbone.std.flatten().tolist(),
             sections=self.method.sections,
             images=pixels,
-            training=self.record(),
+            training=self.record() | {"backbone": self.backbone.name},
             overwrite=overwrite,
         )
 
@@ -305,7 +309,8 @@ class Learner:
         first = 0
         if self.unfinished is not None:
             first = self.unfinished.epochs
-            for parameter, buffer in zip(parameters, self.unfinished.momentum, strict=True):
+            # Without momentum there are no buffers.
+            for parameter, buffer in zip(parameters, self.unfinished.momentum, strict=setting.momentum > 0):
                 optimizer.state[parameter]["momentum_buffer"] = buffer.clone()
         for epoch in range(first, setting.epochs):
             for group in optimizer.param_groups:
@@ -326,8 +331,9 @@ class Learner:
                     bar.set_postfix(self._step(optimizer, batch, target), refresh=False)
             self.method.eval()
             if checkpoint is not None and epoch + 1 < setting.epochs:
-                buffers = (optimizer.state[parameter]["momentum_buffer"] for parameter in parameters)
-                self.unfinished = Unfinished(images.classes, labels, epoch + 1, tuple(buffers))
+                states = [optimizer.state[parameter] for parameter in parameters] if setting.momentum else []
+                buffers = tuple(state["momentum_buffer"] for state in states)
+                self.unfinished = Unfinished(images.classes, labels, epoch + 1, buffers)
                 self.save(checkpoint)
 
     def _step(self, optimizer: torch.optim.Optimizer, images: Tensor, targets: Tensor) -> dict[str, str]:
@@ -335,7 +341,7 @@ class Learner:
             terms = self.method.loss(images, targets)
         total = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(total):
-            values = ", ".join(f"{name} {float(value):.3g}" for name, value in terms.items())
+            values = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
             raise FloatingPointError(f"the loss is no longer finite ({values}); lower lr={self.training.lr}")
         optimizer.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]
@@ -376,3 +382,17 @@ class Learner:
             seed = np.random.SeedSequence([self.seed, *key]).generate_state(1, np.uint64)[0]
             torch.manual_seed(int(seed))
             yield
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # the latter by a torch built without CUDA
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device={device!r} cannot be used here ({reason}); leave it out, or take 'cpu'"
+        ) from error
+    return chosen

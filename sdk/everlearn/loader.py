@@ -5,6 +5,7 @@ an epoch is the same whether or not another one ran before it.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ class _Views(Dataset[tuple[Tensor, Tensor]]):
         if self.augmentation is None:
             pixels = prepare(image, self.spec)
         else:
-            rng = np.random.default_rng([*self.key, index])
+            rng = np.random.default_rng([*self.key, index + 1])  # 0 would be the shuffle's own stream
             pixels = np.asarray(self.augmentation(image, (self.spec.height, self.spec.width), rng))
         # A copy: torch wants memory that may be written to.
         return torch.from_numpy(pixels.copy()), torch.tensor(self.targets[index])
@@ -66,7 +67,7 @@ def train_batches(
     """
     order = np.random.default_rng(list(key)).permutation(len(images)).tolist()
     views = _Views(images, targets, spec, augmentation, key)
-    return DataLoader(views, batch_size=batch_size, sampler=order, num_workers=workers)
+    return _loader(views, batch_size, workers, sampler=order)
 
 
 def plain_batches(
@@ -82,4 +83,11 @@ def plain_batches(
     Without targets, each image's target is its position.
     """
     numbers = range(len(images)) if targets is None else targets
-    return DataLoader(_Views(images, numbers, spec), batch_size=batch_size, num_workers=workers)
+    return _loader(_Views(images, numbers, spec), batch_size, workers)
+
+
+def _loader(views: _Views, batch_size: int, workers: int, **options: Any) -> Batches:
+    # A generator of its own: otherwise every pass takes a number from the caller's random state.
+    return DataLoader(
+        views, batch_size=batch_size, num_workers=workers, generator=torch.Generator(), **options
+    )

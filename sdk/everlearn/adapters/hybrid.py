@@ -9,7 +9,9 @@ class Hybrid(nn.Module):
 
     The sections of a view (PTM, pre, cur) are the tokens of the attention, so that it has
     something to choose from. (In the authors' code the whole view is one token; its softmax is
-    1, and queries and keys never learn.)
+    1, and queries and keys never learn.) The values start at zero, so that a fresh fusion adds
+    nothing to the views: a random map, which the old prototypes would have to follow as it
+    trains, cost more than it gave.
 
     Args:
         width: section width d; a multiple of ``heads``.
@@ -30,6 +32,8 @@ class Hybrid(nn.Module):
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
+        nn.init.zeros_(self.value.weight)
+        nn.init.zeros_(self.value.bias)
 
     def forward(self, channel: Tensor, patch: Tensor) -> Tensor:
         """Fuse the views z_c and z_p, (B, S, d) each, into z_m (B, S, d)."""

@@ -113,7 +113,9 @@ class Method(nn.Module):
 
     def config(self) -> dict[str, Any]:
         """Give the constructor's arguments, to write them down."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        parameters = inspect.signature(type(self)).parameters.values()
+        # Keyword-only: a method without a constructor has nn.Module's, with *args and **kwargs.
+        return {one.name: getattr(self, one.name) for one in parameters if one.kind is one.KEYWORD_ONLY}
 
     def trainable(self) -> list[nn.Parameter]:
         """Give the parameters that the optimizer moves."""

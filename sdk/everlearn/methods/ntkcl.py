@@ -13,7 +13,7 @@ from everlearn.adapters.hybrid import Hybrid
 from everlearn.adapters.prompt import PromptGenerator, insert, strip
 from everlearn.backbones import Backbone, attend, feed_forward
 from everlearn.methods.base import CosineClassifier, Method, TaskInfo, Training
-from everlearn_runtime.heads import Head, Prototypes
+from everlearn_runtime.heads import LDA, Head, Prototypes
 
 
 class NTKCL(Method):
@@ -30,8 +30,14 @@ class NTKCL(Method):
     the squared distance of the weights from those before the task.
 
     Args:
+        view: what the head sees. ``"hybrid"`` is z_m, as in the paper. ``"averaged"`` is the
+            channel view's section under the averaged adapters: one pass over the backbone, and
+            features that move less from task to task than those of ``cur``, which is what heads
+            with second-order statistics (LDA, ridge) need. Training is the same, but for L_dis
+            and L_orth, which then compare the sections of ``cur`` with the old prototypes.
         ptm: put the frozen backbone's own features in front, as a third section.
         hidden: width of the bottlenecks.
+        scale: constant factor of the bottlenecks' output (the paper takes 0.1).
         prompts: prompts in a block.
         dropout: of bottlenecks and fusion.
         heads: attention heads of the fusion.
@@ -52,8 +58,10 @@ class NTKCL(Method):
     def __init__(
         self,
         *,
+        view: str = "hybrid",
         ptm: bool = False,
         hidden: int = 16,
+        scale: float = 0.1,
         prompts: int = 10,
         dropout: float = 0.1,
         heads: int = 8,
@@ -64,8 +72,12 @@ class NTKCL(Method):
         rank: int = 40,
     ) -> None:
         super().__init__()
+        if view not in ("hybrid", "averaged"):
+            raise ValueError(f"view must be 'hybrid' or 'averaged', got {view!r}")
+        self.view = view
         self.ptm = ptm
         self.hidden = hidden
+        self.scale = scale
         self.prompts = prompts
         self.dropout = dropout
         self.heads = heads
@@ -82,7 +94,8 @@ class NTKCL(Method):
         self.cur = nn.ModuleDict(
             {
                 "channel": nn.ModuleList(
-                    Bottleneck(width, hidden=self.hidden, dropout=self.dropout) for _ in blocks
+                    Bottleneck(width, hidden=self.hidden, dropout=self.dropout, scale=self.scale)
+                    for _ in blocks
                 ),
                 "patch": nn.ModuleList(PromptGenerator(tokens, width, prompts=self.prompts) for _ in blocks),
             }
@@ -94,11 +107,17 @@ class NTKCL(Method):
 
     @property
     def sections(self) -> tuple[int, ...]:
-        """[PTM], pre and cur."""
-        return (self.backbone.width,) * (3 if self.ptm else 2)
+        """[PTM], pre and cur of the hybrid view, or the one section of the averaged view."""
+        return (self.backbone.width,) * (1 if self.view == "averaged" else self._view_sections)
+
+    @property
+    def _view_sections(self) -> int:
+        return 3 if self.ptm else 2
 
     def head(self) -> Head:
-        """Prototypes under a section-weighted cosine: PTM 1.0, pre 0.3, cur 0.1."""
+        """Prototypes under a section-weighted cosine, PTM 1.0, pre 0.3, cur 0.1; LDA on one section."""
+        if self.view == "averaged":
+            return LDA()
         return Prototypes(self.sections, self.section_weights[-len(self.sections) :])
 
     def train(self, mode: bool = True) -> "NTKCL":
@@ -112,7 +131,8 @@ class NTKCL(Method):
         """Make the task's classifier; take down the weights and the old prototypes."""
         device = self.backbone.mean.device
         self.tasks = task.index
-        self.classifier = CosineClassifier(sum(self.sections), len(task.classes)).to(device)
+        width = self._view_sections * self.backbone.width
+        self.classifier = CosineClassifier(width, len(task.classes)).to(device)
         self.anchor = nn.ModuleList(copy.deepcopy([self.cur, self.hybrid])).requires_grad_(False)
         self.old = F.normalize(task.prototypes.to(device), dim=1)
         _, singular, directions = torch.linalg.svd(self.old, full_matrices=False)
@@ -121,14 +141,19 @@ class NTKCL(Method):
     def loss(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Cross-entropy of the three views, L_dis, L_orth and L_reg, each weighted."""
         assert self.classifier is not None
-        channel, patch, hybrid = self.views(images)
-        terms = {
-            f"ce_{name}": F.cross_entropy(self.classifier(view), targets)
-            for name, view in (("channel", channel), ("patch", patch), ("hybrid", hybrid))
-        }
-        terms["dissimilarity"] = self.dissimilarity * self._dissimilarity(hybrid, targets)
-        terms["orthogonality"] = self.orthogonality * (self._overlap(channel) + self._overlap(patch))
-        terms["regularisation"] = self.regularisation * self._distance()
+        views = dict(zip(("channel", "patch", "hybrid"), self.views(images), strict=True))
+        with torch.autocast(images.device.type, enabled=False):  # logarithms of sums want all bits
+            views = {name: view.float() for name, view in views.items()}
+            terms = {
+                f"ce_{name}": F.cross_entropy(self.classifier(view), targets) for name, view in views.items()
+            }
+            # What old prototypes can be compared with: a whole view, or the section of cur, its last.
+            like_old = {name: view[:, -sum(self.sections) :] for name, view in views.items()}
+            seen = like_old["hybrid" if self.view == "hybrid" else "channel"]
+            overlap = self._overlap(like_old["channel"]) + self._overlap(like_old["patch"])
+            terms["dissimilarity"] = self.dissimilarity * self._dissimilarity(seen, targets)
+            terms["orthogonality"] = self.orthogonality * overlap
+            terms["regularisation"] = self.regularisation * self._distance()
         return terms
 
     def end_task(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
@@ -140,7 +165,9 @@ class NTKCL(Method):
         del self.old, self.occupied
 
     def features(self, images: Tensor) -> Tensor:
-        """Hybrid view z_m, (B, F)."""
+        """Hybrid view z_m, or the averaged view, (B, F)."""
+        if self.view == "averaged":
+            return self._channel_section(self._first(images), self.pre["channel"])
         return self.views(images)[2]
 
     def deployable(self) -> nn.Module:
@@ -153,8 +180,7 @@ class NTKCL(Method):
 
     def views(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Give z_c, z_p and z_m, (B, F) each, of normalised images (B, 3, H, W)."""
-        first, *_ = self.backbone.blocks()
-        tokens = attend(first, self.backbone.embed(images))  # before any adapter: the same for all
+        tokens = self._first(images)
         with torch.no_grad():
             shared = [self.backbone.features(images)] if self.ptm else []
             pre_channel = self._channel_section(tokens, self.pre["channel"])
@@ -163,6 +189,11 @@ class NTKCL(Method):
         patch = torch.stack([*shared, pre_patch, self._patch_section(tokens, self.cur["patch"])], 1)
         hybrid: Tensor = self.hybrid(channel, patch)
         return channel.flatten(1), patch.flatten(1), hybrid.flatten(1)
+
+    def _first(self, images: Tensor) -> Tensor:
+        """Tokens after the first attention, before any adapter: the same for all branches."""
+        first, *_ = self.backbone.blocks()
+        return attend(first, self.backbone.embed(images))
 
     def _channel_section(self, tokens: Tensor, adapters: nn.Module) -> Tensor:
         """Features of the branch with bottlenecks, from the tokens after the first attention."""
@@ -195,7 +226,9 @@ class NTKCL(Method):
         unit = F.normalize(features, dim=1)
         similar = unit @ torch.cat([unit, self.old]).T / self.temperature
         itself = F.pad(torch.eye(count, dtype=torch.bool, device=unit.device), (0, len(self.old)))
-        log_share = similar - similar.masked_fill(itself, -torch.inf).logsumexp(1, keepdim=True)
+        log_share = similar - similar.masked_fill(itself, torch.finfo(similar.dtype).min).logsumexp(
+            1, keepdim=True
+        )
         positive = (targets[:, None] == targets[None]) & ~itself[:, :count]
         pairs = positive.sum(1)
         per_anchor: Tensor = -(log_share[:, :count] * positive).sum(1) / pairs.clamp(min=1)

@@ -1,0 +1,95 @@
+"""Tiny backbones, and images that a tiny backbone can tell apart."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from everlearn import Backbone, Images, Learner, Method, arrays, load_backbone
+from everlearn_runtime import prepare
+
+SIDE = 32
+
+
+def vit(name: str = "vit_tiny_patch16_224", **options: Any) -> Backbone:
+    """A ViT of 2 blocks on 32 x 32 pixels with seeded random weights; a pass takes milliseconds."""
+    size: dict[str, Any] = {"img_size": SIDE, "patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 3}
+    return load_backbone(name, weights="random", **{**size, **options})
+
+
+def coloured(classes: Iterable[str], count: int = 6, seed: int = 0) -> Images:
+    """Images of each class, one after the other: noise around a pattern of colours of its own."""
+    images, labels = [], []
+    for name in classes:
+        pattern = np.random.default_rng(list(name.encode())).integers(40, 216, size=(2, 2, 3))
+        noise = np.random.default_rng([seed, *name.encode()]).integers(-30, 31, size=(count, SIDE, SIDE, 3))
+        images.append((pattern.repeat(16, axis=0).repeat(16, axis=1) + noise).astype(np.uint8))
+        labels += [name] * count
+    return arrays(np.concatenate(images), labels)
+
+
+def pixels(images: Images, learner: Learner | None = None) -> NDArray[np.uint8]:
+    """The images as one array, uint8 (N, H, W, 3); for a learner, as its graph takes them."""
+    if learner is None:
+        return np.stack([np.asarray(image) for image, _ in images])
+    return np.stack([prepare(image, learner.backbone.input) for image, _ in images])
+
+
+class Clock:
+    """Counts the images that are read, and interrupts when it comes to number ``stop``."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        self.stop = stop
+        self.reads = 0
+
+    def watch(self, images: Images) -> Images:
+        def load(index: int) -> Image.Image:
+            self.reads += 1
+            if self.reads == self.stop:
+                raise KeyboardInterrupt
+            return images[index][0]
+
+        return Images(images.labels, load)
+
+
+def make_learner(method: Method, **settings: Any) -> Learner:
+    """A learner on the tiny ViT that takes a task in a few steps."""
+    given: dict[str, Any] = {"backbone": vit(), "epochs": 2, "batch_size": 5, "lr": 0.05, "device": "cpu"}
+    given |= settings
+    return Learner(given.pop("backbone"), method, **given)
+
+
+def digests(tensors: dict[str, Tensor]) -> dict[str, str]:
+    """A short text for each tensor that differs when a bit does."""
+    return {name: _digest(value.detach().numpy()) for name, value in tensors.items()}
+
+
+def state(learner: Learner) -> dict[str, Any]:
+    """Everything that a learner has learned and is about to learn, to the bit."""
+    head = learner.head.state()
+    unfinished = learner.unfinished
+    return {
+        "record": learner.record(),
+        "method": digests(learner.method.learned()),
+        "trainable": len(learner.method.trainable()),
+        "training mode": learner.method.training,
+        "head": (head.kind, head.classes, head.options),
+        "statistics": {name: _digest(array) for name, array in head.arrays.items()},
+        "unfinished": unfinished and (unfinished.classes, unfinished.labels, unfinished.epochs),
+        "momentum": unfinished and [_digest(buffer.numpy()) for buffer in unfinished.momentum],
+    }
+
+
+def fit_all(learner: Learner, tasks: Sequence[object], **options: Any) -> Learner:
+    """Learn one task after another."""
+    for task in tasks:
+        learner.fit(task, **options)
+    return learner
+
+
+def _digest(array: NDArray[Any]) -> str:
+    return f"{array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"

@@ -1,0 +1,479 @@
+"""NTK-CL: what the paper says, in numbers."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from everlearn import NTKCL, Backbone, ClassIncremental, Prototypes
+from everlearn.adapters import Bottleneck, Hybrid
+from everlearn.methods.base import CosineClassifier, TaskInfo
+
+from .conftest import coloured, fit_all, make_learner, vit
+
+ORACLE = Path(__file__).parent / "data" / "oracles" / "ntkcl_released.npz"
+
+Array = NDArray[np.floating[Any]]
+
+
+def attached(backbone: Backbone | None = None, **options: Any) -> NTKCL:
+    """The method on a tiny ViT of three blocks, ready for its first task."""
+    method = NTKCL(**options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        method.attach(backbone or vit(depth=3))
+    begin(method)
+    return method.eval()
+
+
+def begin(method: NTKCL, classes: int = 2, old: Tensor | None = None, index: int = 0) -> None:
+    prototypes = torch.zeros(0, sum(method.sections)) if old is None else old
+    names = tuple(f"old {number}" for number in range(len(prototypes)))
+    method.begin_task(TaskInfo(index, tuple(map(str, range(classes))), names, prototypes))
+
+
+def stir(module: nn.Module, scale: float = 0.1, seed: int = 0) -> None:
+    """Move all of a module's parameters, so that nothing is at its start value any more."""
+    numbers = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=numbers))
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def backward(value: Tensor) -> None:
+    value.backward()  # type: ignore[no-untyped-call]
+
+
+def stirred(**options: Any) -> NTKCL:
+    method = attached(**options)
+    for seed, part in enumerate((method.cur, method.pre, method.hybrid)):
+        stir(part, seed=seed)
+    return method
+
+
+# Size and start
+
+
+def test_the_trainable_parameters_are_as_many_as_published() -> None:
+    with torch.device("meta"):  # shapes only: a ViT-B/16 for nothing
+        method = NTKCL()
+        method.attach(Backbone(VisionTransformer(num_classes=0)))
+        classifier = CosineClassifier(sum(method.sections), 10)
+
+    def size(module: nn.Module) -> int:
+        return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+    assert method.backbone.tokens == 197
+    assert size(method.cur["channel"]) == 304_320
+    assert size(method.cur["patch"]) == 42_192
+    assert size(classifier) == 15_361
+    assert size(method.hybrid) == 3 * (768 * 768 + 768)
+    assert size(method) == size(method.cur) + size(method.hybrid)
+    assert sum(parameter.numel() for parameter in method.pre.parameters()) == 304_320 + 42_192
+
+
+@pytest.mark.parametrize("ptm", [False, True])
+def test_a_fresh_channel_view_is_the_backbone_itself(ptm: bool) -> None:
+    method, images = attached(ptm=ptm), noise(3, 3, 32, 32)
+    with torch.no_grad():
+        channel, patch, _ = method.views(images)
+        expected = method.backbone.features(images)
+        for section in channel.reshape(3, -1, 48).unbind(1):
+            assert torch.equal(section, expected)
+        assert method.sections == (48,) * (3 if ptm else 2)
+        assert not torch.allclose(patch[:, -48:], expected, atol=1e-3)  # prompts are attended to
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2"])
+def test_with_one_block_no_prompt_reaches_the_features(name: str) -> None:
+    method, images = attached(vit(name, depth=1)), noise(3, 3, 32, 32)
+    stir(method.cur["patch"])
+    with torch.no_grad():
+        expected = method.backbone.features(images)
+        for section in method.views(images)[1].reshape(3, 2, 48).unbind(1):
+            torch.testing.assert_close(section, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "vit_medium_patch16_reg4_gap_256"])
+def test_registers_and_average_pooling_go_with_both_views(name: str) -> None:
+    backbone = vit(name, init_values=0.5)  # their own LayerScale silences a block that is not trained
+    learner = fit_all(make_learner(NTKCL(), backbone=backbone), [coloured("ab"), coloured("cd")])
+    assert learner.evaluate(coloured("abcd", seed=1)) == 1
+
+
+def test_a_width_that_the_heads_do_not_divide_is_refused() -> None:
+    with pytest.raises(ValueError, match="48 is no multiple of heads=7; pass heads that divide it"):
+        attached(heads=7)
+
+
+# The forward pass, against a plain one
+
+
+def layer_norm(x: Array, weight: Array, bias: Array) -> Array:
+    centred = x - x.mean(-1, keepdims=True)
+    normal: Array = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * weight + bias
+    return normal
+
+
+def numbers(module: nn.Module) -> dict[str, Array]:
+    return {name: value.detach().double().numpy() for name, value in module.state_dict().items()}
+
+
+def mlp(block: Any, tokens: Array) -> Array:
+    with torch.no_grad():
+        x = torch.from_numpy(tokens).float()
+        out: Array = block.ls2(block.mlp(block.norm2(x))).double().numpy()
+    return out
+
+
+def attention(block: Any, tokens: Array) -> Array:
+    with torch.no_grad():
+        x = torch.from_numpy(tokens).float()
+        out: Array = block.ls1(block.attn(block.norm1(x))).double().numpy()
+    return tokens + out
+
+
+def plain_channel_view(backbone: Backbone, adapters: nn.Module, images: Tensor) -> Array:
+    """S2: out = h + MLP(LN2 h) + 0.1 up(relu(down h)) with h = x + MSA(LN1 x), on all tokens."""
+    with torch.no_grad():
+        x: Array = backbone.embed(images).double().numpy()
+    for block, adapter in zip(backbone.blocks(), adapters.children(), strict=True):
+        h, w = attention(block, x), numbers(adapter)
+        hidden = np.maximum(h @ w["down.weight"].T + w["down.bias"], 0)
+        x = h + mlp(block, h) + 0.1 * (hidden @ w["up.weight"].T + w["up.bias"])
+    with torch.no_grad():
+        return np.asarray(backbone.pool(torch.from_numpy(x).float()).double().numpy())
+
+
+def plain_patch_view(backbone: Backbone, generators: nn.Module, images: Tensor, q: int = 10) -> Array:
+    """S1: strip the old prompts, p = LN(W base + b) + 0.1 p_old, u = [prefix, p, patches],
+    out = MLP(LN2 u) + h, in which the old prompts kept their slots (block 1: zeros)."""
+    at = backbone.prefix
+    with torch.no_grad():
+        x: Array = backbone.embed(images).double().numpy()
+    for number, (block, generator) in enumerate(zip(backbone.blocks(), generators.children(), strict=True)):
+        h, w = attention(block, x), numbers(generator)
+        if number == 0:
+            h = np.concatenate([h[:, :at], np.zeros((len(h), q, h.shape[2])), h[:, at:]], axis=1)
+        base = np.delete(h, np.s_[at : at + q], axis=1)
+        mixed = np.einsum("qn,bnd->bqd", w["mix.weight"], base) + w["mix.bias"][:, None]
+        prompts = layer_norm(mixed, w["norm.weight"], w["norm.bias"]) + 0.1 * h[:, at : at + q]
+        u = np.concatenate([base[:, :at], prompts, base[:, at:]], axis=1)
+        x = mlp(block, u) + h
+    x = np.delete(x, np.s_[at : at + q], axis=1)
+    with torch.no_grad():
+        return np.asarray(backbone.pool(torch.from_numpy(x).float()).double().numpy())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["vit_tiny_patch16_224", "vit_medium_patch16_reg4_gap_256", "deit_tiny_distilled_patch16_224"],
+)
+def test_both_views_follow_the_papers_order_of_operations(name: str) -> None:
+    options = {"init_values": 0.5} if "reg4" in name else {}
+    method, images = attached(vit(name, depth=3, **options)), noise(3, 3, 32, 32)
+    for seed, part in enumerate((method.cur, method.pre)):
+        stir(part, 0.3, seed)
+    backbone = method.backbone
+    with torch.no_grad():
+        channel, patch, _ = method.views(images)
+    expected = [plain_channel_view(backbone, part["channel"], images) for part in (method.pre, method.cur)]
+    np.testing.assert_allclose(channel, np.concatenate(expected, axis=1), atol=2e-5)
+    expected = [plain_patch_view(backbone, part["patch"], images) for part in (method.pre, method.cur)]
+    np.testing.assert_allclose(patch, np.concatenate(expected, axis=1), atol=2e-5)
+    assert np.abs(expected[0] - expected[1]).max() > 0.02
+
+
+@pytest.mark.parametrize("state", ["perturbed", "strong"])
+def test_both_views_equal_the_released_codes(state: str) -> None:
+    with np.load(ORACLE) as stored:
+        oracle = {name: stored[name] for name in stored.files}
+    model = VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=3, num_heads=3, num_classes=0)
+    weights = {n.split("/")[1]: torch.from_numpy(v) for n, v in oracle.items() if n.startswith("backbone/")}
+    model.load_state_dict(weights)
+    method = attached(Backbone(model))
+    names = {"channel": ("S2", ("down", "up")), "patch": ("S1", ("token_map", "norm"))}
+    for when, adapters in (("pre", method.pre), ("cur", method.cur)):
+        for view, (released, parts) in names.items():
+            for number, adapter in enumerate(adapters[view].children()):
+                values = {
+                    f"{part.replace('token_map', 'mix')}.{kind}": torch.from_numpy(
+                        oracle[f"adapter/{state}/{released}/{when}/{part}.{kind}"][number]
+                    )
+                    for part in parts
+                    for kind in ("weight", "bias")
+                }
+                adapter.load_state_dict(values)
+    with torch.no_grad():
+        channel, patch, _ = method.views(torch.from_numpy(oracle["images"]))
+    np.testing.assert_allclose(channel, oracle[f"features/{state}/z_c"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(patch, oracle[f"features/{state}/z_p"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("ptm", [False, True])
+def test_the_hybrid_view_is_attention_over_the_sections(ptm: bool) -> None:
+    method, images = stirred(ptm=ptm), noise(3, 3, 32, 32)
+    with torch.no_grad():
+        channel, patch, hybrid = (view.double().numpy() for view in method.views(images))
+    w, sections = numbers(method.hybrid), len(method.sections)
+    zc, zp = (view.reshape(3, sections, 48) for view in (channel, patch))
+    query = zp @ w["query.weight"].T + w["query.bias"]
+    key, value = (zc @ w[f"{name}.weight"].T + w[f"{name}.bias"] for name in ("key", "value"))
+    attended = np.zeros_like(zc)
+    for image in range(3):
+        for head in range(8):
+            part = np.s_[image, :, 6 * head : 6 * head + 6]
+            scores = np.exp(query[part] @ key[part].T / np.sqrt(6))
+            attended[part] = scores / scores.sum(1, keepdims=True) @ value[part]
+    expected = 0.5 * attended + zc + 0.1 * zp
+    np.testing.assert_allclose(hybrid, expected.reshape(3, -1), atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(method.features(images).double().numpy(), hybrid)
+
+
+def test_queries_and_keys_learn() -> None:
+    method = stirred()
+    backward(method.features(noise(3, 3, 32, 32)).square().sum())
+    for layer in (method.hybrid.query, method.hybrid.key, method.hybrid.value):
+        assert layer.weight.grad is not None
+        assert layer.weight.grad.abs().max() > 1e-6
+
+
+# What trains
+
+
+def test_every_prompt_generator_learns_from_the_first_step() -> None:
+    method = attached()
+    terms = method.train().loss(noise(4, 3, 32, 32), torch.tensor([0, 0, 1, 1]))
+    backward(torch.stack(list(terms.values())).sum())
+    largest = {
+        name: 0.0 if value.grad is None else value.grad.abs().max().item()
+        for name, value in method.cur.named_parameters()
+    }
+    for block in (0, 1):
+        for part in ("mix.weight", "norm.weight", "norm.bias"):
+            assert largest[f"patch.{block}.{part}"] > 1e-6
+    # The last block's prompts meet no attention any more; all that moves them is L_reg, zero here.
+    assert not any(value for name, value in largest.items() if name.startswith("patch.2."))
+    assert all(largest[f"channel.{block}.up.weight"] > 1e-6 for block in range(3))
+
+
+def test_the_averaged_adapters_get_no_gradient_and_no_dropout() -> None:
+    method = stirred()
+    method.train()
+    terms = method.loss(noise(4, 3, 32, 32), torch.tensor([0, 0, 1, 1]))
+    backward(torch.stack(list(terms.values())).sum())
+    assert all(p.grad is None and not p.requires_grad for p in method.pre.parameters())
+    assert all(p.grad is None for p in method.backbone.parameters())
+    with torch.no_grad():
+        one, other = (method.views(noise(4, 3, 32, 32))[0] for _ in range(2))
+    assert torch.equal(one[:, :48], other[:, :48])
+    assert not torch.equal(one[:, 48:], other[:, 48:])
+
+
+def test_pre_is_the_plain_mean_of_the_adapters_of_all_tasks() -> None:
+    learner, ends = make_learner(NTKCL(), lr=0.1), []
+    method = learner.method
+    assert isinstance(method, NTKCL)
+    for names in ("ab", "cd", "ae", "f"):
+        learner.fit(coloured(names))
+        ends.append([parameter.detach().clone() for parameter in method.cur.parameters()])
+        for mean, *values in zip(method.pre.parameters(), *ends, strict=True):
+            torch.testing.assert_close(mean.detach(), torch.stack(values).mean(0), rtol=0, atol=1e-6)
+    moved = [(a - b).abs().max().item() for a, b in zip(ends[0], ends[-1], strict=True)]
+    assert max(moved) > 1e-3
+
+
+def test_a_task_starts_from_the_adapters_of_the_last_one_with_a_classifier_of_its_own() -> None:
+    method = stirred()
+    before = copy.deepcopy(method.cur.state_dict())
+    begin(method, classes=3, old=noise(2, 96), index=1)
+    assert all(torch.equal(value, before[name]) for name, value in method.cur.state_dict().items())
+    assert method.classifier is not None
+    assert method.classifier.weight.shape == (3, 96)
+    assert method.classifier.scale.item() == 1
+    method.end_task([])
+    assert method.classifier is None
+
+
+def test_an_uneven_first_task() -> None:
+    data, test = coloured("abcdefgh", count=4), coloured("abcdefgh", count=2, seed=1)
+    learner = make_learner(NTKCL(), epochs=1)
+    matrix = learner.run(ClassIncremental(data, test, classes_per_task=2, first=4))
+    assert [len(classes) for classes in learner.tasks] == [4, 2, 2]
+    assert matrix.last > 0.9
+
+
+# The losses
+
+
+def unit(rows: Array) -> Array:
+    normal: Array = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return normal
+
+
+def dissimilarity(features: Tensor, targets: Sequence[int], old: Tensor | None = None) -> float:
+    method = attached()
+    begin(method, old=old, index=1)
+    return float(method._dissimilarity(features, torch.tensor(targets)).detach())
+
+
+@pytest.mark.parametrize("old", [None, noise(3, 96, seed=1)])
+def test_dissimilarity_by_hand(old: Tensor | None) -> None:
+    features, targets = noise(6, 96), [0, 0, 0, 1, 1, 2]
+    z = unit(features.double().numpy())
+    others = np.concatenate([z, unit(old.double().numpy())]) if old is not None else z
+    per_anchor = []
+    for i, target in enumerate(targets):
+        total = sum(np.exp(z[i] @ others[k] / 0.1) for k in range(len(others)) if k != i)
+        shares = [
+            np.log(np.exp(z[i] @ z[j] / 0.1) / total) for j in range(6) if j != i and targets[j] == target
+        ]
+        if shares:
+            per_anchor.append(-np.mean(shares))
+    assert dissimilarity(features, targets, old) == pytest.approx(np.mean(per_anchor), rel=1e-5)
+
+
+def test_dissimilarity_pulls_a_class_together_and_away_from_old_prototypes() -> None:
+    features, targets = noise(4, 96), [0, 0, 1, 1]
+    start = dissimilarity(features, targets)
+    closer = features.clone()
+    closer[1] = 0.5 * (features[0] + features[1])
+    assert dissimilarity(closer, targets) < start
+    mixed = features.clone()
+    mixed[2] = 0.5 * (features[0] + features[2])  # towards the other class
+    assert dissimilarity(mixed, targets) > start
+    far, near = noise(1, 96, seed=5), features[:1] + 0.3 * noise(1, 96, seed=5)
+    assert dissimilarity(features, targets, near) > dissimilarity(features, targets, far) > start
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("old", [0, 2])
+def test_dissimilarity_is_zero_without_two_of_a_class(count: int, old: int) -> None:
+    method, features = attached(), noise(count, 96).requires_grad_()
+    begin(method, old=noise(old, 96, seed=1), index=1)
+    value = method._dissimilarity(features, torch.arange(count))
+    backward(value)
+    assert value.item() == 0
+    assert features.grad is not None
+    assert not features.grad.any()
+
+
+def test_orthogonality_measures_what_lies_in_the_span_of_the_old_prototypes() -> None:
+    method, old = attached(), noise(3, 96)
+    begin(method, old=old, index=1)
+    inside = noise(5, 3, seed=1) @ old
+    free = torch.linalg.qr(torch.cat([old, noise(5, 96, seed=2)]).T)[0].T[3:]
+    assert method._overlap(7 * inside).item() == pytest.approx(1, abs=1e-5)
+    assert method._overlap(7 * free).item() == pytest.approx(0, abs=1e-5)
+    half = F.normalize(inside) + F.normalize(free)
+    assert method._overlap(half).item() == pytest.approx(0.5, abs=1e-5)
+
+
+def test_orthogonality_is_off_in_the_first_task_and_bounded_in_rank() -> None:
+    method = attached(rank=2)
+    assert method._overlap(noise(4, 96)).item() == 0
+    begin(method, old=torch.diag(torch.tensor([1.0, 1, 0.5]))[:, [0, 1, 2]] @ torch.eye(3, 96), index=1)
+    axes = torch.eye(4, 96)
+    assert method._overlap(axes).item() <= 2 / 4 + 1e-6
+    method = attached()
+    begin(method, old=torch.eye(1, 96).repeat(5, 1), index=1)  # five prototypes, one direction
+    overlaps = [method._overlap(axis[None]).item() for axis in torch.eye(96)]
+    assert overlaps == pytest.approx([1, *[0] * 95], abs=1e-6)
+
+
+def test_regularisation_is_the_squared_distance_of_the_weights_since_the_task_began() -> None:
+    method = stirred()
+    begin(method, index=1)
+    assert method._distance().item() == 0
+    trained = nn.ModuleList([method.cur, method.hybrid])
+    start = {name: value.detach().clone() for name, value in trained.named_parameters()}
+    stir(trained, seed=7)
+    distance = method._distance()
+    backward(distance)
+    moved = {name: value.detach() - start[name] for name, value in trained.named_parameters()}
+    weights = {name for name in moved if name.endswith("weight")}
+    assert {name for name in weights if "norm" in name}  # the LayerNorms' gains count as weights
+    expected = sum(moved[name].square().sum().item() for name in weights)
+    assert distance.item() == pytest.approx(expected, rel=1e-5)
+    for name, value in trained.named_parameters():
+        if name in weights:
+            assert value.grad is not None
+            torch.testing.assert_close(value.grad, 2 * moved[name])
+        else:
+            assert value.grad is None
+
+
+def test_the_terms_carry_their_weights() -> None:
+    images, targets = noise(4, 3, 32, 32), torch.tensor([0, 0, 1, 1])
+    once, twice = (
+        stirred(dissimilarity=0.2 * k, orthogonality=1e-4 * k, regularisation=1e-3 * k) for k in (1, 2)
+    )
+    losses = []
+    for method in (once, twice):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            begin(method, old=noise(3, 96), index=1)
+        stir(method.cur, seed=8)
+        losses.append({name: value.item() for name, value in method.loss(images, targets).items()})
+    with torch.no_grad():
+        overlaps = [once._overlap(view).item() for view in once.views(images)]
+    assert overlaps[0] != pytest.approx(overlaps[1], rel=0.01)
+    assert losses[0]["orthogonality"] == pytest.approx(1e-4 * (overlaps[0] + overlaps[1]), rel=1e-5)
+    assert losses[0].keys() == {
+        "ce_channel", "ce_patch", "ce_hybrid", "dissimilarity", "orthogonality", "regularisation"
+    }  # fmt: skip
+    for name, value in losses[0].items():
+        assert value > 0
+        assert losses[1][name] == pytest.approx(value * (1 if name.startswith("ce") else 2), rel=1e-5)
+
+
+# The head
+
+
+@pytest.mark.parametrize(("ptm", "weights"), [(False, [0.3, 0.1]), (True, [1.0, 0.3, 0.1])])
+def test_the_head_weighs_the_sections(ptm: bool, weights: list[float]) -> None:
+    learner = make_learner(NTKCL(ptm=ptm))
+    train, unseen = coloured("abc"), coloured("abc", seed=1)
+    learner.fit(train)
+    assert isinstance(learner.head, Prototypes)
+    features, labels = learner.features(train).astype(np.float64), np.array(train.labels)
+    means = np.stack([features[labels == name].mean(axis=0) for name in "abc"])
+    expected = np.zeros((len(unseen), 3))
+    for number, weight in enumerate(weights):
+        part = np.s_[:, 48 * number : 48 * number + 48]
+        expected += weight * unit(learner.features(unseen).astype(np.float64)[part]) @ unit(means[part]).T
+    np.testing.assert_allclose(learner.head.scores(learner.features(unseen)), expected, atol=1e-12)
+
+
+# Export
+
+
+def test_the_bottlenecks_scale_is_folded_into_their_weights() -> None:
+    method, images = stirred(), noise(3, 3, 32, 32)
+    module = method.deployable()
+    assert {part.scale for part in module.modules() if isinstance(part, Bottleneck)} == {1.0}
+    assert {part.scale for part in method.modules() if isinstance(part, Bottleneck)} == {0.1}
+    with torch.no_grad():
+        torch.testing.assert_close(module(images), method.features(images), rtol=0, atol=1e-6)
+
+
+def test_dropout_of_the_fusion_is_off_outside_training() -> None:
+    hybrid, views = Hybrid(48), (noise(2, 2, 48), noise(2, 2, 48, seed=1))
+    with torch.no_grad():
+        hybrid.value.weight.normal_()
+        assert not torch.equal(hybrid(*views), hybrid(*views))
+        hybrid.eval()
+        assert torch.equal(hybrid(*views), hybrid(*views))
