@@ -140,10 +140,9 @@ def prepare(image: Image | NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uin
         ValueError: Not such a picture.
         MissingExtra: Pillow is not installed.
     """
-    _need_pillow("resizing images")
+    picture = to_rgb(image)
     from PIL.Image import Resampling
 
-    picture = _rgb(image)
     columns, rows = picture.size
     scale = spec.resize / min(columns, rows)
     across = spec.resize if columns <= rows else int(columns * scale)
@@ -195,15 +194,17 @@ def open_image(path: str | Path) -> Image:
         raise ValueError(f"{path}: not a readable image ({error})") from error
 
 
-def _need_pillow(what: str) -> None:
-    try:
-        import PIL.Image  # noqa: F401
-    except ImportError:
-        raise MissingExtra(what, "images") from None
+def to_rgb(image: Image | NDArray[np.uint8]) -> Image:
+    """The picture in RGB, whatever it came as: grey is repeated, an alpha channel dropped.
 
+    Args:
+        image: A PIL image of 8 bits a channel, or a uint8 array (H, W), (H, W, 1) or (H, W, 3).
 
-def _rgb(image: Image | NDArray[np.uint8]) -> Image:
-    """The picture in RGB, whatever it came as."""
+    Raises:
+        ValueError: Not such a picture.
+        MissingExtra: Pillow is not installed.
+    """
+    _need_pillow("converting images")
     import PIL.Image
 
     picture = image if isinstance(image, PIL.Image.Image) else PIL.Image.fromarray(_pixels(image))
@@ -216,6 +217,13 @@ def _rgb(image: Image | NDArray[np.uint8]) -> Image:
     if picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")
     return picture.convert("RGB")
+
+
+def _need_pillow(what: str) -> None:
+    try:
+        import PIL.Image  # noqa: F401
+    except ImportError:
+        raise MissingExtra(what, "images") from None
 
 
 def _pixels(image: object) -> NDArray[np.uint8]:

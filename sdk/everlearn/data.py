@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from everlearn.augmentation import Augmentation
-from everlearn_runtime.images import open_image
+from everlearn_runtime.images import open_image, to_rgb
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """What `folder` takes for an image file, in lower or upper case."""
@@ -366,29 +366,22 @@ def _load_encoded(path: str, data: NDArray[np.uint8], offsets: NDArray[np.int64]
 
 
 def _to_rgb(image: Any, what: str) -> Image.Image:
-    if isinstance(image, Image.Image):
-        if image.mode.startswith(("I", "F")):
-            raise ValueError(f"{what} is a PIL image of mode {image.mode}; expected {_FORMS}")
-        # Straight to RGB, a palette with transparent colours gives a warning.
-        opaque = image.convert("RGBA") if image.mode == "P" else image
-        return opaque.convert("RGB")
-    if isinstance(image, np.ndarray):
-        pixels = image
-    elif hasattr(image, "numpy"):
+    pixels = image
+    if hasattr(image, "numpy"):  # a torch tensor, channels first
         pixels = image.numpy()
-        if pixels.ndim == 3:
-            pixels = pixels.transpose(1, 2, 0)
-    else:
-        raise ValueError(f"{what} is {type(image).__name__}; expected {_FORMS}")
-    shape_fits = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3))
-    if pixels.dtype != np.uint8 or not shape_fits or pixels.size == 0:
+        pixels = pixels.transpose(1, 2, 0) if pixels.ndim == 3 else pixels
+    came = type(image).__name__
+    if isinstance(pixels, np.ndarray):
+        came = f"{pixels.dtype} {tuple(image.shape)}"
+    elif isinstance(pixels, Image.Image):
+        came = f"a PIL image of mode {pixels.mode}"
+    try:
+        return to_rgb(pixels)
+    except ValueError as error:
         raise ValueError(
-            f"{what} is {pixels.dtype} {tuple(image.shape)}; expected {_FORMS}, "
-            f"with values 0 to 255: leave scaling and normalisation to the learner"
-        )
-    if pixels.ndim == 3 and pixels.shape[2] == 1:
-        pixels = pixels[:, :, 0]
-    return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+            f"{what} is {came}; expected {_FORMS}, with values 0 to 255: "
+            "leave scaling and normalisation to the learner"
+        ) from error
 
 
 def _visible(directory: str | Path) -> list[Path]:
