@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from tqdm.auto import tqdm
 
 from everlearn_export.onnx import to_onnx, with_preprocessing
 from everlearn_export.verify import verify
 from everlearn_runtime.backends.onnxruntime import OnnxRuntime
-from everlearn_runtime.bundle import Manifest, write_bundle
+from everlearn_runtime.bundle import Manifest, check_target, write_bundle
 from everlearn_runtime.heads import Head
 from everlearn_runtime.images import InputSpec
 
@@ -33,6 +34,7 @@ def export_bundle(
     training: dict[str, Any],
     tolerance: float = 1e-4,
     overwrite: bool = False,
+    progress: bool | None = None,
 ) -> Manifest:
     """Export a feature module and its head into a bundle that a device can open.
 
@@ -48,6 +50,7 @@ def export_bundle(
         training: how the model came to be, for the manifest.
         tolerance: see `verify`.
         overwrite: replace a bundle that is there.
+        progress: show a progress bar; by default where there is a terminal.
 
     Returns:
         The manifest as written.
@@ -56,25 +59,29 @@ def export_bundle(
         ParityError: the graph does not compute what the module does; nothing is written.
         ValueError: ``path`` is taken, or the images are not of the input size.
     """
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise ValueError(f"{path} exists already; choose another folder or pass overwrite=True")
+    check_target(Path(path), overwrite)
     input.check(images)
     module = with_preprocessing(features, mean, std)
-    graph = to_onnx(module, input)
 
     def reference(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.inference_mode():
             return np.asarray(module(torch.from_numpy(batch)).numpy(), np.float32)
 
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "features.onnx"
-        file.write_bytes(graph)
-        backend = OnnxRuntime(file)
-        try:
-            parity = verify(reference, backend.run, images, head, tolerance=tolerance)
-        finally:
-            backend.close()
+    quiet = None if progress is None else not progress  # None: quiet without a terminal
+    with tqdm(total=2, unit="step", leave=False, disable=quiet) as bar:
+        bar.set_description("export: torch to ONNX")
+        graph = to_onnx(module, input)
+        bar.update()
+        bar.set_description("export: verify against torch")
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "features.onnx"
+            file.write_bytes(graph)
+            backend = OnnxRuntime(file)
+            try:
+                parity = verify(reference, backend.run, images, head, tolerance=tolerance)
+            finally:
+                backend.close()
+        bar.update()
     return write_bundle(
         path,
         features=graph,

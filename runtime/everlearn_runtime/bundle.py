@@ -245,7 +245,7 @@ def write_bundle(
         ValueError: Something is in the way at ``path``, or the parts do not fit together.
     """
     target = Path(path)
-    _check_target(target, overwrite)
+    check_target(target, overwrite)
     if not features:
         raise ValueError("features is empty; give the bytes of an ONNX graph")
     state = head.state()
@@ -273,7 +273,7 @@ def write_bundle(
                 file.flush()
                 os.fsync(file.fileno())
         _sync_folder(folder)
-        _check_target(target, overwrite)
+        check_target(target, overwrite)
         if target.exists():
             _replace(target, folder)
         else:
@@ -307,7 +307,8 @@ def load_arrays(data: bytes) -> dict[str, NDArray[Any]]:
         raise ValueError(f"not a readable safetensors file ({error})") from None
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
+def check_target(target: Path, overwrite: bool) -> None:
+    """Raise a ``ValueError`` if no bundle may be written to this path."""
     if not target.exists() and not target.is_symlink():
         return
     if not _is_bundle(target):

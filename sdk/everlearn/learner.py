@@ -237,6 +237,9 @@ class Learner:
             batch.numpy()
             for batch, _ in plain_batches(sample.subset(spread.tolist()), self.backbone.input, batch_size=64)
         )
+        record = self.record()
+        if record["backbone"]:  # the device need not know in which folder the weights lay
+            record["backbone"]["weights"] = Path(record["backbone"]["weights"]).name
         return export_bundle(
             path,
             self.method.deployable().cpu(),
@@ -246,8 +249,9 @@ class Learner:
             std=self.backbone.std.flatten().tolist(),
             sections=self.method.sections,
             images=pixels,
-            training=self.record() | {"backbone": self.backbone.name},
+            training=record,
             overwrite=overwrite,
+            progress=self.progress,
         )
 
     def record(self) -> dict[str, Any]:
