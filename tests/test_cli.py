@@ -66,7 +66,7 @@ def test_train_export_and_predict(data: Path, tmp_path: Path, capsys: Output) ->
     assert [line.split()[:2] for line in lines] == [["image", "label"], *([path, "c"] for path in images)]
 
     assert main(["export", str(run), "--out", str(bundle)]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already holds a bundle" in capsys.readouterr().err
 
 
 def test_by_default_nt_kcl_learns_in_five_tasks(data: Path, tmp_path: Path, capsys: Output) -> None:
