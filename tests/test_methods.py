@@ -11,6 +11,7 @@ from .contract import CHECKS, Check, MakeMethod
 
 METHODS: dict[str, MakeMethod] = {name: getattr(methods, name) for name in methods.__all__}
 METHODS["NTKCL(ptm=True)"] = partial(NTKCL, ptm=True)
+METHODS["NTKCL(view='averaged')"] = partial(NTKCL, view="averaged")
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: str(check.__name__))

@@ -477,3 +477,17 @@ def test_dropout_of_the_fusion_is_off_outside_training() -> None:
         assert not torch.equal(hybrid(*views), hybrid(*views))
         hybrid.eval()
         assert torch.equal(hybrid(*views), hybrid(*views))
+
+
+def test_the_averaged_view_is_one_pass_under_the_averaged_bottlenecks() -> None:
+    method = stirred(view="averaged")
+    images = noise(3, 3, 32, 32)
+    with torch.no_grad():
+        channel, _, _ = method.views(images)
+        torch.testing.assert_close(method.features(images), channel[:, : method.backbone.width])
+    assert method.sections == (method.backbone.width,)
+
+
+def test_an_unknown_view_is_refused() -> None:
+    with pytest.raises(ValueError, match="view must be 'hybrid' or 'averaged', got 'both'"):
+        NTKCL(view="both")

@@ -147,6 +147,7 @@ class Learner:
             batches = plain_batches(images, self.backbone.input, targets=targets, workers=self.workers)
             self.method.end_task(self._on_device(batches))
             self.head.update(self.features(images), images.labels)
+            self.head.settle()  # so that saving changes nothing, not even the last bits
         except BaseException:
             self.method, self.head, self.unfinished = before
             raise

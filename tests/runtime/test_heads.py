@@ -181,6 +181,16 @@ def test_a_removed_class_is_gone_and_can_come_back(new: Callable[[], Head]) -> N
     np.testing.assert_array_equal(head.prototypes[-1], np.ones(WIDTH))
 
 
+def test_a_settled_head_and_its_copy_go_on_to_the_same_bits(new: Callable[[], Head]) -> None:
+    head = learned(new, make_samples(0, 20))
+    head.settle()
+    copy = from_state(head.state())
+    for seed in range(1, 12):  # long enough for rows to be worked in on the way
+        for each in (head, copy):
+            each.update(*make_samples(seed, 17))
+    assert snapshot(copy) == snapshot(head)
+
+
 def test_all_classes_can_be_removed(new: Callable[[], Head]) -> None:
     head = learned(new, make_samples(0, 20))
     for name in head.classes:

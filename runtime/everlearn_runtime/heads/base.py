@@ -195,6 +195,14 @@ class Head(ABC):
         names = self.classes
         return [names[column] for column in self.scores(features).argmax(axis=1)]
 
+    def settle(self) -> None:
+        """Finish what :meth:`update` put off, at a moment of the caller's choice.
+
+        Updates gather rows and work them in together; when they do so shows in the last bits.
+        After this, a head and one rebuilt from its :meth:`state` go on to the same bits.
+        """
+        self._settle_shared()
+
     def state(self) -> HeadState:
         """A copy of all statistics; ``from_state`` brings the head back to the bit."""
         arrays = {"counts": self.counts, "means": self.prototypes, **self._shared_arrays()}
@@ -319,6 +327,9 @@ class Head(ABC):
 
     def _merge_shared(self, other: Any, places: NDArray[np.intp], between: NDArray[np.float64]) -> None:  # noqa: B027
         """Add the other head's shared statistics."""
+
+    def _settle_shared(self) -> None:  # noqa: B027
+        """Work in what waits."""
 
     def _remove_shared(self, place: int) -> None:  # noqa: B027
         """Drop what belongs to one class."""

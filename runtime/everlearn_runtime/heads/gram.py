@@ -33,6 +33,11 @@ class GramSum:
         self._pending.append(rows)
         self._rows += len(rows)
         if self._rows >= FOLD_ROWS:
+            self.fold()
+
+    def fold(self) -> None:
+        """Fold in what waits."""
+        if self._rows:
             joined = np.concatenate(self._pending)
             self._folded += joined.T @ joined
             self._pending, self._rows = [], 0

@@ -80,6 +80,9 @@ class LDA(Head):
         self._scatter.add(np.concatenate([rows - means, between]))
         self._seen += len(rows)
 
+    def _settle_shared(self) -> None:
+        self._scatter.fold()
+
     def _merge_shared(self, other: LDA, places: NDArray[np.intp], between: NDArray[np.float64]) -> None:
         self._scatter.merge(other._scatter)
         self._scatter.add(between)

@@ -142,6 +142,9 @@ class Ridge(Head):
                 self._sums[found] += sums
         self._seen += len(rows)
 
+    def _settle_shared(self) -> None:
+        self._gram.fold()
+
     def _merge_shared(self, other: Ridge, places: NDArray[np.intp], between: NDArray[np.float64]) -> None:
         self._gram.merge(other._gram)
         self._sums[places] += other._sums
