@@ -29,9 +29,9 @@ def main() -> None:
     learner = Learner(
         "everlearn_vit_tiny_p8_64",
         NTKCL(),
-        epochs=3,
+        epochs=2,
         batch_size=32,
-        lr=0.05,
+        lr=0.02,
         augmentation=Augmentation(scale=(0.6, 1.0), flip=False),  # a mirrored 3 is no 3
     )
     stream = ClassIncremental(train.of_classes(known), test.of_classes(known), classes_per_task=2, seed=1993)

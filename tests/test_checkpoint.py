@@ -139,7 +139,7 @@ def test_other_weights_are_refused(run: Path) -> None:
 def test_another_configuration_is_refused(run: Path) -> None:
     with pytest.raises(ValueError, match=r"not those of this NTKCL: they differ at \['cur\.channel\.0"):
         Learner.load(run, method=NTKCL(hidden=4))
-    rewrite(run / FILE, head={"kind": "lda", "classes": ["a", "b"], "options": {}})
+    rewrite(run / FILE, head={"kind": "ridge", "classes": ["a", "b"], "options": {}})
     with pytest.raises(ValueError, match="the state holds the arrays"):
         Learner.load(run)
 

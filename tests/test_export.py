@@ -37,7 +37,7 @@ class Exported:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    learner = fit_all(make_learner(NTKCL(), head=LDA()), [coloured("ab"), coloured("cd")])
+    learner = fit_all(make_learner(NTKCL(view="hybrid"), head=LDA()), [coloured("ab"), coloured("cd")])
     path = tmp_path_factory.mktemp("export") / "bundle"
     return Exported(learner, path, learner.export(path, images=coloured("abcd", 3, seed=4)))
 
@@ -135,7 +135,7 @@ def test_the_manifest_says_how_the_model_came_to_be(exported: Exported) -> None:
 
 
 def test_export_leaves_the_learner_as_it_was(exported: Exported) -> None:
-    same = fit_all(make_learner(NTKCL(), head=LDA()), [coloured("ab"), coloured("cd")])
+    same = fit_all(make_learner(NTKCL(view="hybrid"), head=LDA()), [coloured("ab"), coloured("cd")])
     assert state(exported.learner) == state(same)
     assert logging.root.manager.disable == logging.NOTSET
 

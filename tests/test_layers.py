@@ -12,7 +12,7 @@ PACKAGES = {"sdk": "everlearn", "export": "everlearn_export", "runtime": "everle
 WORKSTATION = {"torch", "torchvision", "timm", "onnx", "onnxscript", "onnxslim", "sklearn", "tqdm"}
 FORBIDDEN = {
     "sdk": set[str](),
-    "export": {"everlearn", "timm", "sklearn", "tqdm"},
+    "export": {"everlearn", "timm", "sklearn"},
     "runtime": {"everlearn", "everlearn_export", *WORKSTATION},
 }
 

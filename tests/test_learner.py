@@ -59,7 +59,7 @@ def test_numbers_take_the_data_sets_own_names() -> None:
 
 
 def test_shapes_and_types_of_what_comes_out() -> None:
-    learner = make_learner(NTKCL(), epochs=1).fit(coloured("ab"))
+    learner = make_learner(NTKCL(view="hybrid"), epochs=1).fit(coloured("ab"))
     unseen = coloured("ab", 4, seed=1)
     features = learner.features(unseen)
     assert features.shape == (8, 96)
@@ -139,11 +139,11 @@ def test_what_is_left_out_is_the_methods_own() -> None:
 
 
 def test_a_head_of_another_width_is_refused_at_once() -> None:
-    with pytest.raises(ValueError, match=r"96 wide; the sections \[10, 10\] make 20"):
+    with pytest.raises(ValueError, match=r"48 wide; the sections \[10, 10\] make 20"):
         make_learner(NTKCL(), head=Prototypes([10, 10]))
     used = LDA()
     used.update(np.ones((2, 7)), ["a", "b"])
-    with pytest.raises(ValueError, match="96 wide; this head has learned from width 7"):
+    with pytest.raises(ValueError, match="48 wide; this head has learned from width 7"):
         make_learner(NTKCL(), head=used)
     assert make_learner(NTKCL()).classes == ()
 
@@ -184,7 +184,9 @@ def test_the_rate_falls_on_a_cosine_and_every_parameter_is_moved(monkeypatch: py
     assert still == []
 
 
-@pytest.mark.parametrize("method", [NTKCL(), NTKCL(ptm=True)], ids=["two sections", "three"])
+@pytest.mark.parametrize(
+    "method", [NTKCL(view="hybrid"), NTKCL(view="hybrid", ptm=True)], ids=["two sections", "three"]
+)
 def test_bf16_trains_near_to_fp32(method: Method) -> None:
     data = [coloured("ab"), coloured("cd")]
     learner = fit_all(make_learner(method, precision="bf16"), data)

@@ -10,8 +10,8 @@ from everlearn import NTKCL, Method, methods
 from .contract import CHECKS, Check, MakeMethod
 
 METHODS: dict[str, MakeMethod] = {name: getattr(methods, name) for name in methods.__all__}
-METHODS["NTKCL(ptm=True)"] = partial(NTKCL, ptm=True)
-METHODS["NTKCL(view='averaged')"] = partial(NTKCL, view="averaged")
+METHODS["NTKCL(view='hybrid')"] = partial(NTKCL, view="hybrid")
+METHODS["NTKCL(view='hybrid', ptm=True)"] = partial(NTKCL, view="hybrid", ptm=True)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: str(check.__name__))

@@ -26,7 +26,7 @@ Array = NDArray[np.floating[Any]]
 
 def attached(backbone: Backbone | None = None, **options: Any) -> NTKCL:
     """The method on a tiny ViT of three blocks, ready for its first task."""
-    method = NTKCL(**options)
+    method = NTKCL(**{"view": "hybrid", **options})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         method.attach(backbone or vit(depth=3))
@@ -68,7 +68,7 @@ def stirred(**options: Any) -> NTKCL:
 
 def test_the_trainable_parameters_are_as_many_as_published() -> None:
     with torch.device("meta"):  # shapes only: a ViT-B/16 for nothing
-        method = NTKCL()
+        method = NTKCL(view="hybrid")
         method.attach(Backbone(VisionTransformer(num_classes=0)))
         classifier = CosineClassifier(sum(method.sections), 10)
 
@@ -109,7 +109,7 @@ def test_with_one_block_no_prompt_reaches_the_features(name: str) -> None:
 @pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "vit_medium_patch16_reg4_gap_256"])
 def test_registers_and_average_pooling_go_with_both_views(name: str) -> None:
     backbone = vit(name, init_values=0.5)  # their own LayerScale silences a block that is not trained
-    learner = fit_all(make_learner(NTKCL(), backbone=backbone), [coloured("ab"), coloured("cd")])
+    learner = fit_all(make_learner(NTKCL(view="hybrid"), backbone=backbone), [coloured("ab"), coloured("cd")])
     assert learner.evaluate(coloured("abcd", seed=1)) == 1
 
 
@@ -284,7 +284,7 @@ def test_the_averaged_adapters_get_no_gradient_and_no_dropout() -> None:
 
 
 def test_pre_is_the_plain_mean_of_the_adapters_of_all_tasks() -> None:
-    learner, ends = make_learner(NTKCL(), lr=0.1), []
+    learner, ends = make_learner(NTKCL(view="hybrid"), lr=0.1), []
     method = learner.method
     assert isinstance(method, NTKCL)
     for names in ("ab", "cd", "ae", "f"):
@@ -310,7 +310,7 @@ def test_a_task_starts_from_the_adapters_of_the_last_one_with_a_classifier_of_it
 
 def test_an_uneven_first_task() -> None:
     data, test = coloured("abcdefgh", count=4), coloured("abcdefgh", count=2, seed=1)
-    learner = make_learner(NTKCL(), epochs=1)
+    learner = make_learner(NTKCL(view="hybrid"), epochs=1)
     matrix = learner.run(ClassIncremental(data, test, classes_per_task=2, first=4))
     assert [len(classes) for classes in learner.tasks] == [4, 2, 2]
     assert matrix.last > 0.9
@@ -445,7 +445,7 @@ def test_the_terms_carry_their_weights() -> None:
 
 @pytest.mark.parametrize(("ptm", "weights"), [(False, [0.3, 0.1]), (True, [1.0, 0.3, 0.1])])
 def test_the_head_weighs_the_sections(ptm: bool, weights: list[float]) -> None:
-    learner = make_learner(NTKCL(ptm=ptm))
+    learner = make_learner(NTKCL(view="hybrid", ptm=ptm))
     train, unseen = coloured("abc"), coloured("abc", seed=1)
     learner.fit(train)
     assert isinstance(learner.head, Prototypes)

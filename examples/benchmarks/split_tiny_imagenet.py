@@ -43,7 +43,7 @@ from everlearn_runtime.images import prepare
 METHODS: dict[str, Callable[[], Method]] = {
     "Frozen": lambda: Remembering(),
     "NTK-CL": NTKCL,
-    "NTK-CL, one pass": lambda: NTKCL(view="averaged"),
+    "NTK-CL, hybrid": lambda: NTKCL(view="hybrid"),
 }
 FIGURES = ("average", "last", "forgetting", "seconds", "bytes")
 
