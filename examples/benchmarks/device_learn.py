@@ -23,7 +23,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(sys.argv[1]) if len(sys.argv) > 1 else make_bundle(Path(folder) / "bundle")
         with EdgeLearner.open(bundle, state=Path(folder) / "device.db") as edge:
-            print(f"{'batch':>5} {'predict':>10} {'learn':>10} {'learn / predict':>16}")
+            print(f"{'batch':>5} {'predict':>12} {'learn':>12} {'learn / predict':>16} {'then predict':>14}")
             for batch in (1, 16, 32):
                 measure(edge, batch)
 
@@ -38,30 +38,27 @@ def make_bundle(path: Path) -> Path:
 
 
 def measure(edge: EdgeLearner, batch: int, rounds: int = 60) -> None:
-    """Print median seconds of predicting and of learning one batch, and their ratio."""
+    """Print median milliseconds of predicting and of learning one batch, and their ratio.
+
+    The last column is the first prediction after an update, which solves the head anew.
+    """
     spec = edge.bundle.manifest.input
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (batch, spec.height, spec.width, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (batch, *spec.shape), dtype=np.uint8)
     labels = list(edge.classes[:batch])
-
-    def predict() -> None:
-        edge.predict(images)
-
-    def learn() -> None:
-        edge.learn(images, labels)
-
-    predict()  # warm up
-    learn()
-    spent: dict[Callable[[], None], list[float]] = {predict: [], learn: []}
+    steps: list[tuple[str, Callable[[], object]]] = [
+        ("predict", lambda: edge.predict(images)),
+        ("learn", lambda: edge.learn(images, labels)),
+        ("then predict", lambda: edge.predict(images)),
+    ]
+    times: dict[str, list[float]] = {name: [] for name, _ in steps}
+    edge.predict(images)  # the first call of all warms up, and solves the head
     for _ in range(rounds):
-        # The head is solved at the first prediction after an update: not counted, see the note below.
-        edge.predict(images)
-        for call, times in spent.items():
+        for name, step in steps:
             start = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - start)
-    asking, learning = (float(np.median(times)) for times in spent.values())
-    print(f"{batch:5} {1e3 * asking:7.2f} ms {1e3 * learning:7.2f} ms {learning / asking:16.3f}")
+            step()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    predict, learn, then = (float(np.median(times[name])) for name, _ in steps)
+    print(f"{batch:5} {predict:9.2f} ms {learn:9.2f} ms {learn / predict:16.3f} {then:11.2f} ms")
 
 
 if __name__ == "__main__":
