@@ -90,8 +90,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--lr", type=float, default=0.04)
+    parser.add_argument("--epochs", type=int, help="default: the method's")
+    parser.add_argument("--lr", type=float, help="default: the method's")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16", help="of training")
     arguments = parser.parse_args()
     train, test = npz(arguments.data)
@@ -112,7 +112,6 @@ def run(method: str, seed: int, train: Images, test: Images, arguments: argparse
     learner = Learner(
         method=METHODS[method](),
         epochs=arguments.epochs,
-        batch_size=32,
         lr=arguments.lr,
         augmentation=Augmentation(scale=(0.1, 1.0)),
         precision=arguments.precision,
