@@ -55,7 +55,7 @@ class NTKCL(Method):
     """
 
     # Gentle, for small backbones: what moves the features makes old statistics stale, and on the
-    # bundled ViT-Tiny ten times as much motion a task cost more than ten points after ten tasks.
+    # bundled ViT-Tiny ten times as much motion a task cost ten points after ten tasks.
     # The paper trains a ViT-B/16 on CIFAR-100 with lr 0.025, batch 16, 20 epochs.
     defaults: ClassVar[Training] = Training(epochs=1, batch_size=32, lr=0.04, weight_decay=5e-4)
     section_weights: ClassVar[tuple[float, ...]] = (1.0, 0.3, 0.1)
