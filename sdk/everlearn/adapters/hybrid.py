@@ -10,8 +10,7 @@ class Hybrid(nn.Module):
     The sections of a view (PTM, pre, cur) are the tokens of the attention, so that it has
     something to choose from. (In the authors' code the whole view is one token; its softmax is
     1, and queries and keys never learn.) The values start at zero, so that a fresh fusion adds
-    nothing to the views: a random map, which the old prototypes would have to follow as it
-    trains, cost more than it gave.
+    nothing random to the views; a choice of ours, whose worth has not been measured alone.
 
     Args:
         width: section width d; a multiple of ``heads``.
