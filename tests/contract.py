@@ -121,6 +121,22 @@ def a_class_may_come_back(make: MakeMethod, folder: Path) -> None:
 
 
 @promise
+def old_statistics_follow_the_features(make: MakeMethod, folder: Path) -> None:
+    """What the head knows of earlier tasks is carried along, unless it is told not to."""
+    first, second = coloured("ab"), coloured("bc", seed=1)
+    for carry in (True, False):
+        learner = make_learner(make(), carry=carry).fit(first)
+        head, before = from_state(learner.head.state()), learner.features(second)
+        learner.fit(second)
+        after = learner.features(second)
+        if carry:
+            head.carry(before, after)
+        head.update(after, second.labels)
+        for name, array in head.state().arrays.items():
+            np.testing.assert_allclose(learner.head.state().arrays[name], array, rtol=1e-9, atol=1e-12)
+
+
+@promise
 def one_image_is_enough(make: MakeMethod, folder: Path) -> None:
     """A task of one image is learned, and so is one whose last batch has one image only."""
     learner = make_learner(make(), batch_size=4)

@@ -335,7 +335,7 @@ def test_a_run_measures_every_task_after_each(tmp_path: Path) -> None:
 def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
     expected = make_learner(NTKCL()).run(stream())
     data = coloured("abcdef", 4)
-    stopped = ClassIncremental(Clock(50).watch(data), coloured("abcdef", 2, seed=1), classes_per_task=2)
+    stopped = ClassIncremental(Clock(60).watch(data), coloured("abcdef", 2, seed=1), classes_per_task=2)
     with pytest.raises(KeyboardInterrupt):
         make_learner(NTKCL()).run(stopped, checkpoint=tmp_path)
     learner = Learner.load(tmp_path, device="cpu")

@@ -7,7 +7,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -34,12 +36,14 @@ class Unfinished:
         labels: sha256 of the data set's labels, to know it again.
         epochs: epochs that are done.
         momentum: the optimizer's buffers, one for each trainable parameter.
+        features: the images' features before the task, float32 (N, F), where the head is carried.
     """
 
     classes: tuple[str, ...]
     labels: str
     epochs: int
     momentum: tuple[Tensor, ...]
+    features: NDArray[np.float32] | None
 
 
 def save(learner: "Learner", path: Path) -> None:
@@ -61,6 +65,8 @@ def save(learner: "Learner", path: Path) -> None:
             "epochs": learner.unfinished.epochs,
         }
         tensors |= {f"momentum.{index:06d}": value for index, value in enumerate(learner.unfinished.momentum)}
+        if learner.unfinished.features is not None:
+            tensors["features"] = torch.from_numpy(learner.unfinished.features)
     path.mkdir(parents=True, exist_ok=True)
     partial = path / f".{FILE}.partial"
     save_file(
@@ -128,6 +134,7 @@ def load(
             settings["unfinished"]["labels"],
             settings["unfinished"]["epochs"],
             tuple(momentum[name].to(learner.device) for name in sorted(momentum)),
+            tensors["features"].numpy() if "features" in tensors else None,
         )
         learner.begin_task(classes)
     learner.method.restore(_part(tensors, "method"))

@@ -43,8 +43,8 @@ class Learner:
         method: what adapts the backbone; NTK-CL when none is given.
         head: what turns features into classes; the method's own when none is given.
         weights: see `load_backbone`.
-        epochs, batch_size, lr, momentum, weight_decay: see `Training`; what is left out is the
-            method's own.
+        epochs, batch_size, lr, momentum, weight_decay, carry: see `Training`; what is left out
+            is the method's own.
         augmentation: what training images go through; None leaves them as the head sees them.
         seed: of initial values, batch orders, augmentation and dropout.
         device: a torch device; CUDA where there is one, otherwise the CPU.
@@ -69,6 +69,7 @@ class Learner:
         lr: float | None = None,
         momentum: float | None = None,
         weight_decay: float | None = None,
+        carry: bool | None = None,
         augmentation: Augmentation | None = DEFAULT_AUGMENTATION,
         seed: int = 0,
         device: str | torch.device | None = None,
@@ -87,6 +88,7 @@ class Learner:
             "lr": lr,
             "momentum": momentum,
             "weight_decay": weight_decay,
+            "carry": carry,
         }
         self.training = replace(
             self.method.defaults, **{name: value for name, value in given.items() if value is not None}
@@ -140,13 +142,19 @@ class Learner:
         before = *copy.deepcopy((self.method, self.head), keep), self.unfinished
         try:
             if self.unfinished is None:
+                old_features = self.features(images) if self._carries() else None
                 self.begin_task(images.classes)
+            else:
+                old_features = self.unfinished.features
             position = {name: index for index, name in enumerate(images.classes)}
             targets = [position[label] for label in images.labels]
-            self._train(images, targets, labels, checkpoint)
+            self._train(images, targets, labels, old_features, checkpoint)
             batches = plain_batches(images, self.backbone.input, targets=targets, workers=self.workers)
             self.method.end_task(self._on_device(batches))
-            self.head.update(self.features(images), images.labels)
+            features = self.features(images)
+            if old_features is not None:
+                self.head.carry(old_features, features)
+            self.head.update(features, images.labels)
             self.head.settle()  # so that saving changes nothing, not even the last bits
         except BaseException:
             self.method, self.head, self.unfinished = before
@@ -301,8 +309,17 @@ class Learner:
         with self._seeded(_BEGIN, task.index):
             self.method.begin_task(task)
 
+    def _carries(self) -> bool:
+        """Whether the head has statistics that training would leave behind."""
+        return self.training.carry and bool(self.tasks) and bool(self.method.trainable())
+
     def _train(
-        self, images: Images, targets: Sequence[int], labels: str, checkpoint: str | Path | None
+        self,
+        images: Images,
+        targets: Sequence[int],
+        labels: str,
+        old_features: NDArray[np.float32] | None,
+        checkpoint: str | Path | None,
     ) -> None:
         parameters = self.method.trainable()
         if not parameters:
@@ -338,7 +355,7 @@ class Learner:
             if checkpoint is not None and epoch + 1 < setting.epochs:
                 states = [optimizer.state[parameter] for parameter in parameters] if setting.momentum else []
                 buffers = tuple(state["momentum_buffer"] for state in states)
-                self.unfinished = Unfinished(images.classes, labels, epoch + 1, buffers)
+                self.unfinished = Unfinished(images.classes, labels, epoch + 1, buffers, old_features)
                 self.save(checkpoint)
 
     def _step(self, optimizer: torch.optim.Optimizer, images: Tensor, targets: Tensor) -> dict[str, str]:

@@ -191,6 +191,46 @@ def test_a_settled_head_and_its_copy_go_on_to_the_same_bits(new: Callable[[], He
     assert snapshot(copy) == snapshot(head)
 
 
+def test_carrying_follows_the_features_where_they_go(new: Callable[[], Head]) -> None:
+    """Features turn and stretch; the images that show it are of classes that the head never saw."""
+    random = np.random.default_rng(0)
+    turn = np.linalg.qr(random.normal(size=(WIDTH, WIDTH)))[0] * random.uniform(0.5, 2, size=WIDTH)
+    x, y = make_samples(0, 200)
+    head, still = learned(new, (x, y)), learned(new, (x, y))
+    others = 3 + 2 * random.normal(size=(400, WIDTH))
+    head.carry(others, others @ turn)
+    right = np.mean(np.array(head.predict(x @ turn)) == y)
+    assert right > 0.6  # random features do not turn with what they are made of
+    assert right > np.mean(np.array(still.predict(x @ turn)) == y) + 0.2
+    assert head.counts.tolist() == still.counts.tolist()
+
+
+def test_features_that_did_not_move_change_nothing(new: Callable[[], Head]) -> None:
+    x, y = make_samples(0, 20)
+    head = learned(new, (x, y))
+    before = snapshot(head)
+    head.carry(x[:7], x[:7])
+    head.carry(np.zeros((3, WIDTH)), np.ones((3, WIDTH)))  # says nothing about any direction
+    assert snapshot(head) == before
+    fresh = new()
+    fresh.carry(x, 2 * x)  # nothing learned, nothing to move
+    assert snapshot(fresh) == snapshot(new())
+
+
+def test_features_to_carry_must_be_of_the_same_images(new: Callable[[], Head]) -> None:
+    x, y = make_samples(0, 20)
+    head = learned(new, (x, y))
+    before = snapshot(head)
+    for old, after, message in (
+        (x[:3], x[:4], r"shape \(3, \d+\) before and \(4, \d+\) after; give those of the same images"),
+        (x[:3, :2], x[:3, :2], "features are 2 wide; this head has learned from width"),
+        (x[:3], x[:3] * np.nan, "features hold NaN"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            head.carry(old, after)
+    assert snapshot(head) == before
+
+
 def test_all_classes_can_be_removed(new: Callable[[], Head]) -> None:
     head = learned(new, make_samples(0, 20))
     for name in head.classes:

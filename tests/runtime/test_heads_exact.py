@@ -281,3 +281,48 @@ def test_ridge_equals_the_released_one(released: dict[str, Array], task: int) ->
     scores = learned_by_task(released, Ridge(regularisation=float(strength * 24 / (seen**2).sum())))[task]
     wanted = released["ridge_scores_after_task"][task][:, : scores.shape[1]]
     np.testing.assert_allclose(scores, wanted, rtol=RTOL, atol=1e-10)
+
+
+def moved(before: Array, after: Array) -> Array:
+    """The map that carries statistics, as an ordinary least squares problem with extra rows."""
+    strength = 0.1 * (before**2).sum() / min(before.shape)
+    rows = np.concatenate([before, np.sqrt(strength) * np.eye(before.shape[1])])
+    movement = np.concatenate([after - before, np.zeros((before.shape[1],) * 2)])
+    return np.asarray(np.eye(before.shape[1]) + np.linalg.lstsq(rows, movement, rcond=None)[0])
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=seeds, n=st.integers(8, 60), images=st.integers(1, 20))
+def test_carried_statistics_are_those_of_carried_samples(seed: int, n: int, images: int) -> None:
+    """For statistics of the features themselves, at most as many images as features or more."""
+    x, probes, y = data(seed, n)
+    random = np.random.default_rng(seed)
+    before = random.normal(size=(images, 6)) + 1
+    after = before @ random.normal(size=(6, 6)) + random.normal(size=6)
+    for make in (Prototypes, lambda: LDA(0.1), lambda: Ridge(0.03)):
+        head, wanted = make(), make()
+        in_batches(head, x, y, 7)
+        head.carry(before, after)
+        wanted.update(x @ moved(before, after), names(y))
+        assert_columns(columns(head, probes), columns(wanted, probes))
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=seeds, images=st.integers(1, 40))
+def test_random_features_are_carried_by_a_map_of_their_own(seed: int, images: int) -> None:
+    x, _, y = data(seed, 40)
+    random = np.random.default_rng(seed)
+    before = random.normal(size=(images, 6))
+    after = before + 0.3 * random.normal(size=before.shape)
+    head = Ridge(projection=20, seed=3)
+    in_batches(head, x, y, 7)
+    start = head.state().arrays
+    head.carry(before, after)
+    arrays = head.state().arrays
+    drift = moved(hidden(before, 20, 3), hidden(after, 20, 3))
+    packed, lower = np.zeros((20, 20)), np.tril_indices(20)
+    packed[lower] = start["gram"]
+    gram = packed + np.tril(packed, -1).T
+    np.testing.assert_allclose(arrays["gram"], (drift.T @ gram @ drift)[lower], rtol=RTOL, atol=1e-9)
+    np.testing.assert_allclose(arrays["sums"], start["sums"] @ drift, rtol=RTOL, atol=1e-9)
+    np.testing.assert_allclose(arrays["means"], start["means"] @ moved(before, after), rtol=RTOL, atol=1e-9)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from everlearn_runtime.heads.drift import linear_drift
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -167,6 +169,33 @@ class Head(ABC):
         places = np.array(self._places(list(other._index)), dtype=np.intp)
         between = self._combine(places, other._counts, other._means)
         self._merge_shared(other, places, between)
+        self._solution = None
+
+    def carry(self, before: ArrayLike, after: ArrayLike) -> None:
+        """Move all statistics along when the features themselves have changed.
+
+        Training changes what the features of old images would be, but the images are gone. So
+        the change is fitted on images that are at hand, as a linear map of what the statistics
+        are sums of, and applied to the sums: exact where the change is linear, and no change to
+        the bit where there was none.
+
+        Args:
+            before: features (B, F) of some images as they were when this head learned.
+            after: features (B, F) of the same images now.
+
+        Raises:
+            ValueError: the two differ in shape, or are not as in :meth:`update`.
+        """
+        old, new = self._rows(before), self._rows(after)
+        if old.shape != new.shape:
+            raise ValueError(
+                f"features of shape {old.shape} before and {new.shape} after; give those of the same images"
+            )
+        if self.width is None or np.array_equal(old, new):
+            return
+        drift = linear_drift(old, new)
+        self._means = self._means @ drift
+        self._carry_shared(old, new, drift)
         self._solution = None
 
     def scores(self, features: ArrayLike) -> NDArray[np.float64]:
@@ -327,6 +356,11 @@ class Head(ABC):
 
     def _merge_shared(self, other: Any, places: NDArray[np.intp], between: NDArray[np.float64]) -> None:  # noqa: B027
         """Add the other head's shared statistics."""
+
+    def _carry_shared(  # noqa: B027
+        self, before: NDArray[np.float64], after: NDArray[np.float64], drift: NDArray[np.float64]
+    ) -> None:
+        """Move along, given the same images' features (B, F) before and after, and their drift."""
 
     def _settle_shared(self) -> None:  # noqa: B027
         """Work in what waits."""

@@ -47,6 +47,12 @@ class GramSum:
         self._folded = self.value() + other.value()
         self._pending, self._rows = [], 0
 
+    def transform(self, linear: NDArray[np.float64]) -> None:
+        """Become the sum over all rows r_i' A, for a map A (width, width)."""
+        moved = linear.T @ self.value() @ linear
+        self._folded = (moved + moved.T) / 2
+        self._pending, self._rows = [], 0
+
     def value(self) -> NDArray[np.float64]:
         """The matrix (width, width); to be read, not written."""
         if self._rows == 0:

@@ -80,6 +80,11 @@ class LDA(Head):
         self._scatter.add(np.concatenate([rows - means, between]))
         self._seen += len(rows)
 
+    def _carry_shared(
+        self, before: NDArray[np.float64], after: NDArray[np.float64], drift: NDArray[np.float64]
+    ) -> None:
+        self._scatter.transform(drift)
+
     def _settle_shared(self) -> None:
         self._scatter.fold()
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn_runtime.heads.base import Head, group_sums
+from everlearn_runtime.heads.drift import linear_drift
 from everlearn_runtime.heads.gram import GramSum, packed_size
 
 # Relative to the mean eigenvalue of G; below the first step float64 sums say nothing more.
@@ -141,6 +142,14 @@ class Ridge(Head):
                 found, _, sums = group_sums(hidden, places[start : start + CHUNK_ROWS])
                 self._sums[found] += sums
         self._seen += len(rows)
+
+    def _carry_shared(
+        self, before: NDArray[np.float64], after: NDArray[np.float64], drift: NDArray[np.float64]
+    ) -> None:
+        if self._projection:  # the random features have a drift of their own, which is not linear in x
+            drift = linear_drift(self._map(before), self._map(after))
+            self._sums = self._sums @ drift
+        self._gram.transform(drift)
 
     def _settle_shared(self) -> None:
         self._gram.fold()

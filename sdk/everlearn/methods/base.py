@@ -17,12 +17,17 @@ from everlearn_runtime.heads import Head, Prototypes
 class Training:
     """How the loop trains: plain SGD with momentum, the rate on a cosine per epoch to zero.
 
+    Training moves the features, and what the head knows of earlier tasks was learned on those
+    before. `carry` moves that along (`Head.carry`), by how the features of the task's own images
+    have changed: no image is kept, and it costs one more pass over the task.
+
     Attributes:
         epochs: passes over a task's images.
         batch_size: images a step.
         lr: rate of the first epoch.
         momentum: SGD's momentum.
         weight_decay: L2 on every trainable parameter.
+        carry: carry the head's statistics of earlier tasks along; False leaves them as they were.
     """
 
     epochs: int = 20
@@ -30,6 +35,7 @@ class Training:
     lr: float = 0.025
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    carry: bool = True
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -40,6 +46,8 @@ class Training:
             value = getattr(self, name)
             if not 0 <= value < upper:
                 raise ValueError(f"{name} must be at least 0 and below {upper}, got {value!r}")
+        if not isinstance(self.carry, bool):
+            raise ValueError(f"carry must be True or False, got {self.carry!r}")
 
 
 @dataclass(frozen=True)
