@@ -193,6 +193,12 @@ def test_the_student_comes_to_answer_as_the_teacher_does(tmp_path: Path) -> None
     assert error() < 0.7 * before
 
 
+def test_weights_that_are_no_numbers_are_neither_saved_nor_written(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"is (nan|inf) after \d steps; take a smaller --lr"):
+        learn(tmp_path / "new.safetensors", lr=1e30)
+    assert not (tmp_path / "new.safetensors").exists()
+
+
 # Crops
 
 
