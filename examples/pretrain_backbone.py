@@ -8,7 +8,7 @@ images serve to validate, and those classes must not be the ones that a benchmar
 The same command goes on where an interrupted one stopped, at most five minutes earlier; once the
 output is there, it validates only. Choose between weights by that table, never by a benchmark's.
 
-On two CPU cores the defaults take about two hours. On a GPU, hundreds of epochs with new crops in
+On two CPU cores the defaults take a few hours. On a GPU, hundreds of epochs with new crops in
 each, where the teacher answers as it goes:
 
     python examples/pretrain_backbone.py A0.npz A1.npz --out backbone.safetensors --epochs 300 --views 0
