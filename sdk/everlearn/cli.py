@@ -84,8 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser(
         "report",
         help="say what limits a run: samples, tasks or regularisation",
-        description="Say which of three factors limits a run, by the neural tangent kernel on a sample of its "
-        "training images: too few samples, entangled tasks, or too little (or too much) regularisation.",
+        description="Say which of three factors limits a run, by the neural tangent kernel on a sample of "
+        "its training images: too few samples, entangled tasks, or too little (or too much) regularisation.",
     )
     report.set_defaults(run=_report)
     report.add_argument("learner", metavar="RUN", help="what train wrote")

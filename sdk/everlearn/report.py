@@ -13,6 +13,7 @@ from everlearn.data import Images, as_images
 from everlearn.learner import Learner
 from everlearn.loader import plain_batches
 from everlearn.ntk import adapters, block_norms, estimate_spectrum, ntk, orthogonality, regress
+from everlearn.ntk.regression import check_kernel, check_regularisation, check_targets
 
 Floats = NDArray[np.float64]
 
@@ -20,9 +21,9 @@ WORTH_NAMING = 0.02
 """A factor limits a run from this share of the targets' variance on."""
 
 _ADVICE = {
-    "samples": "too few samples: more images, or views of them, would teach it more than anything else",
-    "tasks": "entangled tasks: later tasks undo earlier ones; orthogonality losses, fewer and larger tasks, "
-    "or averaging the adapters more would keep them apart",
+    "samples": "too few samples: more images, or more views of them, would help most",
+    "tasks": "entangled tasks: later tasks undo earlier ones; stronger orthogonality losses, or fewer and "
+    "larger tasks, would keep them apart",
     "more": "too little regularisation: it fits what does not generalise; pull harder to the previous "
     "parameters, lower lr, or train for fewer epochs",
     "less": "too much regularisation: it learns less than its images would teach it; pull less to the "
@@ -36,22 +37,22 @@ class Diagnosis:
     """The three factors of a run, in one currency.
 
     Errors are mean squared ones on new images of a task, as shares of its targets' variance (0: all
-    is known, 1: nothing), averaged over tasks. The gains say by how much the error would fall if
-    one factor were put right, so they can be compared.
+    is known, 1: nothing), averaged over tasks. What a task is left with is its own error plus the
+    interference of later tasks. The gains say what there is to gain by each factor, so that they
+    can be compared.
 
     Attributes:
         kernel: what it was computed from, in words.
         images: images of each task that the run learned from.
         sampled: images of each task that the kernel was computed on.
-        error: predicted error at these numbers of images and this regularisation.
-        error_best: the same at the best regularisation.
-        error_doubled: predicted error with twice the images, at the regularisation best for those.
-        interference: what later tasks change on a task's images, mean square, at the run's
-            regularisation.
-        interference_best: the same at the regularisation that is best for each task alone.
-        regularisation: lambda per image, the geometric mean over tasks; None where it is
-            not known, and then not judged.
-        best_regularisation: lambda per image that is best for a task alone.
+        regularisation: lambda per image, the geometric mean over tasks; None where it is not
+            known. The run's errors are then those of the best one.
+        error: predicted error of a task alone, at the run's regularisation.
+        interference: mean square of what later tasks change on a task's images, at the same.
+        best_regularisation: lambda per image with the smallest sum of error and interference.
+        best_total: that sum.
+        alone: predicted error of a task alone, at the regularisation best for that.
+        alone_doubled: the same with twice the images.
         norms: float64 (T, T), root mean squared kernel entries between tasks.
         orthogonalities: float64 (T, T), see `everlearn.ntk.orthogonality`.
 
@@ -61,36 +62,43 @@ class Diagnosis:
     kernel: str
     images: tuple[int, ...]
     sampled: tuple[int, ...]
-    error: float
-    error_best: float
-    error_doubled: float
-    interference: float
-    interference_best: float
     regularisation: float | None
+    error: float
+    interference: float
     best_regularisation: float
+    best_total: float
+    alone: float
+    alone_doubled: float
     norms: Floats
     orthogonalities: Floats
 
     @property
     def gains(self) -> dict[str, float]:
-        """What there is to gain by twice the samples, by untangled tasks, by the best regularisation."""
+        """By how much the error would fall: "samples", "tasks" and "regularisation".
+
+        Regularisation set right and tasks made orthogonal take the run from ``error +
+        interference`` to ``alone``. Each gets the mean of what it brings as the first and as the
+        second of the two (its Shapley value), as either can do a part of the other's work. Twice the
+        samples then take ``alone`` to ``alone_doubled``.
+        """
         return {
-            "samples": self.error_best - self.error_doubled,
-            "tasks": self.interference_best,
-            "regularisation": self.error - self.error_best,
+            "samples": self.alone - self.alone_doubled,
+            "tasks": (self.interference + self.best_total - self.alone) / 2,
+            "regularisation": (self.error + self.interference - self.best_total + self.error - self.alone)
+            / 2,
         }
 
     @property
     def limit(self) -> str:
-        """The factor with the largest gain, "samples", "tasks" or "regularisation"; "none" if all are small."""
+        """The factor with the largest gain, or "none" when all are below `WORTH_NAMING`."""
         gains = self.gains
         largest = max(gains, key=gains.__getitem__)
         return largest if gains[largest] >= WORTH_NAMING else "none"
 
     @property
     def direction(self) -> str:
-        """Which regularisation would be better: "more", "less", or "the same" as the run's."""
-        if self.regularisation is None or self.error - self.error_best < 1e-3:
+        """Which regularisation would be better: "more" or "less" than the run's, or "the same"."""
+        if self.regularisation is None or self.best_regularisation == self.regularisation:
             return "the same"
         return "more" if self.best_regularisation > self.regularisation else "less"
 
@@ -101,34 +109,35 @@ class Diagnosis:
         return float(pairs.mean()) if len(pairs) else 1.0
 
     def text(self) -> str:
-        """The verdict and the figures behind it, to print."""
-        gains = self.gains
+        """Give the verdict and the figures behind it, to print."""
         verdict = _ADVICE[self.direction if self.limit == "regularisation" else self.limit]
-        count = round(float(np.mean(self.images)))
-        regularisation = (
-            f"not known for this run; the best is {self.best_regularisation:.1e} an image"
+        count, sampled = (round(float(np.mean(numbers))) for numbers in (self.images, self.sampled))
+        figures = {
+            "samples": f"error {self.alone:.3f} with {count} images a task, {self.alone_doubled:.3f} with "
+            f"{2 * count}",
+            "tasks": f"interference {self.interference:.3f} on error {self.error:.3f}; orthogonality "
+            f"{self.orthogonality:.2f} (1: nothing shared)",
+            "regularisation": f"error + interference {self.best_total:.3f} at the best, "
+            f"{self.best_regularisation:.1e} an image; this run's is not known"
             if self.regularisation is None
-            else f"error {self.error:.3f} at about {self.regularisation:.1e} an image, {self.error_best:.3f} "
-            f"at the best, {self.best_regularisation:.1e} ({self.direction})"
-        )
+            else f"error + interference {self.error + self.interference:.3f} at about "
+            f"{self.regularisation:.1e} an image, {self.best_total:.3f} at the best, "
+            f"{self.best_regularisation:.1e} ({self.direction})",
+        }
         lines = [
-            f"{self.kernel}; {len(self.images)} tasks, {min(self.sampled)} to {max(self.sampled)} images of each",
+            f"{self.kernel}; {len(self.images)} tasks, about {sampled} images of each",
             f"verdict: {verdict}",
             "",
-            f"{'factor':<16}{'gain':<8}figures behind it",
-            f"{'samples':<16}{gains['samples']:<8.3f}error {self.error_best:.3f} of {count} images a task, "
-            f"{self.error_doubled:.3f} of {2 * count}",
-            f"{'tasks':<16}{gains['tasks']:<8.3f}later tasks change this much on a task's images; "
-            f"orthogonality {self.orthogonality:.2f} (1: nothing shared)",
-            f"{'regularisation':<16}{gains['regularisation']:<8.3f}{regularisation}",
+            f"{'factor':<16}{'gain':>6}  figures behind it",
+            *(f"{name:<16}{gain:>6.3f}  {figures[name]}" for name, gain in self.gains.items()),
             "",
-            "Errors are predicted for new images of a task, as shares of the targets' variance; a gain is by",
-            f"how much the error would fall. Below {WORTH_NAMING} a factor is not named.",
+            "Errors are those of kernel regression, predicted for new images of a task, as shares of the",
+            "targets' variance: 0 all is known, 1 nothing. Interference is what later tasks add to them.",
+            f"A gain is by how much they would fall; from {WORTH_NAMING} on the largest is named.",
         ]
-        if count > 4 * np.mean(self.sampled):
+        if count > 4 * sampled:
             lines.append(
-                f"The prediction for {count} images rests on {round(float(np.mean(self.sampled)))} of them: "
-                "sample more for a firmer one."
+                f"What {count} images teach is inferred from {sampled}: sample more for a firmer word."
             )
         return "\n".join(lines)
 
@@ -144,10 +153,8 @@ def diagnose(
 ) -> Diagnosis:
     """Find what limits kernel regression on these tasks.
 
-    Samples and regularisation are judged on each task alone, by its learning curve with the
-    spectrum that `estimate_spectrum` finds; tasks by the interference term of the residual
-    identity. So that the causes stay apart, samples and tasks are judged at the regularisation
-    that is best for each task alone.
+    A task's own error is that of its learning curve, with the spectrum that `estimate_spectrum`
+    finds; the interference is that term of the residual identity, see `everlearn.ntk.regress`.
 
     Args:
         kernel: (N, N), of the sampled images of all tasks.
@@ -162,50 +169,64 @@ def diagnose(
         ValueError: as `regress` and `estimate_spectrum`, and for targets that are zero, or other
             numbers of images than tasks.
     """
-    matrix, numbers, wanted = (np.asarray(part) for part in (kernel, tasks, targets))
+    matrix, numbers = check_kernel(kernel, tasks)
+    wanted = check_targets(targets, len(matrix))
     norms, apart = block_norms(matrix, numbers), orthogonality(matrix, numbers)
-    count = len(norms)
-    sampled = np.bincount(numbers, minlength=count)
+    members = [np.flatnonzero(numbers == task) for task in range(len(norms))]
+    sampled = np.array([len(here) for here in members])
     learned = sampled if images is None else np.asarray(images)
-    if learned.shape != (count,) or (learned < 1).any():
-        raise ValueError(f"images are {images}; expected a number of at least 1 for each of {count} tasks")
-    given = None if regularisation is None else np.broadcast_to(np.asarray(regularisation, float), (count,))
-    error, best_error, doubled, ridges = (np.empty(count) for _ in range(4))
-    power = np.empty(count)
-    for task in range(count):
-        here = numbers == task
-        block, own, n = matrix[np.ix_(here, here)], wanted[here], int(learned[task])
-        power[task] = (own**2).sum(1).mean()
-        if power[task] == 0:
-            raise ValueError(f"the targets of task {task + 1} are all zero; there is nothing to learn")
-        spectrum = estimate_spectrum(block, own)
-        grid = np.trace(block) / len(block) * np.geomspace(1e-4, 10 * n, 60)
-        if given is not None:
-            grid = np.append(grid, given[task])
-        errors = np.array([spectrum.error(n, ridge) for ridge in grid])
-        best = int(errors.argmin())
-        ridges[task], best_error[task] = grid[best], errors[best]
-        error[task] = errors[best] if given is None else errors[-1]
-        doubled[task] = min(spectrum.error(2 * n, ridge) for ridge in grid)
+    if learned.shape != sampled.shape or (learned < 1).any():
+        raise ValueError(
+            f"images are {images}; expected a number of at least 1 for each of {len(norms)} tasks"
+        )
+    power = np.array([(wanted[here] ** 2).sum(1).mean() for here in members])
+    if not power.all():
+        raise ValueError(f"the targets of task {power.argmin() + 1} are all zero; there is nothing to learn")
+    spectra = [estimate_spectrum(matrix[np.ix_(here, here)], wanted[here]) for here in members]
 
-    def interference(strength: Floats) -> float:
-        # A sample of m stands for n images: the same filter is kept by lambda m / n.
-        change = regress(matrix, numbers, wanted, (strength * sampled / learned).tolist()).interference
-        squares = (change**2).sum(1)
-        return float(np.mean([squares[numbers == task].mean() / power[task] for task in range(count)]))
+    # Candidates are lambda per image, the same for all tasks; the last one is the run's own.
+    mean = float(np.trace(matrix)) / len(matrix)
+    strengths = np.tile(mean * np.geomspace(1e-4 / learned.max(), 10, 60)[:, None], len(members))
+    if regularisation is not None:
+        strengths = np.vstack([strengths, check_regularisation(regularisation, len(members)) / learned])
 
-    at_best = interference(ridges)
+    def errors(factor: int) -> Floats:
+        count = factor * learned
+        return np.array(
+            [
+                np.mean(
+                    [
+                        spectrum.error(n, strength * n) / scale
+                        for spectrum, n, strength, scale in zip(spectra, count, row, power, strict=True)
+                    ]
+                )
+                for row in strengths
+            ]
+        )
+
+    def interference(row: Floats) -> float:
+        # A sample stands for all images of its task: lambda per image makes the same filter.
+        squares = (regress(matrix, numbers, wanted, (row * sampled).tolist()).interference ** 2).sum(1)
+        return float(
+            np.mean([squares[here].mean() / scale for here, scale in zip(members, power, strict=True)])
+        )
+
+    alone = errors(1)
+    later = np.array([interference(row) for row in strengths])
+    best = int((alone + later).argmin())
+    run = best if regularisation is None else len(strengths) - 1
+    per_image = np.exp(np.log(strengths).mean(1))
     return Diagnosis(
         kernel=name,
         images=tuple(learned.tolist()),
         sampled=tuple(sampled.tolist()),
-        error=float((error / power).mean()),
-        error_best=float((best_error / power).mean()),
-        error_doubled=float((doubled / power).mean()),
-        interference=at_best if given is None else interference(given),
-        interference_best=at_best,
-        regularisation=None if given is None else _geometric_mean(given / learned),
-        best_regularisation=_geometric_mean(ridges / learned),
+        regularisation=None if regularisation is None else float(per_image[run]),
+        error=float(alone[run]),
+        interference=float(later[run]),
+        best_regularisation=float(per_image[best]),
+        best_total=float(alone[best] + later[best]),
+        alone=float(alone.min()),
+        alone_doubled=float(errors(2).min()),
         norms=norms,
         orthogonalities=apart,
     )
@@ -251,8 +272,8 @@ def diagnose_run(
     data = [as_images(task) for task in tasks]
     if [set(images.classes) for images in data] != [set(classes) for classes in learner.tasks]:
         raise ValueError(
-            f"{len(data)} tasks of data for a learner of {len(learner.tasks)} tasks, or of other classes; give "
-            "the training images of each task that it learned, in that order"
+            f"{len(data)} tasks of data for a learner of {len(learner.tasks)} tasks, or of other classes; "
+            "give the training images of each task that it learned, in that order"
         )
     if len(learner.classes) < 2:
         raise ValueError(f"the learner knows {len(learner.classes)} classes; a diagnosis needs at least 2")
@@ -260,15 +281,17 @@ def diagnose_run(
     short = [index for index, images in enumerate(drawn) if len(images) < 4]
     if short:
         raise ValueError(
-            f"task {short[0] + 1} has {len(drawn[short[0]])} images; a diagnosis needs at least 4 of each task"
+            f"task {short[0] + 1} has {len(drawn[short[0]])} images; a diagnosis needs at least 4 of each"
         )
     pixels = torch.cat([_pixels(learner, images) for images in drawn])
     with torch.no_grad():
         learner.method.eval()
-        features = torch.cat([learner.method.features(part) for part in pixels.split(64)]).double()
+        features = torch.cat([learner.method.features(part) for part in torch.split(pixels, 64)]).double()
     names = adapters(learner.method, pixels)
     if names:
-        kernel = ntk(learner.method, pixels, parameters=names, readouts=readouts, seed=seed, progress=progress)
+        kernel = ntk(
+            learner.method, pixels, parameters=names, readouts=readouts, seed=seed, progress=progress
+        )
         what = f"{readouts} random readouts" if readouts else "all outputs"
         name = f"kernel of {len(names)} adapter tensors, {what}"
     else:
@@ -331,7 +354,3 @@ def _draw(images: Images, count: int, key: Sequence[int]) -> Images:
 def _pixels(learner: Learner, images: Images) -> Tensor:
     batches = plain_batches(images, learner.backbone.input, workers=learner.workers)
     return torch.cat([learner.backbone.normalise(batch.to(learner.device)) for batch, _ in batches])
-
-
-def _geometric_mean(values: Floats) -> float:
-    return float(np.exp(np.log(values).mean()))

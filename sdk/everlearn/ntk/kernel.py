@@ -191,7 +191,7 @@ def _kernel(
     with tqdm(
         total=passes * -(-len(directions) // group), desc="kernel", unit="block", disable=quiet, leave=False
     ) as bar:
-        for part in directions.split(group):
+        for part in torch.split(directions, group):
 
             def gradients(images: Tensor, part: Tensor = part) -> Gradients:
                 bar.update()
@@ -222,11 +222,11 @@ def _gradients(
     """Gradients of each image's readouts, (N, K, p) for each parameter of size p."""
 
     def of_one(image: Tensor) -> Gradients:
-        _, pull = vjp(lambda given: _call(method, given, image[None])[0], values)
+        pull = vjp(lambda given: _call(method, given, image[None])[0], values)[1]
         pulled: Gradients = vmap(lambda direction: pull(direction)[0])(directions)
         return pulled
 
-    parts = [vmap(of_one)(part) for part in images.split(chunk)]
+    parts = [vmap(of_one)(part) for part in torch.split(images, chunk)]
     return {name: torch.cat([part[name].flatten(2) for part in parts]) for name in values}
 
 

@@ -64,15 +64,13 @@ def regress(
     Source: arXiv 2407.17120, section 3 and its appendix.
 
     >>> first, second = [[1.0, 0.0], [0.0, 1.0]], [[1.0, 1.0], [1.0, 1.0]]
-    >>> [regress(k, [0, 1], [[1.0], [-1.0]], 1.0).interference[0, 0] for k in (first, second)]
-    [0.0, -0.75]
+    >>> [regress(k, [0, 1], [[1], [-1]], 1.0).interference[0].tolist() for k in (first, second)]
+    [[0.0], [-0.75]]
     """
     matrix, numbers = check_kernel(kernel, tasks)
     wanted = check_targets(targets, len(matrix))
     count = int(numbers.max()) + 1
-    ridges = np.broadcast_to(np.asarray(regularisation, dtype=np.float64), (count,))
-    if not (np.isfinite(ridges) & (ridges > 0)).all():
-        raise ValueError(f"regularisation is {regularisation}; expected finite numbers above 0")
+    ridges = check_regularisation(regularisation, count)
     function = np.zeros_like(wanted) if start is None else check_targets(start, len(matrix), "start").copy()
     if function.shape != wanted.shape:
         raise ValueError(f"start has shape {function.shape}, targets {wanted.shape}; expected the same")
@@ -138,6 +136,8 @@ def check_kernel(
         raise ValueError(
             f"tasks are {numbers.dtype} {numbers.shape}; expected {len(matrix)} whole numbers, one a point"
         )
+    if numbers.max() < 0:
+        raise ValueError("all points are of task -1; expected at least one task")
     if set(numbers.tolist()) - {-1} != set(range(int(numbers.max()) + 1)):
         raise ValueError(
             f"tasks are {sorted(set(numbers.tolist()))}; expected all of 0 to T - 1 (and -1 for no task)"
@@ -151,3 +151,14 @@ def check_targets(targets: ArrayLike, points: int, name: str = "targets") -> Flo
     if values.ndim != 2 or len(values) != points or not np.isfinite(values).all():
         raise ValueError(f"{name} have shape {values.shape}; expected finite numbers ({points}, C)")
     return values
+
+
+def check_regularisation(regularisation: float | Sequence[float], tasks: int) -> Floats:
+    """Give one lambda for each task, (T,); ``ValueError`` when they are not finite and above 0."""
+    ridges = np.asarray(regularisation, dtype=np.float64)
+    if ridges.shape not in ((), (tasks,)) or not (np.isfinite(ridges) & (ridges > 0)).all():
+        raise ValueError(
+            f"regularisation is {regularisation}; expected a finite number above 0, or one for each of "
+            f"{tasks} tasks"
+        )
+    return np.broadcast_to(ridges, (tasks,))
