@@ -369,10 +369,10 @@ def test_leave_one_out_is_what_leaving_each_one_out_gives() -> None:
 
 
 def test_an_estimated_spectrum_foretells_the_error_of_more_samples() -> None:
-    """From 80 samples those of 40 to 320: the mean of 20 estimates to 4 standard errors and 5 %."""
+    """From 80 samples those of 40 to 320: the mean of 40 estimates to 4 standard errors and 5 %."""
     rng, noise = np.random.default_rng(1), 0.1
     spectra = []
-    for _ in range(20):
+    for _ in range(40):
         features = rng.normal(size=(80, len(ETA))) * np.sqrt(ETA)
         labels = features @ WEIGHTS + noise**0.5 * rng.normal(size=80)
         spectra.append(estimate_spectrum(features @ features.T, labels[:, None]))

@@ -244,7 +244,9 @@ def test_report_prints_the_verdict(data: Path, run: Path, capsys: Output) -> Non
     lines = out.splitlines()
     assert lines[0] == "kernel of 8 adapter tensors, 8 random readouts; 2 tasks, about 6 images of each"
     assert lines[1].startswith("verdict: ")
-    assert [line.split()[0] for line in lines[3:7]] == ["factor", "samples", "tasks", "regularisation"]
+    table = lines[lines.index("") + 1 :][:4]
+    assert [line.split()[0] for line in table] == ["factor", "samples", "tasks", "regularisation"]
+    assert max(map(len, lines)) < 120
     assert err == ""
 
 

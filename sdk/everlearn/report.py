@@ -1,6 +1,7 @@
 """What limits a run: too few samples, entangled tasks, or its regularisation."""
 
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -115,25 +116,25 @@ class Diagnosis:
         figures = {
             "samples": f"error {self.alone:.3f} with {count} images a task, {self.alone_doubled:.3f} with "
             f"{2 * count}",
-            "tasks": f"interference {self.interference:.3f} on error {self.error:.3f}; orthogonality "
-            f"{self.orthogonality:.2f} (1: nothing shared)",
-            "regularisation": f"error + interference {self.best_total:.3f} at the best, "
+            "tasks": f"error {self.best_total:.3f} in sequence, {self.alone:.3f} alone, each at its best "
+            f"regularisation; orthogonality {self.orthogonality:.2f}",
+            "regularisation": f"error {self.best_total:.3f} at the best, "
             f"{self.best_regularisation:.1e} an image; this run's is not known"
             if self.regularisation is None
-            else f"error + interference {self.error + self.interference:.3f} at about "
-            f"{self.regularisation:.1e} an image, {self.best_total:.3f} at the best, "
-            f"{self.best_regularisation:.1e} ({self.direction})",
+            else f"error {self.error:.3f} and interference {self.interference:.3f} at "
+            f"{self.regularisation:.0e} an image, {self.best_total:.3f} in all at "
+            f"{self.best_regularisation:.0e} ({self.direction})",
         }
         lines = [
             f"{self.kernel}; {len(self.images)} tasks, about {sampled} images of each",
-            f"verdict: {verdict}",
+            *textwrap.wrap(f"verdict: {verdict}", 100),
             "",
             f"{'factor':<16}{'gain':>6}  figures behind it",
             *(f"{name:<16}{gain:>6.3f}  {figures[name]}" for name, gain in self.gains.items()),
             "",
             "Errors are those of kernel regression, predicted for new images of a task, as shares of the",
-            "targets' variance: 0 all is known, 1 nothing. Interference is what later tasks add to them.",
-            f"A gain is by how much they would fall; from {WORTH_NAMING} on the largest is named.",
+            "targets' variance: 0 all is known, 1 nothing. Interference is what later tasks add to them;",
+            "orthogonality 1 means tasks that share nothing. A gain is by how much the error would fall.",
         ]
         if count > 4 * sampled:
             lines.append(
@@ -248,6 +249,10 @@ def diagnose_run(
     head where there are none, with features at unit mean square length. The targets
     are one-hot over all classes learned, less their mean. It is taken where the learner stands
     now and on images it has learned, so it flatters a learner whose features have fitted them.
+
+    Interference is the theory's: its regression has an output for each class, so it includes the
+    pull towards the newest classes that a trained classifier suffers, and that heads with a mean for
+    each class are spared.
 
     Args:
         learner: after at least one task.

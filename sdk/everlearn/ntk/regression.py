@@ -110,6 +110,8 @@ def orthogonality(kernel: ArrayLike, tasks: Sequence[int] | NDArray[np.integer])
 
     ``1 - |Phi_tk|^2 / (|Phi_tt| |Phi_kk|)`` with `block_norms`: one less the cosine between the
     second moments of the two tasks' gradients, as their images estimate it, cut to [0, 1].
+    Natural images of any kind share much of their gradients, so real tasks lie near 0; on a kernel less
+    its row and column means it shows the rest.
 
     >>> orthogonality(np.diag([1.0, 2.0]), [0, 1]).round(2).tolist()
     [[0.0, 1.0], [1.0, 0.0]]
