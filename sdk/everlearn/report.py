@@ -57,7 +57,7 @@ class Diagnosis:
         norms: float64 (T, T), root mean squared kernel entries between tasks.
         orthogonalities: float64 (T, T), see `everlearn.ntk.orthogonality`.
 
-    Source: the factors, arXiv 2407.17120, section 3; the currency is ours.
+    Source: the factors, arXiv 2407.17120; the currency is ours.
     """
 
     kernel: str

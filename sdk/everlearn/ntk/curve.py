@@ -111,7 +111,7 @@ def learning_curve(
         ValueError: for negative or infinite numbers, or lengths that differ.
 
     Source: Canatar, Bordelon and Pehlevan, "Spectral bias and task-model alignment explain
-    generalization in kernel regression", Nature Communications 2021; arXiv 2407.17120, section 3.
+    generalization in kernel regression", Nature Communications 2021; arXiv 2407.17120.
 
     >>> [round(learning_curve([1.0, 0.1], [1.0, 1.0], n, 0.1), 3) for n in (0, 1, 10)]
     [1.1, 0.349, 0.002]

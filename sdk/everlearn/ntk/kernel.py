@@ -59,9 +59,9 @@ def ntk(
     Raises:
         ValueError: when there is nothing to differentiate by, or an argument is out of range.
 
-    Source: Jacot et al., "Neural Tangent Kernel", NeurIPS 2018; arXiv 2407.17120, section 3. The
-    mean over outputs is the trace estimate of Mohamadi et al., "A Fast, Well-Founded Approximation
-    to the Empirical Neural Tangent Kernel", ICML 2023.
+    Source: Jacot et al., "Neural Tangent Kernel", NeurIPS 2018; arXiv 2407.17120. On
+    one kernel for many outputs, Mohamadi et al., "A Fast, Well-Founded Approximation to the Empirical
+    Neural Tangent Kernel", ICML 2023.
     """
     for argument, value in (("chunk", chunk), ("memory", memory)):
         if value < 1:

@@ -61,7 +61,7 @@ def regress(
     Raises:
         ValueError: when shapes do not fit, numbers are not finite, or lambda is not above 0.
 
-    Source: arXiv 2407.17120, section 3 and its appendix.
+    Source: arXiv 2407.17120, the analysis of its NTK dynamics.
 
     >>> first, second = [[1.0, 0.0], [0.0, 1.0]], [[1.0, 1.0], [1.0, 1.0]]
     >>> [regress(k, [0, 1], [[1], [-1]], 1.0).interference[0].tolist() for k in (first, second)]
