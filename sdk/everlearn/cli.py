@@ -1,4 +1,4 @@
-"""The command line: everlearn train | export | predict."""
+"""The command line: everlearn train | export | report | predict."""
 
 import argparse
 import sys
@@ -11,6 +11,7 @@ from everlearn.backbones import BUNDLED, load_backbone
 from everlearn.checkpoint import FILE
 from everlearn.data import load
 from everlearn.learner import Learner
+from everlearn.report import diagnose_run
 from everlearn.stream import ClassIncremental
 from everlearn_runtime import cli as device
 from everlearn_runtime.errors import MissingExtra
@@ -80,6 +81,21 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--images", metavar="DATA", help="verify on the test images of this data set")
     export.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
 
+    report = commands.add_parser(
+        "report",
+        help="say what limits a run: samples, tasks or regularisation",
+        description="Say which of three factors limits a run, by the neural tangent kernel on a sample of "
+        "its training images: too few samples, entangled tasks, or too little (or too much) regularisation.",
+    )
+    report.set_defaults(run=_report)
+    report.add_argument("learner", metavar="RUN", help="what train wrote")
+    report.add_argument("data", metavar="DATA", help="the data set that it was trained on")
+    report.add_argument("--samples", type=int, default=32, metavar="N", help="images a task; default 32")
+    report.add_argument(
+        "--readouts", type=int, default=8, metavar="K", help="random readouts of the features; default 8"
+    )
+    report.add_argument("--seed", type=int, default=0, help="of the sample and the readouts")
+
     commands.add_parser("predict", help="classify images with a bundle: predict BUNDLE IMAGES...")
     return parser
 
@@ -129,6 +145,20 @@ def _export(arguments: argparse.Namespace) -> None:
         f"{arguments.out}: {len(manifest.classes)} classes; on {parity['images']} images features differ "
         f"from torch by at most {parity['max_abs_difference']:.1e}, {parity['top1_agreement']:.0%} of "
         "classes agree"
+    )
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    learner = Learner.load(arguments.learner)
+    images, _ = load(arguments.data, learner.seed)  # split as it was for training
+    print(
+        diagnose_run(
+            learner,
+            [images.of_classes(classes) for classes in learner.tasks],
+            samples=arguments.samples,
+            readouts=arguments.readouts,
+            seed=arguments.seed,
+        ).text()
     )
 
 
