@@ -1,0 +1,80 @@
+"""What each part of NTK-CL is worth, measured on held-out training images.
+
+    python examples/benchmarks/ablation.py DATA.npz --out runs/ablation
+
+The test images stay out of it: a quarter of the training images is held out and takes their place,
+so defaults may be chosen by this table. Each row is the default with one thing changed; the
+difference to the default is taken seed by seed. Results are kept as they come: the same command
+goes on where a stopped one was.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measure import HEADS, measure, remembered, table
+
+from everlearn import NTKCL, Augmentation, ClassIncremental, Images, Learner, npz
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "untrained": {"epochs": 1, "lr": 0.0},
+    "statistics not carried": {"carry": False},
+    "no L_dis": {"dissimilarity": 0.0},
+    "no L_orth": {"orthogonality": 0.0},
+    "no L_reg": {"regularisation": 0.0},
+    "four passes (hybrid view)": {"view": "hybrid"},
+}
+TRAINING = ("epochs", "lr", "carry")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", metavar="DATA.npz")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--changes", nargs="+", choices=list(CHANGES), default=list(CHANGES))
+    parser.add_argument("--tasks", type=int, default=10, help="of ten classes each; default %(default)s")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16", help="of training")
+    arguments = parser.parse_args()
+    images, _ = npz(arguments.data)
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for change in dict.fromkeys(["default", *arguments.changes]):
+        for seed in arguments.seeds:
+            file = arguments.out / f"{change}-{arguments.tasks}-{seed}.json"
+            results = remembered(file, run, change, seed, images, arguments)
+            for head, figures in results.items():
+                rows.setdefault((change, head), []).append(figures)
+    print(table(rows))
+    print("\nA_T, difference to the default, in points")
+    for (change, head), seeds in rows.items():
+        difference = [
+            100 * (a["last"] - b["last"]) for a, b in zip(seeds, rows["default", head], strict=True)
+        ]
+        print(f"{change:28}{head:32}{np.mean(difference):+8.2f} ± {np.std(difference):.2f}")
+
+
+def run(change: str, seed: int, images: Images, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The figures of each head, on images held out of the training images."""
+    train, held_out = images.split(0.75, seed)
+    stream = ClassIncremental(train, held_out, classes_per_task=10, seed=seed)
+    kept = [name for task in list(stream)[: arguments.tasks] for name in task.classes]
+    stream = ClassIncremental(
+        train.of_classes(kept), held_out.of_classes(kept), classes_per_task=10, seed=seed
+    )
+    changed = CHANGES[change]
+    learner = Learner(
+        method=NTKCL(**{name: value for name, value in changed.items() if name not in TRAINING}),
+        augmentation=Augmentation(scale=(0.1, 1.0)),
+        precision=arguments.precision,
+        seed=seed,
+        **{name: value for name, value in changed.items() if name in TRAINING},
+    )
+    return measure(learner, stream, heads=tuple(HEADS), name=f"{change}, seed {seed}")
+
+
+if __name__ == "__main__":
+    main()
