@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from everlearn import NTKCL, Backbone, ClassIncremental, Prototypes
 from everlearn.adapters import Bottleneck, Hybrid
 from everlearn.methods.base import CosineClassifier, TaskInfo
+from everlearn.methods.losses import overlap, supervised_info_nce
 
 from .conftest import coloured, fit_all, make_learner, vit
 
@@ -327,7 +328,7 @@ def unit(rows: Array) -> Array:
 def dissimilarity(features: Tensor, targets: Sequence[int], old: Tensor | None = None) -> float:
     method = attached()
     begin(method, old=old, index=1)
-    return float(method._dissimilarity(features, torch.tensor(targets)).detach())
+    return float(supervised_info_nce(features, torch.tensor(targets), method.old, 0.1).detach())
 
 
 @pytest.mark.parametrize("old", [None, noise(3, 96, seed=1)])
@@ -364,7 +365,7 @@ def test_dissimilarity_pulls_a_class_together_and_away_from_old_prototypes() -> 
 def test_dissimilarity_is_zero_without_two_of_a_class(count: int, old: int) -> None:
     method, features = attached(), noise(count, 96).requires_grad_()
     begin(method, old=noise(old, 96, seed=1), index=1)
-    value = method._dissimilarity(features, torch.arange(count))
+    value = supervised_info_nce(features, torch.arange(count), method.old, 0.1)
     backward(value)
     assert value.item() == 0
     assert features.grad is not None
@@ -376,21 +377,21 @@ def test_orthogonality_measures_what_lies_in_the_span_of_the_old_prototypes() ->
     begin(method, old=old, index=1)
     inside = noise(5, 3, seed=1) @ old
     free = torch.linalg.qr(torch.cat([old, noise(5, 96, seed=2)]).T)[0].T[3:]
-    assert method._overlap(7 * inside).item() == pytest.approx(1, abs=1e-5)
-    assert method._overlap(7 * free).item() == pytest.approx(0, abs=1e-5)
+    assert overlap(7 * inside, method.basis).item() == pytest.approx(1, abs=1e-5)
+    assert overlap(7 * free, method.basis).item() == pytest.approx(0, abs=1e-5)
     half = F.normalize(inside) + F.normalize(free)
-    assert method._overlap(half).item() == pytest.approx(0.5, abs=1e-5)
+    assert overlap(half, method.basis).item() == pytest.approx(0.5, abs=1e-5)
 
 
 def test_orthogonality_is_off_in_the_first_task_and_bounded_in_rank() -> None:
     method = attached(rank=2)
-    assert method._overlap(noise(4, 96)).item() == 0
+    assert overlap(noise(4, 96), method.basis).item() == 0
     begin(method, old=torch.diag(torch.tensor([1.0, 1, 0.5]))[:, [0, 1, 2]] @ torch.eye(3, 96), index=1)
     axes = torch.eye(4, 96)
-    assert method._overlap(axes).item() <= 2 / 4 + 1e-6
+    assert overlap(axes, method.basis).item() <= 2 / 4 + 1e-6
     method = attached()
     begin(method, old=torch.eye(1, 96).repeat(5, 1), index=1)  # five prototypes, one direction
-    overlaps = [method._overlap(axis[None]).item() for axis in torch.eye(96)]
+    overlaps = [overlap(axis[None], method.basis).item() for axis in torch.eye(96)]
     assert overlaps == pytest.approx([1, *[0] * 95], abs=1e-6)
 
 
@@ -429,7 +430,7 @@ def test_the_terms_carry_their_weights() -> None:
         stir(method.cur, seed=8)
         losses.append({name: value.item() for name, value in method.loss(images, targets).items()})
     with torch.no_grad():
-        overlaps = [once._overlap(view).item() for view in once.views(images)]
+        overlaps = [overlap(view, once.basis).item() for view in once.views(images)]
     assert overlaps[0] != pytest.approx(overlaps[1], rel=0.01)
     assert losses[0]["orthogonality"] == pytest.approx(1e-4 * (overlaps[0] + overlaps[1]), rel=1e-5)
     assert losses[0].keys() == {
