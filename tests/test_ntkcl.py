@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from everlearn import NTKCL, Backbone, ClassIncremental, Prototypes
 from everlearn.adapters import Bottleneck, Hybrid
 from everlearn.methods.base import CosineClassifier, TaskInfo
-from everlearn.methods.losses import overlap, supervised_info_nce
+from everlearn.methods.losses import batch_wide_info_nce, complement_sum, overlap, supervised_info_nce
 
 from .conftest import coloured, fit_all, make_learner, vit
 
@@ -80,6 +80,12 @@ def test_the_trainable_parameters_are_as_many_as_published() -> None:
     assert size(method.hybrid) == 3 * (768 * 768 + 768)
     assert size(method) == size(method.cur) + size(method.hybrid)
     assert sum(parameter.numel() for parameter in method.pre.parameters()) == 304_320 + 42_192
+
+    with torch.device("meta"):  # the published hybrid reads the whole view as one token of 2d
+        method = NTKCL(variant="released")
+        method.attach(Backbone(VisionTransformer(num_classes=0)))
+    assert size(method.hybrid) == 7_082_496
+    assert size(method) + size(classifier) == 7_444_369
 
 
 @pytest.mark.parametrize("ptm", [False, True])
@@ -410,6 +416,183 @@ def test_the_terms_carry_their_weights() -> None:
     for name, value in losses[0].items():
         assert value > 0
         assert losses[1][name] == pytest.approx(value * (1 if name.startswith("ce") else 2), rel=1e-5)
+
+
+# The released variant
+
+
+def test_no_gradient_reaches_the_released_prompt_generators_weights() -> None:
+    method = attached(variant="released").train()
+    terms = method.loss(noise(4, 3, 32, 32), torch.tensor([0, 0, 1, 1]))
+    backward(torch.stack(list(terms.values())).sum())
+    for block in (0, 1):
+        for name, value in method.cur["patch"].get_submodule(str(block)).named_parameters():
+            moves = value.grad is not None and bool(value.grad.any())
+            assert moves == (name == "norm.bias")
+            assert not value.any()
+
+
+@pytest.mark.parametrize("ptm", [False, True])
+def test_the_released_fusion_is_a_linear_map_of_the_channel_view(ptm: bool) -> None:
+    method, images = stirred(variant="released", ptm=ptm), noise(3, 3, 32, 32)
+    channel, patch, hybrid = method.views(images)
+    expected = 0.5 * method.hybrid.value(channel) + channel + 0.1 * patch
+    torch.testing.assert_close(hybrid, expected, rtol=0, atol=1e-6)
+    backward(hybrid.square().sum())
+    for layer in (method.hybrid.query, method.hybrid.key):
+        assert layer.weight.grad is not None
+        assert not layer.weight.grad.any()
+    assert method.hybrid.value.weight.grad is not None
+    assert method.hybrid.value.weight.grad.any()
+
+
+def test_the_released_dissimilarity_pushes_a_class_apart_and_the_papers_pulls_it_together() -> None:
+    features, targets = noise(4, 96), torch.tensor([0, 0, 1, 1])
+    closer = features.clone()
+    closer[1] = 0.5 * (features[0] + features[1])
+    released = [batch_wide_info_nce(rows, targets, 0.1).item() for rows in (features, closer)]
+    paper = [supervised_info_nce(rows, targets, noise(0, 96), 0.1).item() for rows in (features, closer)]
+    assert released[0] < released[1]
+    assert paper[0] > paper[1]
+
+
+def test_the_released_dissimilarity_by_hand() -> None:
+    features, labels = noise(6, 96), [0, 0, 0, 1, 1, 2]
+    z = unit(features.double().numpy())
+    similar = np.exp(z @ z.T / 0.1)
+    pairs = sum(similar[i, j] for i in range(6) for j in range(6) if i != j and labels[i] == labels[j])
+    others = [np.log(similar[i].sum() - similar[i, i]) for i in range(6)]
+    value = batch_wide_info_nce(features, torch.tensor(labels), 0.1).item()
+    assert value == pytest.approx(np.log(pairs) - np.mean(others), rel=1e-5)
+
+
+def test_without_two_of_a_class_the_released_dissimilarity_is_zero_and_so_is_its_gradient() -> None:
+    features = noise(3, 96).requires_grad_()
+    value = batch_wide_info_nce(features, torch.arange(3), 0.1)
+    backward(value)
+    assert value.item() == 0
+    assert features.grad is not None
+    assert not features.grad.any()
+
+
+def test_the_released_orthogonality_takes_forty_directions_from_the_first_task_on() -> None:
+    method = attached(variant="released")
+    torch.testing.assert_close(method.basis.abs(), torch.eye(40, 96))  # there is nothing to keep clear of
+    features = noise(5, 96)
+    expected = unit(features.double().numpy())[:, 40:].sum()
+    assert complement_sum(features, method.basis).item() == pytest.approx(expected, rel=1e-4)
+    begin(method, old=noise(3, 96), index=1)
+    assert method.basis.shape == (40, 96)
+    torch.testing.assert_close(method.basis @ method.basis.T, torch.eye(40), rtol=0, atol=1e-5)
+    assert overlap(noise(4, 3, seed=1) @ noise(3, 96), method.basis).item() == pytest.approx(1, abs=1e-5)
+
+
+def test_at_most_a_batch_of_old_prototypes_joins_a_released_step_drawn_anew_each_time() -> None:
+    method = attached(variant="released")
+    begin(method, old=noise(9, 96), index=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        draws = [method.negatives(4).tolist() for _ in range(5)]
+        torch.manual_seed(0)
+        again = [method.negatives(4).tolist() for _ in range(5)]
+        assert sorted(method.negatives(16).tolist()) == list(range(9))
+    assert draws == again
+    assert all(len(set(rows)) == 4 and set(rows) <= set(range(9)) for rows in draws)
+    assert len(set(map(tuple, draws))) > 1
+    paper = attached()
+    begin(paper, old=noise(9, 96), index=1)
+    assert paper.negatives(4).tolist() == list(range(9))
+
+
+def test_the_released_count_of_old_classes_takes_a_larger_first_task_for_old_ones() -> None:
+    method = attached(variant="released", increment=5)
+    begin(method, classes=7)  # 7 and then 5 a time: two classes too many count as old
+    assert method.old.shape == (2, 96)
+    assert not method.old.any()
+    begin(method, classes=5, old=noise(7, 96), index=1)
+    torch.testing.assert_close(method.old, F.normalize(noise(7, 96), dim=1))
+    begin(method, classes=3, old=noise(12, 96), index=2)  # a last, smaller task: two old ones too few
+    assert len(method.old) == 10
+    method = attached(variant="released")
+    begin(method, classes=7)
+    assert method.old.shape == (0, 96)
+
+
+def test_dropout_is_active_in_the_released_averaged_adapters() -> None:
+    method = stirred(variant="released").train()
+    with torch.no_grad():
+        one, other = (method.views(noise(4, 3, 32, 32))[0] for _ in range(2))
+    assert not torch.equal(one[:, :48], other[:, :48])
+    method.eval()
+    with torch.no_grad():
+        one, other = (method.views(noise(4, 3, 32, 32))[0] for _ in range(2))
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"variant": "code"}, "variant must be 'paper' or 'released', got 'code'"),
+        ({"variant": "released", "view": "averaged"}, "has the hybrid view only, got view='averaged'"),
+        ({"variant": "released", "increment": 0}, "increment must be None or .* at least 1, got 0"),
+    ],
+)
+def test_what_the_variants_do_not_have_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NTKCL(**options)
+
+
+# Streams of all shapes
+
+VARIANTS = pytest.mark.parametrize(
+    "options", [{}, {"view": "hybrid"}, {"variant": "released", "increment": 5}], ids=str
+)
+
+
+@VARIANTS
+def test_seven_classes_and_then_five_at_a_time(options: dict[str, Any]) -> None:
+    data, test = coloured("abcdefghijkl", count=3), coloured("abcdefghijkl", count=2, seed=1)
+    learner = make_learner(NTKCL(**options), epochs=1)
+    matrix = learner.run(ClassIncremental(data, test, classes_per_task=5, first=7))
+    assert [len(classes) for classes in learner.tasks] == [7, 5]
+    assert matrix.last > 0.9
+
+
+@VARIANTS
+def test_one_class_at_a_time(options: dict[str, Any]) -> None:
+    learner = fit_all(make_learner(NTKCL(**options), epochs=1), [coloured(name) for name in "abc"])
+    assert learner.evaluate(coloured("abc", seed=1)) == 1
+
+
+@VARIANTS
+def test_a_class_that_comes_back_is_no_old_class(options: dict[str, Any]) -> None:
+    learner, seen = make_learner(NTKCL(**options), epochs=1), []
+    method = learner.method
+    assert isinstance(method, NTKCL)
+    fit_all(learner, [coloured("ab"), coloured("cd")])
+    begin_task = method.begin_task
+
+    def watched(task: TaskInfo) -> None:
+        begin_task(task)
+        seen.append((task.known, task.classes, method.first_target))
+
+    learner.method.begin_task = watched  # type: ignore[method-assign]
+    learner.begin_task(("b", "e"))
+    assert seen == [(("a", "b", "c", "d"), ("b", "e"), 3)]  # a, c and d are old, b is learned again
+
+
+@VARIANTS
+def test_nothing_of_a_task_is_kept_but_the_adapters(options: dict[str, Any]) -> None:
+    learner = make_learner(NTKCL(**options), epochs=1)
+    start = {name: value.shape for name, value in learner.method.learned().items()}
+    heads = []
+    for names in ("ab", "cde", "f"):
+        learner.fit(coloured(names))
+        assert {name: value.shape for name, value in learner.method.learned().items()} == start
+        tensors = {name for name, value in vars(learner.method).items() if isinstance(value, Tensor)}
+        assert not tensors
+        heads.append(learner.head.nbytes)
+    assert heads == sorted(heads)
 
 
 # The head
