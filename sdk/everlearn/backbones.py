@@ -184,7 +184,8 @@ def load_backbone(name: str = BUNDLED, *, weights: str | Path = "pretrained", **
         name: ``"everlearn_vit_tiny_p8_64"``, which comes with the package, or any timm model.
         weights: ``"pretrained"``, ``"random"``, or the path of a ``.safetensors`` file.
         options: keyword arguments for the timm model, e.g. ``img_size=64``; plain values, so that
-            a saved learner can write them down.
+            a saved learner can write them down. ``pretrained_cfg_overlay`` replaces timm's input
+            settings: ``mean`` and ``std`` of the pixels, ``crop_pct``, ``interpolation``.
 
     Raises:
         ValueError: for a name that timm does not know, for options that are no plain values, and
@@ -197,12 +198,13 @@ def load_backbone(name: str = BUNDLED, *, weights: str | Path = "pretrained", **
             f"options must be plain values ({error}); for others make the model with timm, and pass "
             "Backbone(model)"
         ) from error
-    spec = BackboneSpec(name, str(weights), options)
+    spec = BackboneSpec(name, str(weights), dict(options))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # random weights are the same ones at every load
         if name == BUNDLED:
+            overlay = options.pop("pretrained_cfg_overlay", {})
             model = VisionTransformer(num_classes=0, **_BUNDLED_ARCHITECTURE | options)
-            model.pretrained_cfg = _BUNDLED_INPUT
+            model.pretrained_cfg = _BUNDLED_INPUT | overlay
         elif timm.is_model(name):
             from_hub = spec.weights == "pretrained"
             try:
