@@ -1,7 +1,9 @@
 """NTK-CL: what the paper says, in numbers."""
 
 import copy
+import runpy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,7 +97,7 @@ def test_a_fresh_channel_view_is_the_backbone_itself(ptm: bool) -> None:
         channel, patch, _ = method.views(images)
         expected = method.backbone.features(images)
         for section in channel.reshape(3, -1, 48).unbind(1):
-            assert torch.equal(section, expected)
+            torch.testing.assert_close(section, expected, rtol=0, atol=1e-6)
         assert method.sections == (48,) * (3 if ptm else 2)
         assert not torch.allclose(patch[:, -48:], expected, atol=1e-3)  # prompts are attended to
 
@@ -227,6 +229,52 @@ def test_queries_and_keys_learn() -> None:
     for layer in (method.hybrid.query, method.hybrid.key, method.hybrid.value):
         assert layer.weight.grad is not None
         assert layer.weight.grad.abs().max() > 1e-6
+
+
+# The shared forward pass
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"view": "averaged"}, {"ptm": True}, {"variant": "released"}, {"variant": "released", "ptm": True}],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "vit_medium_patch16_reg4_gap_256", "deit_tiny_distilled_patch16_224"]
+)
+def test_sharing_changes_no_term_and_no_gradient(
+    name: str, options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    benchmark = runpy.run_path(str(Path(__file__).parents[1] / "examples/benchmarks/ntkcl_step.py"))
+    found: list[dict[str, Tensor]] = []
+    for kind in (NTKCL, benchmark["FourPasses"]):
+        backbone = vit(name, depth=3, **{"init_values": 0.5} if "reg4" in name else {})
+        backbone.fuse_attention(False)
+        method = kind(**{"view": None, "dropout": 0.0, **options})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            method.attach(backbone)
+            for seed, part in enumerate((method.cur, method.pre, method.hybrid)):
+                stir(part, seed=seed)
+            method.to(dtype).train()
+            begin(method, old=noise(3, sum(method.sections)), index=1)
+            if kind is not NTKCL:
+                method.pre.requires_grad_(True)  # what needs no gradient changes no other
+            stir(method.cur, 0.01, seed=9)
+            terms = method.loss(noise(4, 3, 32, 32).to(dtype), torch.tensor([0, 0, 1, 1]))
+        backward(torch.stack(list(terms.values())).sum())
+        gradients = {
+            name: torch.zeros_like(value) if value.grad is None else value.grad
+            for name, value in method.named_parameters()
+            if not name.startswith(("backbone.", "pre.", "anchor."))
+        }
+        found.append({name: value.detach() for name, value in terms.items()} | gradients)
+    assert found[0].keys() == found[1].keys()
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-5
+    for name, value in found[1].items():
+        size = max(1.0, value.abs().max().item())
+        torch.testing.assert_close(found[0][name], value, rtol=0, atol=tolerance * size)
 
 
 # What trains

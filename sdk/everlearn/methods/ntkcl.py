@@ -232,7 +232,7 @@ class NTKCL(Method):
     def features(self, images: Tensor) -> Tensor:
         """Hybrid view z_m, or the averaged view, (B, F)."""
         if self.view == "averaged":
-            return self._channel_section(self._first(images), self.pre["channel"])
+            return self._channel_section(*self._first(images), self.pre["channel"])
         return self.views(images)[2]
 
     def deployable(self) -> nn.Module:
@@ -245,47 +245,59 @@ class NTKCL(Method):
 
     def views(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Give z_c, z_p and z_m, (B, F) each, of normalised images (B, 3, H, W)."""
-        tokens = self._first(images)
+        shared = self._first(images)
+        channel, patch = [], []
         with torch.no_grad():
-            shared = [self.backbone.features(images)] if self.ptm else []
-            pre_channel = self._channel_section(tokens, self.pre["channel"])
-            pre_patch = self._patch_section(tokens, self.pre["patch"])
-        channel = torch.stack([*shared, pre_channel, self._channel_section(tokens, self.cur["channel"])], 1)
-        patch = torch.stack([*shared, pre_patch, self._patch_section(tokens, self.cur["patch"])], 1)
-        channel, patch = channel.flatten(1), patch.flatten(1)
-        fused: list[Tensor] = [torch.unflatten(view, 1, (-1, self.hybrid.width)) for view in (channel, patch)]
-        hybrid: Tensor = self.hybrid(*fused)
-        return channel, patch, hybrid.flatten(1)
+            if self.ptm:
+                channel += [self._channel_section(*shared, None)]
+                patch += channel
+            channel = [*channel, self._channel_section(*shared, self.pre["channel"])]
+            patch = [*patch, self._patch_section(*shared, self.pre["patch"])]
+        channel = [*channel, self._channel_section(*shared, self.cur["channel"])]
+        patch = [*patch, self._patch_section(*shared, self.cur["patch"])]
+        z_c, z_p = torch.cat(channel, 1), torch.cat(patch, 1)
+        tokens: list[Tensor] = [torch.unflatten(view, 1, (-1, self.hybrid.width)) for view in (z_c, z_p)]
+        hybrid: Tensor = self.hybrid(*tokens)
+        return z_c, z_p, hybrid.flatten(1)
 
-    def _first(self, images: Tensor) -> Tensor:
-        """Tokens after the first attention, before any adapter: the same for all branches."""
+    def _first(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens before and after the first block's MLP, without any adapter: all branches share them."""
         first, *_ = self.backbone.blocks()
-        return attend(first, self.backbone.embed(images))
+        tokens = attend(first, self.backbone.embed(images))
+        return tokens, tokens + feed_forward(first, tokens)
 
-    def _channel_section(self, tokens: Tensor, adapters: nn.Module) -> Tensor:
-        """Features of the branch with bottlenecks, from the tokens after the first attention."""
-        for index, (block, adapter) in enumerate(
-            zip(self.backbone.blocks(), adapters.children(), strict=True)
-        ):
+    def _channel_section(self, tokens: Tensor, after: Tensor, adapters: nn.Module | None) -> Tensor:
+        """Features of the branch with bottlenecks, or with none, from what all branches share."""
+        last = self.backbone.depth - 1
+        beside = [None] * (last + 1) if adapters is None else adapters.children()
+        for index, (block, adapter) in enumerate(zip(self.backbone.blocks(), beside, strict=True)):
             if index:
-                tokens = attend(block, tokens)
-            tokens = tokens + feed_forward(block, tokens) + adapter(tokens)
-        return self.backbone.pool(tokens)
+                tokens = attend(block, after, self.backbone.pooled if index == last else None)
+                after = tokens + feed_forward(block, tokens)
+            if adapter is not None:
+                after = after + adapter(tokens)
+        return self.backbone.pool(after)
 
-    def _patch_section(self, tokens: Tensor, generators: nn.Module) -> Tensor:
-        """Features of the branch with prompts, from the tokens after the first attention."""
+    def _patch_section(self, tokens: Tensor, after: Tensor, generators: nn.Module) -> Tensor:
+        """Features of the branch with prompts, from what all branches share."""
         at, count, last = self.backbone.prefix, self.prompts, self.backbone.depth - 1
-        old = tokens.new_zeros(tokens.shape[0], count, tokens.shape[2])
         for index, (block, generate) in enumerate(
             zip(self.backbone.blocks(), generators.children(), strict=True)
         ):
-            if index:
-                tokens, old = strip(attend(block, tokens), count, at)
             if index == last:
                 break  # its prompts meet no attention any more: they cannot reach the features
-            prompts = generate(tokens) + 0.1 * old if index else generate(tokens)
-            tokens = insert(tokens, old, at) + feed_forward(block, insert(tokens, prompts, at))
-        return self.backbone.pool(tokens + feed_forward(block, tokens))
+            if index == 0:  # the MLP sees each token alone, so only the prompts are new to it
+                after = insert(after, feed_forward(block, generate(tokens)), at)
+                continue
+            tokens, old = strip(attend(block, after), count, at)
+            prompts = generate(tokens) + 0.1 * old
+            after = insert(tokens, old, at) + feed_forward(block, insert(tokens, prompts, at))
+        if last:
+            tokens = attend(block, after, self.backbone.pooled)
+            if self.backbone.pooled is None:
+                tokens, _ = strip(tokens, count, at)
+            after = tokens + feed_forward(block, tokens)
+        return self.backbone.pool(after)
 
     def negatives(self, count: int) -> Tensor:
         """Rows of ``old`` that join L_dis in a step of ``count`` images, int64 (K,).
