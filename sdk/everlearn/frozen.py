@@ -54,14 +54,14 @@ class _OneDnnLinear(torch.autograd.Function):
 
 
 def _one_dnn(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    # The weights are small beside the tokens: turning them each time costs nothing that can be seen.
-    packed = None if bias is None else bias.to_mkldnn()
-    return F.linear(tokens.contiguous().to_mkldnn(), weight.contiguous().to_mkldnn(), packed).to_dense()
+    # torch's compiler takes this operator, too; the public way copies every tensor to and fro.
+    found = torch.ops.mkldnn._linear_pointwise(tokens.contiguous(), weight.contiguous(), bias, "none", [], "")
+    return cast(Tensor, found)
 
 
 def one_dnn_is_there() -> bool:
-    """Tell whether this torch was built with oneDNN."""
-    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    """Tell whether this torch was built with oneDNN and lets it be called."""
+    return hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 @functools.cache

@@ -282,6 +282,33 @@ def test_cls_after_each_block(name: str, depth: int) -> None:
         close("CLS after each block", method.backbone.features(images("eval")), plain)
 
 
+@pytest.mark.parametrize("name", ["perturbed", "strong"])
+def test_the_prompts_of_each_block(name: str) -> None:
+    """Seen where they enter the MLP; those of the last block reach nothing and are not made."""
+    method, seen = released(name), []
+    at, count = method.backbone.prefix, CONFIG["prompts"]
+
+    def watch(block: int) -> Any:
+        def hook(_: nn.Module, given: tuple[Tensor]) -> None:
+            length = given[0].shape[1]
+            if length == count:  # in the first block they are alone
+                seen.append((block, given[0][:2]))
+            elif length == method.backbone.tokens + count:
+                seen.append((block, given[0][:2, at : at + count]))
+
+        return hook
+
+    for index, block in enumerate(method.backbone.blocks()):
+        block.norm2.register_forward_pre_hook(watch(index))
+    with torch.no_grad():
+        method.views(images("eval"))
+    made = CONFIG["depth"] - 1
+    assert [block for block, _ in seen] == [*range(made), *range(made)]
+    for which, part_of in (("pre", seen[:made]), ("cur", seen[made:])):
+        for block, prompts in part_of:
+            close("prompts", prompts, ORACLE[f"features/{name}/prompts_first2/S1_{which}"][block])
+
+
 def test_a_fresh_method_starts_as_released() -> None:
     method = NTKCL(variant="released", hidden=CONFIG["bottleneck"], prompts=CONFIG["prompts"])
     method.attach(vit(CONFIG["depth"]))
