@@ -73,6 +73,7 @@ class NTKCL(Method):
         classifier: the task's own cosine classifier, None between tasks.
         anchor: copies of ``cur`` and ``hybrid`` from which L_reg measures, None between tasks.
         old: unit prototypes (K, F) of the old classes that L_dis takes, during a task.
+        first_target: how many old classes the task's own are numbered behind, in the release's way.
         basis: orthonormal rows (R, F) of which L_orth keeps clear, during a task. For the released
             variant some are arbitrary; put others in their place to compare with another run.
 
