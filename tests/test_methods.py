@@ -11,6 +11,7 @@ from .contract import CHECKS, Check, MakeMethod
 
 METHODS: dict[str, MakeMethod] = {name: getattr(methods, name) for name in methods.__all__}
 METHODS["NTKCL(view='hybrid')"] = partial(NTKCL, view="hybrid")
+METHODS["NTKCL(variant='released')"] = partial(NTKCL, variant="released")
 METHODS["NTKCL(view='hybrid', ptm=True)"] = partial(NTKCL, view="hybrid", ptm=True)
 
 
