@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from everlearn import NTKCL, Backbone, load_backbone
+from everlearn import NTKCL, load_backbone
 from everlearn.adapters.prompt import insert, strip
-from everlearn.frozen import FrozenLinear
 from everlearn.methods.base import TaskInfo
 
 OLD, NEW = 50, 10
@@ -65,22 +64,10 @@ class FourPasses(NTKCL):
         return self.backbone.pool(strip(x, count, at)[0])
 
 
-def own_linear_layers(backbone: Backbone) -> None:
-    """Give a backbone torch's linear layers back."""
-    for parent in list(backbone.modules()):
-        for name, layer in parent.named_children():
-            if isinstance(layer, FrozenLinear):
-                plain = nn.Linear(1, 1)
-                plain.weight, plain.bias = layer.weight, layer.bias
-                setattr(parent, name, plain)
-
-
-def method(kind: type[NTKCL], *, torchs_own: bool) -> NTKCL:
+def method(kind: type[NTKCL]) -> NTKCL:
     torch.manual_seed(0)
     backbone = load_backbone()
     backbone.fuse_attention(False)
-    if torchs_own:
-        own_linear_layers(backbone)
     made = kind(view="hybrid")
     made.attach(backbone)
     prototypes = torch.randn(OLD, sum(made.sections))
@@ -110,16 +97,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     images, targets = torch.randn(options.batch, 3, 64, 64), torch.arange(options.batch) % NEW
 
-    everywhere = method(FourPasses, torchs_own=True)
+    everywhere = method(FourPasses)
     everywhere.pre.requires_grad_(True)
-    ours = method(NTKCL, torchs_own=False)
+    ours = method(NTKCL)
     forms: dict[str, Any] = {
         "four passes, gradients through all": step(everywhere, images, targets),
-        "four passes, none through the averaged": step(method(FourPasses, torchs_own=True), images, targets),
-        "four passes, none through the averaged, bf16": step(
-            method(FourPasses, torchs_own=True), images, targets, bf16=True
-        ),
-        "ours, torch's own linear layers": step(method(NTKCL, torchs_own=True), images, targets),
+        "four passes, none through the averaged": step(method(FourPasses), images, targets),
+        "four passes, none through the averaged, bf16": step(method(FourPasses), images, targets, bf16=True),
         "ours": step(ours, images, targets),
         "ours, bf16": step(ours, images, targets, bf16=True),
     }

@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from everlearn import _torchvision
-from everlearn.frozen import FrozenLinear, frozen_linear
 from everlearn_runtime.images import InputSpec
 
 _torchvision.make_importable()
@@ -80,10 +79,6 @@ class Backbone(nn.Module):
     def __init__(self, model: nn.Module, spec: BackboneSpec | None = None) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
-        for parent in list(model.modules()):
-            for name, layer in parent.named_children():
-                if type(layer) is nn.Linear:
-                    setattr(parent, name, FrozenLinear(layer))
         self.spec = spec
         data = resolve_model_data_config(model)
         height, width = _image_size(model, data)
@@ -216,8 +211,8 @@ def _attention_of(attention: Attention, tokens: Tensor, first: int) -> Tensor:
     width, heads = attention.num_heads * attention.head_dim, attention.num_heads
     qkv: nn.Linear = attention.qkv
     biases = (None, None) if qkv.bias is None else (qkv.bias[:width], qkv.bias[width:])
-    query = frozen_linear(tokens[:, :first], qkv.weight[:width], biases[0])
-    key, value = frozen_linear(tokens, qkv.weight[width:], biases[1]).chunk(2, dim=-1)
+    query = F.linear(tokens[:, :first], qkv.weight[:width], biases[0])
+    key, value = F.linear(tokens, qkv.weight[width:], biases[1]).chunk(2, dim=-1)
     q, k, v = (torch.unflatten(part, 2, (heads, -1)).transpose(1, 2) for part in (query, key, value))
     q, k = attention.q_norm(q), attention.k_norm(k)
     if attention.fused_attn:
