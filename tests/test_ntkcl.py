@@ -58,7 +58,8 @@ def backward(value: Tensor) -> None:
 
 def stirred(**options: Any) -> NTKCL:
     method = attached(**options)
-    for seed, part in enumerate((method.cur, method.pre, method.hybrid)):
+    parts = [method.cur, method.pre, *([method.hybrid] if method.view == "hybrid" else [])]
+    for seed, part in enumerate(parts):
         stir(part, seed=seed)
     return method
 
@@ -152,6 +153,13 @@ def attention(block: Any, tokens: Array) -> Array:
 
 
 def plain_channel_view(backbone: Backbone, adapters: nn.Module, images: Tensor) -> Array:
+    """The features of `plain_channel_tokens`."""
+    with torch.no_grad():
+        tokens = torch.from_numpy(plain_channel_tokens(backbone, adapters, images)).float()
+        return np.asarray(backbone.pool(tokens).double().numpy())
+
+
+def plain_channel_tokens(backbone: Backbone, adapters: nn.Module, images: Tensor) -> Array:
     """S2: out = h + MLP(LN2 h) + 0.1 up(relu(down h)) with h = x + MSA(LN1 x), on all tokens."""
     with torch.no_grad():
         x: Array = backbone.embed(images).double().numpy()
@@ -159,8 +167,7 @@ def plain_channel_view(backbone: Backbone, adapters: nn.Module, images: Tensor) 
         h, w = attention(block, x), numbers(adapter)
         hidden = np.maximum(h @ w["down.weight"].T + w["down.bias"], 0)
         x = h + mlp(block, h) + 0.1 * (hidden @ w["up.weight"].T + w["up.bias"])
-    with torch.no_grad():
-        return np.asarray(backbone.pool(torch.from_numpy(x).float()).double().numpy())
+    return x
 
 
 def plain_patch_view(backbone: Backbone, generators: nn.Module, images: Tensor, q: int = 10) -> Array:
@@ -237,7 +244,12 @@ def test_queries_and_keys_learn() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize(
     "options",
-    [{}, {"view": "averaged"}, {"ptm": True}, {"variant": "released"}, {"variant": "released", "ptm": True}],
+    [
+        {"view": "hybrid"},
+        {"view": "hybrid", "ptm": True},
+        {"variant": "released"},
+        {"variant": "released", "ptm": True},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize(
@@ -682,13 +694,55 @@ def test_dropout_of_the_fusion_is_off_outside_training() -> None:
         assert torch.equal(hybrid(*views), hybrid(*views))
 
 
-def test_the_averaged_view_is_one_pass_under_the_averaged_bottlenecks() -> None:
-    method = stirred(view="averaged")
-    images = noise(3, 3, 32, 32)
+@pytest.mark.parametrize("patches", [True, False])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2"])
+def test_the_averaged_view_is_cls_and_the_mean_patch_of_one_pass(name: str, patches: bool) -> None:
+    method = stirred(backbone=vit(name, depth=3), view="averaged", scale=0.1, patches=patches)
+    backbone, images = method.backbone, noise(3, 3, 32, 32)
+    method.train().eval()
     with torch.no_grad():
-        channel, _, _ = method.views(images)
-        torch.testing.assert_close(method.features(images), channel[:, : method.backbone.width])
-    assert method.sections == (method.backbone.width,)
+        found = method.features(images)
+    tokens = plain_channel_tokens(backbone, method.pre["channel"], images)
+    with torch.no_grad():
+        normal = backbone.vit.norm(torch.from_numpy(tokens).float())
+    expected = [normal[:, 0], normal[:, backbone.prefix :].mean(1)][: 2 if patches else 1]
+    torch.testing.assert_close(found, torch.cat(expected, 1), rtol=0, atol=2e-5)
+    assert method.sections == (48,) * len(expected)
+    assert set(method.cur) == {"channel"}
+    assert not hasattr(method, "hybrid")
+
+
+def test_a_backbone_that_pools_by_the_mean_has_one_section() -> None:
+    backbone = vit("vit_medium_patch16_reg4_gap_256", init_values=0.5)
+    method = attached(backbone, view="averaged")
+    assert method.sections == (48,)
+    torch.testing.assert_close(method.features(noise(2, 3, 32, 32)), backbone.features(noise(2, 3, 32, 32)))
+    learner = fit_all(make_learner(NTKCL(), backbone=backbone), [coloured("ab"), coloured("cd")])
+    assert learner.evaluate(coloured("abcd", seed=1)) == 1
+
+
+def test_the_averaged_view_has_a_classifier_for_each_of_its_ways_to_look() -> None:
+    method, images, targets = stirred(view="averaged"), noise(4, 3, 32, 32), torch.tensor([0, 0, 1, 1])
+    begin(method, old=noise(3, 96), index=1)
+    stir(method.cur, 0.01, seed=9)
+    terms = method.loss(images, targets)
+    method.pre.load_state_dict(method.cur.state_dict())
+    features = method.features(images)
+    classifiers = method.classifier, method.patch_classifier
+    for name, part, classifier in zip(
+        ("channel", "patch"), torch.split(features, 48, 1), classifiers, strict=True
+    ):
+        assert classifier is not None
+        assert classifier.scale.item() == 12
+        cosine = F.normalize(part, dim=1) @ F.normalize(classifier.weight, dim=1).T
+        torch.testing.assert_close(terms[f"ce_{name}"], F.cross_entropy(12 * cosine, targets))
+    expected = 0.2 * supervised_info_nce(features, targets, method.old, 0.1)
+    torch.testing.assert_close(terms["dissimilarity"], expected)
+    torch.testing.assert_close(terms["orthogonality"], 1e-4 * overlap(features, method.basis))
+    backward(torch.stack(list(terms.values())).sum())
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in method.trainable())
+    method.end_task([])
+    assert method.classifier is method.patch_classifier is None
 
 
 def test_an_unknown_view_is_refused() -> None:

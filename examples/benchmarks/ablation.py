@@ -68,7 +68,7 @@ def run(change: str, seed: int, images: Images, arguments: argparse.Namespace) -
     changed = CHANGES[change]
     learner = Learner(
         method=NTKCL(**{name: value for name, value in changed.items() if name not in TRAINING}),
-        augmentation=Augmentation(scale=(0.1, 1.0)),
+        augmentation=Augmentation(scale=(0.3, 1.0)),
         precision=arguments.precision,
         seed=seed,
         **{name: value for name, value in changed.items() if name in TRAINING},

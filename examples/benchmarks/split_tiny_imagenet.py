@@ -86,7 +86,7 @@ def run(method: str, seed: int, train: Images, test: Images, arguments: argparse
         method=METHODS[method](),
         epochs=arguments.epochs,
         lr=arguments.lr,
-        augmentation=Augmentation(scale=(0.1, 1.0)),
+        augmentation=Augmentation(scale=(0.3, 1.0)),
         precision=arguments.precision,
         seed=seed,
     )

@@ -157,6 +157,18 @@ class Backbone(nn.Module):
         """
         return cast(Tensor, self.vit.forward_head(self.vit.norm(tokens), pre_logits=True))
 
+    def both(self, tokens: Tensor) -> Tensor:
+        """Features as by `pool`, and behind them the mean of the patch tokens after the final norm.
+
+        From all tokens of the last block, (B, N, d) to (B, 2, d). Where `pool` already takes that
+        mean (`pooled` is None), there is nothing to put behind: (B, 1, d).
+        """
+        normal = self.vit.norm(tokens)
+        features = cast(Tensor, self.vit.forward_head(normal, pre_logits=True))
+        if self.pooled is None:
+            return features[:, None]
+        return torch.stack([features, normal[:, self.prefix :].mean(1)], 1)
+
     @property
     def pooled(self) -> int | None:
         """Number of tokens, from the front, that `pool` reads: 1 for CLS; None when it reads all."""

@@ -161,4 +161,5 @@ def _recipe(
     tasks: int, first: int, classes_per_task: int, training: Training, variant: str, **method: Any
 ) -> Recipe:
     given: dict[str, Any] = {"variant": variant, "view": "hybrid", "increment": classes_per_task}
-    return Recipe(tasks, first, classes_per_task, training, given | method)
+    # Prototypes stay as they were computed; carrying statistics along came later, with this library.
+    return Recipe(tasks, first, classes_per_task, replace(training, carry=False), given | method)
