@@ -56,6 +56,8 @@ def test_the_settings_are_the_published_ones(name: str, variant: str) -> None:
     assert (method.orthogonality, method.regularisation, training.momentum) == (1e-4, 1e-3, 0.9)
     assert (method.variant, method.view, method.increment) == (variant, "hybrid", recipe.classes_per_task)
     assert (method.hidden, method.prompts, method.scale, method.dropout) == (16, 10, 0.1, 0.1)
+    assert method.sharpness == 1
+    assert not training.carry  # prototypes are never updated afterwards
     assert learner.augmentation == recipe.augmentation
     assert (recipe.augmentation.scale, recipe.augmentation.flip) == ((0.05, 1.0), True)
     assert recipe.backbone == "vit_base_patch16_224.augreg_in21k"
