@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from measure import HEADS, measure, remembered, table
 
-from everlearn import NTKCL, Augmentation, ClassIncremental, Images, Learner, npz
+from everlearn import NTKCL, Augmentation, ClassIncremental, Frozen, Images, Learner, npz
 
 CHANGES: dict[str, dict[str, Any]] = {
     "default": {},
-    "untrained": {"lr": 0.0, "epochs": 1},
+    "nothing trained": {},
     "statistics not carried": {"carry": False},
     "crops from 5 %": {"crops": 0.05},
     "classifier scale from 1": {"sharpness": 1.0},
@@ -72,8 +72,9 @@ def run(change: str, seed: int, images: Images, arguments: argparse.Namespace) -
     )
     changed = dict(CHANGES[change])
     crops = changed.pop("crops", 0.3)
+    method = NTKCL(**{name: value for name, value in changed.items() if name not in TRAINING})
     learner = Learner(
-        method=NTKCL(**{name: value for name, value in changed.items() if name not in TRAINING}),
+        method=Frozen(patches=True) if change == "nothing trained" else method,
         augmentation=Augmentation(scale=(crops, 1.0)),
         precision=arguments.precision,
         seed=seed,
