@@ -13,7 +13,6 @@ from .contract import CHECKS, Check, MakeMethod
 
 METHODS: dict[str, MakeMethod] = {name: getattr(methods, name) for name in methods.__all__}
 METHODS["Frozen(patches=True)"] = partial(Frozen, patches=True)
-METHODS["NTKCL(patches=False)"] = partial(NTKCL, patches=False)
 METHODS["NTKCL(view='hybrid')"] = partial(NTKCL, view="hybrid")
 METHODS["NTKCL(variant='released')"] = partial(NTKCL, variant="released")
 METHODS["NTKCL(view='hybrid', ptm=True)"] = partial(NTKCL, view="hybrid", ptm=True)
