@@ -38,8 +38,7 @@ class RunningSolution:
     (Sherman and Morrison 1950), so O(M^2 + C M) in place of a solution from scratch; P is kept as
     the inverse at the last :meth:`restart` less G'G of the rows g since. Several rows at once
     are Woodbury's identity. P is never carried further than ``FOLD_ROWS`` rows, so rounding does
-    not build up, and what comes out depends on the steps alone, to the bit, never on who asked
-    in between.
+    not build up, and the operations depend on the steps alone, never on who asked in between.
     """
 
     def __init__(self) -> None:
@@ -87,7 +86,8 @@ class RunningSolution:
                 old = step.places < self._classes
                 start[step.places[old]] = step.before[old]
             self._targets = start
-            self._weights = np.linalg.solve(regularised(gram.folded, weight, ridge), start.T).T.copy()
+            solved: NDArray[np.float64] = np.linalg.solve(regularised(gram.folded, weight, ridge), start.T)
+            self._weights = solved.T.copy()
         for step in self._steps[self._done :]:
             if self._inverse is None:
                 self._inverse = np.linalg.inv(regularised(gram.folded, weight, ridge))
@@ -128,9 +128,10 @@ class RunningSolution:
             if count:
                 applied = self._apply(step.rows)
                 middle = np.eye(count) + weight * (applied @ step.rows.T)
-                gone = math.sqrt(weight) * np.linalg.solve(np.linalg.cholesky(middle), applied)
-                self._weights -= (self._targets @ gone.T) @ gone
-                self._gone[self._rows : self._rows + count] = gone
+                several: NDArray[np.float64] = np.linalg.solve(np.linalg.cholesky(middle), applied)
+                several *= math.sqrt(weight)
+                self._weights -= (self._targets @ several.T) @ several
+                self._gone[self._rows : self._rows + count] = several
                 self._rows += count
             self._weights[step.places] += self._apply(step.after - step.before)
         self._targets[step.places] = step.after
