@@ -8,8 +8,8 @@ Then accuracy after one pass, sample by sample, and on a fifth of the training i
 learned from: features of the bundled backbone for a data set as ``everlearn train`` takes it.
 Last the bytes a head keeps after 1,000 and 10,000 samples.
 
-Times are of the processor, of one thread, in rounds that take turns, so that a busy machine does not
-decide; what counts is the ratios. The others are optional (``pip install avalanche-lib scikit-learn
+Times are of the processor, of one thread, so that other programs do not decide; what counts is the
+ratios. The others are optional (``pip install avalanche-lib scikit-learn
 river``): one that is missing is skipped, and named.
 """
 
@@ -17,16 +17,16 @@ import os
 
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
 
-import argparse  # noqa: E402
-import importlib  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Callable  # noqa: E402
-from typing import Any, Protocol  # noqa: E402
+import argparse
+import importlib
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
 
-import numpy as np  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
+import numpy as np
+from numpy.typing import NDArray
 
-from everlearn_runtime.heads import LDA, Head, Prototypes, Ridge  # noqa: E402
+from everlearn_runtime.heads import LDA, Head, Prototypes, Ridge
 
 CLASSES = 100
 Features = NDArray[np.float32]
@@ -62,11 +62,11 @@ class StreamingLDA:
 
     def __init__(self, width: int) -> None:
         import torch
-        from avalanche.training.supervised.deep_slda import StreamingLDA as Original
 
+        original = importlib.import_module("avalanche.training.supervised.deep_slda").StreamingLDA
         torch.set_num_threads(1)
         self.tensor = torch.as_tensor
-        self.slda = Original(
+        self.slda = original(
             slda_model=torch.nn.Identity(),
             criterion=torch.nn.CrossEntropyLoss(),
             input_size=width,
@@ -81,7 +81,7 @@ class StreamingLDA:
     def predict(self, rows: Features) -> NDArray[np.int64]:
         """Predict."""
         scores: NDArray[np.float32] = self.slda.predict(self.tensor(rows)).numpy()
-        return scores.argmax(axis=1)
+        return np.asarray(scores.argmax(axis=1))
 
 
 class ScikitLearn:
@@ -171,13 +171,15 @@ def gaussian_classes(width: int, samples: int) -> tuple[Features, NDArray[np.int
 def speed(names: list[str], width: int, before: int, seconds: float) -> None:
     """Print microseconds for a sample, and how many times the first classifier's that is."""
     rows, labels = gaussian_classes(width, before + 4096)
-    learn_only: dict[str, float] = {}
-    in_turn: dict[str, float] = {}
+    print(f"\nwidth {width}, {CLASSES} classes, microseconds of processor time for a sample")
+    print(f"{'':28}{'learn':>14}{'ratio':>10}{'and predict':>14}{'ratio':>10}")
+    first: list[float] = []
     for name in names:
         classifier = MAKERS[name](width)
         for row, label in zip(rows[:before], labels[:before].tolist(), strict=True):
             classifier.learn(row, label)
-        for predicts, found in ((False, learn_only), (True, in_turn)):
+        times = []
+        for predicts in (False, True):
             done, start = 0, time.process_time()
             while (spent := time.process_time() - start) < seconds or done < 3:
                 place = before + done % 4096
@@ -185,15 +187,10 @@ def speed(names: list[str], width: int, before: int, seconds: float) -> None:
                 if predicts:
                     classifier.predict(rows[place : place + 1])
                 done += 1
-            found[name] = 1e6 * spent / done
-    print(f"\nwidth {width}, {CLASSES} classes, microseconds of processor time for a sample")
-    print(f"{'':28}{'learn':>12}{'ratio':>10}{'learn + predict':>18}{'ratio':>10}")
-    first = names[0]
-    for name in names:
-        learn, turn = learn_only[name], in_turn[name]
-        print(
-            f"{name:28}{learn:12.1f}{learn / learn_only[first]:10.2f}{turn:18.1f}{turn / in_turn[first]:10.2f}"
-        )
+            times.append(1e6 * spent / done)
+        first = first or times
+        cells = [f"{found:14.1f}{found / ours:10.2f}" for found, ours in zip(times, first, strict=True)]
+        print(f"{name:28}" + "".join(cells), flush=True)
 
 
 def backbone_features(data: str) -> tuple[Features, NDArray[np.int64], Features, NDArray[np.int64]]:

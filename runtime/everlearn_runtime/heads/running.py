@@ -90,7 +90,8 @@ class RunningSolution:
             self._weights = solved.T.copy()
         for step in self._steps[self._done :]:
             if self._inverse is None:
-                self._inverse = np.linalg.inv(regularised(gram.folded, weight, ridge))
+                inverse: NDArray[np.float64] = np.linalg.inv(regularised(gram.folded, weight, ridge))
+                self._inverse = inverse
                 self._gone = np.empty((FOLD_ROWS, gram.width))
             self._work_in(step, weight)
         self._done = len(self._steps)
@@ -128,8 +129,8 @@ class RunningSolution:
             if count:
                 applied = self._apply(step.rows)
                 middle = np.eye(count) + weight * (applied @ step.rows.T)
-                several: NDArray[np.float64] = np.linalg.solve(np.linalg.cholesky(middle), applied)
-                several *= math.sqrt(weight)
+                lower: NDArray[np.float64] = np.linalg.cholesky(middle)
+                several: NDArray[np.float64] = np.linalg.solve(lower, math.sqrt(weight) * applied)
                 self._weights -= (self._targets @ several.T) @ several
                 self._gone[self._rows : self._rows + count] = several
                 self._rows += count
