@@ -39,12 +39,17 @@ class Ridge(SecondOrder):
     no hold-out, remembers all tasks alike and does not depend on the order. Of values that are
     equal to one part in a million, the largest lambda is taken.
 
+    Learning and predicting in turn costs O(M^2 + C M) for a sample with a number for
+    ``regularisation``. With "gcv" every prediction after an update takes an eigendecomposition,
+    O(M^3), for lambda may move with any sample: right for learning much and predicting then.
+
     ``remove`` takes the class's mean, count and column of Q; G, n keep its samples, which become
     background with all-zero targets: the same as ridge regression on all rows ever seen with the
     removed class's targets set to zero.
 
     Args:
-        regularisation: "gcv", or a positive number r for lambda = r tr(G) / M.
+        regularisation: "gcv", or a positive number r for lambda = r t / M, with t the trace of G
+            rounded to the nearest exp(k / 10), k whole, so that it rests while G grows by a tenth.
         projection: M, the number of random features; None: the features as they are.
         seed: Of R, 0 to 2^32 - 1.
 

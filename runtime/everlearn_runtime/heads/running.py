@@ -90,8 +90,8 @@ class RunningSolution:
             self._weights = solved.T.copy()
         for step in self._steps[self._done :]:
             if self._inverse is None:
-                inverse: NDArray[np.float64] = np.linalg.inv(regularised(gram.folded, weight, ridge))
-                self._inverse = inverse
+                matrix = regularised(gram.folded, weight, ridge)
+                self._inverse = np.asarray(np.linalg.inv(matrix), dtype=np.float64)
                 self._gone = np.empty((FOLD_ROWS, gram.width))
             self._work_in(step, weight)
         self._done = len(self._steps)
@@ -129,8 +129,8 @@ class RunningSolution:
             if count:
                 applied = self._apply(step.rows)
                 middle = np.eye(count) + weight * (applied @ step.rows.T)
-                lower: NDArray[np.float64] = np.linalg.cholesky(middle)
-                several: NDArray[np.float64] = np.linalg.solve(lower, math.sqrt(weight) * applied)
+                solved_rows = np.linalg.solve(np.linalg.cholesky(middle), math.sqrt(weight) * applied)
+                several = np.asarray(solved_rows, dtype=np.float64)
                 self._weights -= (self._targets @ several.T) @ several
                 self._gone[self._rows : self._rows + count] = several
                 self._rows += count
