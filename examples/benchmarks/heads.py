@@ -101,7 +101,7 @@ class ScikitLearn:
 
 
 class River:
-    """A classifier of River; a sample is a dict there, which is made before the clock counts it."""
+    """A classifier of River; a sample is a dict there, and making it counts."""
 
     def __init__(self, module: str, name: str, **options: Any) -> None:
         self.model = getattr(importlib.import_module(f"river.{module}"), name)(**options)
