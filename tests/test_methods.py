@@ -4,13 +4,18 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
-from everlearn import NTKCL, Method, methods
+from everlearn import NTKCL, Frozen, Method, methods
 
+from .conftest import vit
 from .contract import CHECKS, Check, MakeMethod
 
 METHODS: dict[str, MakeMethod] = {name: getattr(methods, name) for name in methods.__all__}
+METHODS["Frozen(patches=True)"] = partial(Frozen, patches=True)
+METHODS["NTKCL(patches=False)"] = partial(NTKCL, patches=False)
 METHODS["NTKCL(view='hybrid')"] = partial(NTKCL, view="hybrid")
+METHODS["NTKCL(variant='released')"] = partial(NTKCL, variant="released")
 METHODS["NTKCL(view='hybrid', ptm=True)"] = partial(NTKCL, view="hybrid", ptm=True)
 
 
@@ -24,3 +29,27 @@ def test_the_suite_finds_every_method() -> None:
     assert METHODS.keys() >= {"Frozen", "NTKCL"}
     assert all(issubclass(getattr(methods, name), Method) for name in methods.__all__)
     assert len(CHECKS) == len({check.__name__ for check in CHECKS}) > 10
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2"])
+def test_frozen_features_are_the_backbones_and_the_mean_patch(name: str) -> None:
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    plain, both = Frozen(), Frozen(patches=True)
+    backbone = vit(name)
+    plain.attach(backbone)
+    both.attach(backbone)
+    with torch.no_grad():
+        tokens = backbone.vit.forward_features(images)
+        assert torch.equal(plain.features(images), backbone.features(images))
+        torch.testing.assert_close(
+            both.features(images), torch.cat([tokens[:, 0], tokens[:, backbone.prefix :].mean(1)], 1)
+        )
+    assert (plain.sections, both.sections) == ((48,), (48, 48))
+
+
+def test_a_mean_that_is_there_already_is_not_put_behind() -> None:
+    backbone, images = vit("vit_medium_patch16_reg4_gap_256"), torch.zeros(1, 3, 32, 32)
+    method = Frozen(patches=True)
+    method.attach(backbone)
+    assert method.sections == (48,)
+    torch.testing.assert_close(method.features(images), backbone.features(images))

@@ -29,7 +29,7 @@ Floats = NDArray[np.float64]
 
 def method_and_images(view: str = "averaged", count: int = 2) -> tuple[Method, Tensor]:
     """A method in double precision whose adapters are far from their start, and images of three classes."""
-    learner = make_learner(NTKCL(view=view))
+    learner = make_learner(NTKCL(view=view, hidden=16, scale=0.1, patches=False))
     torch.manual_seed(0)
     for name, parameter in learner.method.named_parameters():
         if not name.startswith("backbone."):

@@ -1,6 +1,7 @@
 """NTK-CL: what the paper says, in numbers."""
 
 import copy
+import runpy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,9 @@ from torch import Tensor, nn
 from everlearn import NTKCL, Backbone, ClassIncremental, Prototypes
 from everlearn.adapters import Bottleneck, Hybrid
 from everlearn.methods.base import CosineClassifier, TaskInfo
+from everlearn.methods.losses import batch_wide_info_nce, complement_sum, overlap, supervised_info_nce
 
 from .conftest import coloured, fit_all, make_learner, vit
-
-ORACLE = Path(__file__).parent / "data" / "oracles" / "ntkcl_released.npz"
 
 Array = NDArray[np.floating[Any]]
 
@@ -58,7 +58,8 @@ def backward(value: Tensor) -> None:
 
 def stirred(**options: Any) -> NTKCL:
     method = attached(**options)
-    for seed, part in enumerate((method.cur, method.pre, method.hybrid)):
+    parts = [method.cur, method.pre, *([method.hybrid] if method.view == "hybrid" else [])]
+    for seed, part in enumerate(parts):
         stir(part, seed=seed)
     return method
 
@@ -83,6 +84,12 @@ def test_the_trainable_parameters_are_as_many_as_published() -> None:
     assert size(method) == size(method.cur) + size(method.hybrid)
     assert sum(parameter.numel() for parameter in method.pre.parameters()) == 304_320 + 42_192
 
+    with torch.device("meta"):  # the published hybrid reads the whole view as one token of 2d
+        method = NTKCL(variant="released")
+        method.attach(Backbone(VisionTransformer(num_classes=0)))
+    assert size(method.hybrid) == 7_082_496
+    assert size(method) + size(classifier) == 7_444_369
+
 
 @pytest.mark.parametrize("ptm", [False, True])
 def test_a_fresh_channel_view_is_the_backbone_itself(ptm: bool) -> None:
@@ -91,7 +98,7 @@ def test_a_fresh_channel_view_is_the_backbone_itself(ptm: bool) -> None:
         channel, patch, _ = method.views(images)
         expected = method.backbone.features(images)
         for section in channel.reshape(3, -1, 48).unbind(1):
-            assert torch.equal(section, expected)
+            torch.testing.assert_close(section, expected, rtol=0, atol=1e-6)
         assert method.sections == (48,) * (3 if ptm else 2)
         assert not torch.allclose(patch[:, -48:], expected, atol=1e-3)  # prompts are attended to
 
@@ -146,6 +153,13 @@ def attention(block: Any, tokens: Array) -> Array:
 
 
 def plain_channel_view(backbone: Backbone, adapters: nn.Module, images: Tensor) -> Array:
+    """The features of `plain_channel_tokens`."""
+    with torch.no_grad():
+        tokens = torch.from_numpy(plain_channel_tokens(backbone, adapters, images)).float()
+        return np.asarray(backbone.pool(tokens).double().numpy())
+
+
+def plain_channel_tokens(backbone: Backbone, adapters: nn.Module, images: Tensor) -> Array:
     """S2: out = h + MLP(LN2 h) + 0.1 up(relu(down h)) with h = x + MSA(LN1 x), on all tokens."""
     with torch.no_grad():
         x: Array = backbone.embed(images).double().numpy()
@@ -153,8 +167,7 @@ def plain_channel_view(backbone: Backbone, adapters: nn.Module, images: Tensor) 
         h, w = attention(block, x), numbers(adapter)
         hidden = np.maximum(h @ w["down.weight"].T + w["down.bias"], 0)
         x = h + mlp(block, h) + 0.1 * (hidden @ w["up.weight"].T + w["up.bias"])
-    with torch.no_grad():
-        return np.asarray(backbone.pool(torch.from_numpy(x).float()).double().numpy())
+    return x
 
 
 def plain_patch_view(backbone: Backbone, generators: nn.Module, images: Tensor, q: int = 10) -> Array:
@@ -196,32 +209,6 @@ def test_both_views_follow_the_papers_order_of_operations(name: str) -> None:
     assert np.abs(expected[0] - expected[1]).max() > 0.02
 
 
-@pytest.mark.parametrize("state", ["perturbed", "strong"])
-def test_both_views_equal_the_released_codes(state: str) -> None:
-    with np.load(ORACLE) as stored:
-        oracle = {name: stored[name] for name in stored.files}
-    model = VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=3, num_heads=3, num_classes=0)
-    weights = {n.split("/")[1]: torch.from_numpy(v) for n, v in oracle.items() if n.startswith("backbone/")}
-    model.load_state_dict(weights)
-    method = attached(Backbone(model))
-    names = {"channel": ("S2", ("down", "up")), "patch": ("S1", ("token_map", "norm"))}
-    for when, adapters in (("pre", method.pre), ("cur", method.cur)):
-        for view, (released, parts) in names.items():
-            for number, adapter in enumerate(adapters[view].children()):
-                values = {
-                    f"{part.replace('token_map', 'mix')}.{kind}": torch.from_numpy(
-                        oracle[f"adapter/{state}/{released}/{when}/{part}.{kind}"][number]
-                    )
-                    for part in parts
-                    for kind in ("weight", "bias")
-                }
-                adapter.load_state_dict(values)
-    with torch.no_grad():
-        channel, patch, _ = method.views(torch.from_numpy(oracle["images"]))
-    np.testing.assert_allclose(channel, oracle[f"features/{state}/z_c"], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(patch, oracle[f"features/{state}/z_p"], rtol=0, atol=1e-5)
-
-
 @pytest.mark.parametrize("ptm", [False, True])
 def test_the_hybrid_view_is_attention_over_the_sections(ptm: bool) -> None:
     method, images = stirred(ptm=ptm), noise(3, 3, 32, 32)
@@ -249,6 +236,57 @@ def test_queries_and_keys_learn() -> None:
     for layer in (method.hybrid.query, method.hybrid.key, method.hybrid.value):
         assert layer.weight.grad is not None
         assert layer.weight.grad.abs().max() > 1e-6
+
+
+# The shared forward pass
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"view": "hybrid"},
+        {"view": "hybrid", "ptm": True},
+        {"variant": "released"},
+        {"variant": "released", "ptm": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "vit_medium_patch16_reg4_gap_256", "deit_tiny_distilled_patch16_224"]
+)
+def test_sharing_changes_no_term_and_no_gradient(
+    name: str, options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    benchmark = runpy.run_path(str(Path(__file__).parents[1] / "examples/benchmarks/ntkcl_step.py"))
+    found: list[dict[str, Tensor]] = []
+    for kind in (NTKCL, benchmark["FourPasses"]):
+        backbone = vit(name, depth=3, **{"init_values": 0.5} if "reg4" in name else {})
+        backbone.fuse_attention(False)
+        method = kind(**{"view": None, "dropout": 0.0, **options})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            method.attach(backbone)
+            for seed, part in enumerate((method.cur, method.pre, method.hybrid)):
+                stir(part, seed=seed)
+            method.to(dtype).train()
+            begin(method, old=noise(3, sum(method.sections)), index=1)
+            if kind is not NTKCL:
+                method.pre.requires_grad_(True)  # what needs no gradient changes no other
+            stir(method.cur, 0.01, seed=9)
+            terms = method.loss(noise(4, 3, 32, 32).to(dtype), torch.tensor([0, 0, 1, 1]))
+        backward(torch.stack(list(terms.values())).sum())
+        gradients = {
+            name: torch.zeros_like(value) if value.grad is None else value.grad
+            for name, value in method.named_parameters()
+            if not name.startswith(("backbone.", "pre.", "anchor."))
+        }
+        found.append({name: value.detach() for name, value in terms.items()} | gradients)
+    assert found[0].keys() == found[1].keys()
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-5
+    for name, value in found[1].items():
+        size = max(1.0, value.abs().max().item())
+        torch.testing.assert_close(found[0][name], value, rtol=0, atol=tolerance * size)
 
 
 # What trains
@@ -327,7 +365,7 @@ def unit(rows: Array) -> Array:
 def dissimilarity(features: Tensor, targets: Sequence[int], old: Tensor | None = None) -> float:
     method = attached()
     begin(method, old=old, index=1)
-    return float(method._dissimilarity(features, torch.tensor(targets)).detach())
+    return float(supervised_info_nce(features, torch.tensor(targets), method.old, 0.1).detach())
 
 
 @pytest.mark.parametrize("old", [None, noise(3, 96, seed=1)])
@@ -364,7 +402,7 @@ def test_dissimilarity_pulls_a_class_together_and_away_from_old_prototypes() -> 
 def test_dissimilarity_is_zero_without_two_of_a_class(count: int, old: int) -> None:
     method, features = attached(), noise(count, 96).requires_grad_()
     begin(method, old=noise(old, 96, seed=1), index=1)
-    value = method._dissimilarity(features, torch.arange(count))
+    value = supervised_info_nce(features, torch.arange(count), method.old, 0.1)
     backward(value)
     assert value.item() == 0
     assert features.grad is not None
@@ -376,21 +414,21 @@ def test_orthogonality_measures_what_lies_in_the_span_of_the_old_prototypes() ->
     begin(method, old=old, index=1)
     inside = noise(5, 3, seed=1) @ old
     free = torch.linalg.qr(torch.cat([old, noise(5, 96, seed=2)]).T)[0].T[3:]
-    assert method._overlap(7 * inside).item() == pytest.approx(1, abs=1e-5)
-    assert method._overlap(7 * free).item() == pytest.approx(0, abs=1e-5)
+    assert overlap(7 * inside, method.basis).item() == pytest.approx(1, abs=1e-5)
+    assert overlap(7 * free, method.basis).item() == pytest.approx(0, abs=1e-5)
     half = F.normalize(inside) + F.normalize(free)
-    assert method._overlap(half).item() == pytest.approx(0.5, abs=1e-5)
+    assert overlap(half, method.basis).item() == pytest.approx(0.5, abs=1e-5)
 
 
 def test_orthogonality_is_off_in_the_first_task_and_bounded_in_rank() -> None:
     method = attached(rank=2)
-    assert method._overlap(noise(4, 96)).item() == 0
+    assert overlap(noise(4, 96), method.basis).item() == 0
     begin(method, old=torch.diag(torch.tensor([1.0, 1, 0.5]))[:, [0, 1, 2]] @ torch.eye(3, 96), index=1)
     axes = torch.eye(4, 96)
-    assert method._overlap(axes).item() <= 2 / 4 + 1e-6
+    assert overlap(axes, method.basis).item() <= 2 / 4 + 1e-6
     method = attached()
     begin(method, old=torch.eye(1, 96).repeat(5, 1), index=1)  # five prototypes, one direction
-    overlaps = [method._overlap(axis[None]).item() for axis in torch.eye(96)]
+    overlaps = [overlap(axis[None], method.basis).item() for axis in torch.eye(96)]
     assert overlaps == pytest.approx([1, *[0] * 95], abs=1e-6)
 
 
@@ -429,7 +467,7 @@ def test_the_terms_carry_their_weights() -> None:
         stir(method.cur, seed=8)
         losses.append({name: value.item() for name, value in method.loss(images, targets).items()})
     with torch.no_grad():
-        overlaps = [once._overlap(view).item() for view in once.views(images)]
+        overlaps = [overlap(view, once.basis).item() for view in once.views(images)]
     assert overlaps[0] != pytest.approx(overlaps[1], rel=0.01)
     assert losses[0]["orthogonality"] == pytest.approx(1e-4 * (overlaps[0] + overlaps[1]), rel=1e-5)
     assert losses[0].keys() == {
@@ -438,6 +476,183 @@ def test_the_terms_carry_their_weights() -> None:
     for name, value in losses[0].items():
         assert value > 0
         assert losses[1][name] == pytest.approx(value * (1 if name.startswith("ce") else 2), rel=1e-5)
+
+
+# The released variant
+
+
+def test_no_gradient_reaches_the_released_prompt_generators_weights() -> None:
+    method = attached(variant="released").train()
+    terms = method.loss(noise(4, 3, 32, 32), torch.tensor([0, 0, 1, 1]))
+    backward(torch.stack(list(terms.values())).sum())
+    for block in (0, 1):
+        for name, value in method.cur["patch"].get_submodule(str(block)).named_parameters():
+            moves = value.grad is not None and bool(value.grad.any())
+            assert moves == (name == "norm.bias")
+            assert not value.any()
+
+
+@pytest.mark.parametrize("ptm", [False, True])
+def test_the_released_fusion_is_a_linear_map_of_the_channel_view(ptm: bool) -> None:
+    method, images = stirred(variant="released", ptm=ptm), noise(3, 3, 32, 32)
+    channel, patch, hybrid = method.views(images)
+    expected = 0.5 * method.hybrid.value(channel) + channel + 0.1 * patch
+    torch.testing.assert_close(hybrid, expected, rtol=0, atol=1e-6)
+    backward(hybrid.square().sum())
+    for layer in (method.hybrid.query, method.hybrid.key):
+        assert layer.weight.grad is not None
+        assert not layer.weight.grad.any()
+    assert method.hybrid.value.weight.grad is not None
+    assert method.hybrid.value.weight.grad.any()
+
+
+def test_the_released_dissimilarity_pushes_a_class_apart_and_the_papers_pulls_it_together() -> None:
+    features, targets = noise(4, 96), torch.tensor([0, 0, 1, 1])
+    closer = features.clone()
+    closer[1] = 0.5 * (features[0] + features[1])
+    released = [batch_wide_info_nce(rows, targets, 0.1).item() for rows in (features, closer)]
+    paper = [supervised_info_nce(rows, targets, noise(0, 96), 0.1).item() for rows in (features, closer)]
+    assert released[0] < released[1]
+    assert paper[0] > paper[1]
+
+
+def test_the_released_dissimilarity_by_hand() -> None:
+    features, labels = noise(6, 96), [0, 0, 0, 1, 1, 2]
+    z = unit(features.double().numpy())
+    similar = np.exp(z @ z.T / 0.1)
+    pairs = sum(similar[i, j] for i in range(6) for j in range(6) if i != j and labels[i] == labels[j])
+    others = [np.log(similar[i].sum() - similar[i, i]) for i in range(6)]
+    value = batch_wide_info_nce(features, torch.tensor(labels), 0.1).item()
+    assert value == pytest.approx(np.log(pairs) - np.mean(others), rel=1e-5)
+
+
+def test_without_two_of_a_class_the_released_dissimilarity_is_zero_and_so_is_its_gradient() -> None:
+    features = noise(3, 96).requires_grad_()
+    value = batch_wide_info_nce(features, torch.arange(3), 0.1)
+    backward(value)
+    assert value.item() == 0
+    assert features.grad is not None
+    assert not features.grad.any()
+
+
+def test_the_released_orthogonality_takes_forty_directions_from_the_first_task_on() -> None:
+    method = attached(variant="released")
+    torch.testing.assert_close(method.basis.abs(), torch.eye(40, 96))  # there is nothing to keep clear of
+    features = noise(5, 96)
+    expected = unit(features.double().numpy())[:, 40:].sum()
+    assert complement_sum(features, method.basis).item() == pytest.approx(expected, rel=1e-4)
+    begin(method, old=noise(3, 96), index=1)
+    assert method.basis.shape == (40, 96)
+    torch.testing.assert_close(method.basis @ method.basis.T, torch.eye(40), rtol=0, atol=1e-5)
+    assert overlap(noise(4, 3, seed=1) @ noise(3, 96), method.basis).item() == pytest.approx(1, abs=1e-5)
+
+
+def test_at_most_a_batch_of_old_prototypes_joins_a_released_step_drawn_anew_each_time() -> None:
+    method = attached(variant="released")
+    begin(method, old=noise(9, 96), index=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        draws = [method.negatives(4).tolist() for _ in range(5)]
+        torch.manual_seed(0)
+        again = [method.negatives(4).tolist() for _ in range(5)]
+        assert sorted(method.negatives(16).tolist()) == list(range(9))
+    assert draws == again
+    assert all(len(set(rows)) == 4 and set(rows) <= set(range(9)) for rows in draws)
+    assert len(set(map(tuple, draws))) > 1
+    paper = attached()
+    begin(paper, old=noise(9, 96), index=1)
+    assert paper.negatives(4).tolist() == list(range(9))
+
+
+def test_the_released_count_of_old_classes_takes_a_larger_first_task_for_old_ones() -> None:
+    method = attached(variant="released", increment=5)
+    begin(method, classes=7)  # 7 and then 5 a time: two classes too many count as old
+    assert method.old.shape == (2, 96)
+    assert not method.old.any()
+    begin(method, classes=5, old=noise(7, 96), index=1)
+    torch.testing.assert_close(method.old, F.normalize(noise(7, 96), dim=1))
+    begin(method, classes=3, old=noise(12, 96), index=2)  # a last, smaller task: two old ones too few
+    assert len(method.old) == 10
+    method = attached(variant="released")
+    begin(method, classes=7)
+    assert method.old.shape == (0, 96)
+
+
+def test_dropout_is_active_in_the_released_averaged_adapters() -> None:
+    method = stirred(variant="released").train()
+    with torch.no_grad():
+        one, other = (method.views(noise(4, 3, 32, 32))[0] for _ in range(2))
+    assert not torch.equal(one[:, :48], other[:, :48])
+    method.eval()
+    with torch.no_grad():
+        one, other = (method.views(noise(4, 3, 32, 32))[0] for _ in range(2))
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"variant": "code"}, "variant must be 'paper' or 'released', got 'code'"),
+        ({"variant": "released", "view": "averaged"}, "has the hybrid view only, got view='averaged'"),
+        ({"variant": "released", "increment": 0}, "increment must be None or .* at least 1, got 0"),
+    ],
+)
+def test_what_the_variants_do_not_have_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NTKCL(**options)
+
+
+# Streams of all shapes
+
+VARIANTS = pytest.mark.parametrize(
+    "options", [{}, {"view": "hybrid"}, {"variant": "released", "increment": 5}], ids=str
+)
+
+
+@VARIANTS
+def test_seven_classes_and_then_five_at_a_time(options: dict[str, Any]) -> None:
+    data, test = coloured("abcdefghijkl", count=3), coloured("abcdefghijkl", count=2, seed=1)
+    learner = make_learner(NTKCL(**options), epochs=1)
+    matrix = learner.run(ClassIncremental(data, test, classes_per_task=5, first=7))
+    assert [len(classes) for classes in learner.tasks] == [7, 5]
+    assert matrix.last > 0.9
+
+
+@VARIANTS
+def test_one_class_at_a_time(options: dict[str, Any]) -> None:
+    learner = fit_all(make_learner(NTKCL(**options), epochs=1), [coloured(name) for name in "abc"])
+    assert learner.evaluate(coloured("abc", seed=1)) == 1
+
+
+@VARIANTS
+def test_a_class_that_comes_back_is_no_old_class(options: dict[str, Any]) -> None:
+    learner, seen = make_learner(NTKCL(**options), epochs=1), []
+    method = learner.method
+    assert isinstance(method, NTKCL)
+    fit_all(learner, [coloured("ab"), coloured("cd")])
+    begin_task = method.begin_task
+
+    def watched(task: TaskInfo) -> None:
+        begin_task(task)
+        seen.append((task.known, task.classes, method.first_target))
+
+    learner.method.begin_task = watched  # type: ignore[method-assign]
+    learner.begin_task(("b", "e"))
+    assert seen == [(("a", "b", "c", "d"), ("b", "e"), 3)]  # a, c and d are old, b is learned again
+
+
+@VARIANTS
+def test_nothing_of_a_task_is_kept_but_the_adapters(options: dict[str, Any]) -> None:
+    learner = make_learner(NTKCL(**options), epochs=1)
+    start = {name: value.shape for name, value in learner.method.learned().items()}
+    heads = []
+    for names in ("ab", "cde", "f"):
+        learner.fit(coloured(names))
+        assert {name: value.shape for name, value in learner.method.learned().items()} == start
+        tensors = {name for name, value in vars(learner.method).items() if isinstance(value, Tensor)}
+        assert not tensors
+        heads.append(learner.head.nbytes)
+    assert heads == sorted(heads)
 
 
 # The head
@@ -479,13 +694,55 @@ def test_dropout_of_the_fusion_is_off_outside_training() -> None:
         assert torch.equal(hybrid(*views), hybrid(*views))
 
 
-def test_the_averaged_view_is_one_pass_under_the_averaged_bottlenecks() -> None:
-    method = stirred(view="averaged")
-    images = noise(3, 3, 32, 32)
+@pytest.mark.parametrize("patches", [True, False])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2"])
+def test_the_averaged_view_is_cls_and_the_mean_patch_of_one_pass(name: str, patches: bool) -> None:
+    method = stirred(backbone=vit(name, depth=3), view="averaged", scale=0.1, patches=patches)
+    backbone, images = method.backbone, noise(3, 3, 32, 32)
+    method.train().eval()
     with torch.no_grad():
-        channel, _, _ = method.views(images)
-        torch.testing.assert_close(method.features(images), channel[:, : method.backbone.width])
-    assert method.sections == (method.backbone.width,)
+        found = method.features(images)
+    tokens = plain_channel_tokens(backbone, method.pre["channel"], images)
+    with torch.no_grad():
+        normal = backbone.vit.norm(torch.from_numpy(tokens).float())
+    expected = [normal[:, 0], normal[:, backbone.prefix :].mean(1)][: 2 if patches else 1]
+    torch.testing.assert_close(found, torch.cat(expected, 1), rtol=0, atol=2e-5)
+    assert method.sections == (48,) * len(expected)
+    assert set(method.cur) == {"channel"}
+    assert not hasattr(method, "hybrid")
+
+
+def test_a_backbone_that_pools_by_the_mean_has_one_section() -> None:
+    backbone = vit("vit_medium_patch16_reg4_gap_256", init_values=0.5)
+    method = attached(backbone, view="averaged")
+    assert method.sections == (48,)
+    torch.testing.assert_close(method.features(noise(2, 3, 32, 32)), backbone.features(noise(2, 3, 32, 32)))
+    learner = fit_all(make_learner(NTKCL(), backbone=backbone), [coloured("ab"), coloured("cd")])
+    assert learner.evaluate(coloured("abcd", seed=1)) == 1
+
+
+def test_the_averaged_view_has_a_classifier_for_each_of_its_ways_to_look() -> None:
+    method, images, targets = stirred(view="averaged"), noise(4, 3, 32, 32), torch.tensor([0, 0, 1, 1])
+    begin(method, old=noise(3, 96), index=1)
+    stir(method.cur, 0.01, seed=9)
+    terms = method.loss(images, targets)
+    method.pre.load_state_dict(method.cur.state_dict())
+    features = method.features(images)
+    classifiers = method.classifier, method.patch_classifier
+    for name, part, classifier in zip(
+        ("channel", "patch"), torch.split(features, 48, 1), classifiers, strict=True
+    ):
+        assert classifier is not None
+        assert classifier.scale.item() == 12
+        cosine = F.normalize(part, dim=1) @ F.normalize(classifier.weight, dim=1).T
+        torch.testing.assert_close(terms[f"ce_{name}"], F.cross_entropy(12 * cosine, targets))
+    expected = 0.2 * supervised_info_nce(features, targets, method.old, 0.1)
+    torch.testing.assert_close(terms["dissimilarity"], expected)
+    torch.testing.assert_close(terms["orthogonality"], 1e-4 * overlap(features, method.basis))
+    backward(torch.stack(list(terms.values())).sum())
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in method.trainable())
+    method.end_task([])
+    assert method.classifier is method.patch_classifier is None
 
 
 def test_an_unknown_view_is_refused() -> None:

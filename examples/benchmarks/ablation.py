@@ -15,16 +15,21 @@ from typing import Any
 import numpy as np
 from measure import HEADS, measure, remembered, table
 
-from everlearn import NTKCL, Augmentation, ClassIncremental, Images, Learner, npz
+from everlearn import NTKCL, Augmentation, ClassIncremental, Frozen, Images, Learner, npz
 
 CHANGES: dict[str, dict[str, Any]] = {
     "default": {},
-    "untrained": {"epochs": 1, "lr": 0.0},
+    "nothing trained": {},
     "statistics not carried": {"carry": False},
-    "no L_dis": {"dissimilarity": 0.0},
-    "no L_orth": {"orthogonality": 0.0},
-    "no L_reg": {"regularisation": 0.0},
-    "four passes (hybrid view)": {"view": "hybrid"},
+    "crops from 5 %": {"crops": 0.05},
+    "classifier scale from 1": {"sharpness": 1.0},
+    "with L_dis": {"dissimilarity": 0.2},
+    "without L_dis": {"dissimilarity": 0.0},
+    "without L_orth": {"orthogonality": 0.0},
+    "without L_reg": {"regularisation": 0.0},
+    "L_reg a hundredfold": {"regularisation": 0.1},
+    "bottlenecks of 16, scale 0.1": {"hidden": 16, "scale": 0.1},
+    "four passes": {"view": "hybrid"},
 }
 TRAINING = ("epochs", "lr", "carry")
 
@@ -65,10 +70,12 @@ def run(change: str, seed: int, images: Images, arguments: argparse.Namespace) -
     stream = ClassIncremental(
         train.of_classes(kept), held_out.of_classes(kept), classes_per_task=10, seed=seed
     )
-    changed = CHANGES[change]
+    changed = dict(CHANGES[change])
+    crops = changed.pop("crops", 0.3)
+    method = NTKCL(**{name: value for name, value in changed.items() if name not in TRAINING})
     learner = Learner(
-        method=NTKCL(**{name: value for name, value in changed.items() if name not in TRAINING}),
-        augmentation=Augmentation(scale=(0.1, 1.0)),
+        method=Frozen(patches=True) if change == "nothing trained" else method,
+        augmentation=Augmentation(scale=(crops, 1.0)),
         precision=arguments.precision,
         seed=seed,
         **{name: value for name, value in changed.items() if name in TRAINING},

@@ -26,7 +26,9 @@ from everlearn_runtime.images import prepare
 
 METHODS: dict[str, Callable[[], Method]] = {
     "Frozen": lambda: Remembering(),
+    "Frozen, CLS and patches": lambda: Remembering(patches=True),
     "NTK-CL": NTKCL,
+    "NTK-CL, CLS alone": lambda: NTKCL(patches=False),
     "NTK-CL, four passes": lambda: NTKCL(view="hybrid"),
 }
 
@@ -34,11 +36,11 @@ METHODS: dict[str, Callable[[], Method]] = {
 class Remembering(Frozen):
     """Frozen, which computes the features of an image once: they never change, for no seed."""
 
-    known: ClassVar[dict[bytes, Tensor]] = {}
+    known: ClassVar[dict[tuple[bool, bytes], Tensor]] = {}
 
     def features(self, images: Tensor) -> Tensor:
         """Look up what is known, and compute the rest."""
-        keys = [hashlib.sha256(image.numpy().tobytes()).digest() for image in images]
+        keys = [(self.patches, hashlib.sha256(image.numpy().tobytes()).digest()) for image in images]
         new = [index for index, key in enumerate(keys) if key not in self.known]
         if new:
             self.known.update(zip([keys[i] for i in new], super().features(images[new]), strict=True))
@@ -46,7 +48,7 @@ class Remembering(Frozen):
 
     def deployable(self) -> nn.Module:
         """Export without the memory."""
-        method = Frozen()
+        method = Frozen(patches=self.patches)
         method.attach(self.backbone)
         return method.deployable()
 
@@ -86,7 +88,7 @@ def run(method: str, seed: int, train: Images, test: Images, arguments: argparse
         method=METHODS[method](),
         epochs=arguments.epochs,
         lr=arguments.lr,
-        augmentation=Augmentation(scale=(0.1, 1.0)),
+        augmentation=Augmentation(scale=(0.3, 1.0)),
         precision=arguments.precision,
         seed=seed,
     )

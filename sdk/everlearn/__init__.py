@@ -23,6 +23,7 @@ _missing = [
 if _missing:
     raise MissingExtra(f"training (without {', '.join(_missing)} here)", "train,cpu")
 
+from everlearn import recipes  # noqa: E402
 from everlearn.augmentation import Augmentation  # noqa: E402
 from everlearn.backbones import Backbone, load_backbone  # noqa: E402
 from everlearn.data import Images, arrays, digits, folder, npz  # noqa: E402
@@ -52,4 +53,5 @@ __all__ = [
     "folder",
     "load_backbone",
     "npz",
+    "recipes",
 ]

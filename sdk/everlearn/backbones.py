@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ _torchvision.make_importable()
 
 import timm  # noqa: E402
 from timm.data import resolve_model_data_config  # noqa: E402
+from timm.layers import Attention  # noqa: E402
 from timm.models.vision_transformer import Block, VisionTransformer  # noqa: E402
 
 BUNDLED = "everlearn_vit_tiny_p8_64"
@@ -149,8 +151,30 @@ class Backbone(nn.Module):
         return iter(self.vit.blocks)
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """Features (B, width) from the last block's tokens (B, N, d): final norm and pooling."""
+        """Features (B, width) from the last block's tokens, final norm and pooling.
+
+        The tokens are (B, N, d), or the first `pooled` of them.
+        """
         return cast(Tensor, self.vit.forward_head(self.vit.norm(tokens), pre_logits=True))
+
+    def both(self, tokens: Tensor) -> Tensor:
+        """Features as by `pool`, and behind them the mean of the patch tokens after the final norm.
+
+        From all tokens of the last block, (B, N, d) to (B, 2, d). Where `pool` already takes that
+        mean (`pooled` is None), there is nothing to put behind: (B, 1, d).
+        """
+        normal = self.vit.norm(tokens)
+        features = cast(Tensor, self.vit.forward_head(normal, pre_logits=True))
+        if self.pooled is None:
+            return features[:, None]
+        return torch.stack([features, normal[:, self.prefix :].mean(1)], 1)
+
+    @property
+    def pooled(self) -> int | None:
+        """Number of tokens, from the front, that `pool` reads: 1 for CLS; None when it reads all."""
+        vit = self.vit
+        by_cls = vit.global_pool == "token" and type(vit).forward_head is VisionTransformer.forward_head
+        return 1 if by_cls and vit.attn_pool is None else None
 
     def fuse_attention(self, fused: bool) -> None:
         """Choose the attention kernel: the fused one is several times slower on a CPU."""
@@ -167,9 +191,47 @@ class Backbone(nn.Module):
         return digest.hexdigest()
 
 
-def attend(block: Block, tokens: Tensor) -> Tensor:
-    """First half of a block: the tokens after attention and its residual connection."""
-    return cast(Tensor, tokens + block.drop_path1(block.ls1(block.attn(block.norm1(tokens)))))
+def attend(block: Block, tokens: Tensor, first: int | None = None) -> Tensor:
+    """First half of a block: the tokens after attention and its residual connection.
+
+    Args:
+        block: of a ViT.
+        tokens: (B, N, d).
+        first: how many of the tokens are wanted, from the front; all of them attend. None: all.
+
+    Returns:
+        (B, N, d), or (B, first, d).
+    """
+    attention, wanted = block.attn, tokens[:, :first]
+    normal = block.norm1(tokens)
+    if first is None:
+        mixed = attention(normal)
+    elif _is_plain(attention):
+        mixed = _attention_of(attention, normal, first)
+    else:
+        mixed = attention(normal)[:, :first]
+    return cast(Tensor, wanted + block.drop_path1(block.ls1(mixed)))
+
+
+def _is_plain(attention: nn.Module) -> bool:
+    extras = (getattr(attention, "norm", None), getattr(attention, "gate", None))
+    return type(attention) is Attention and all(e is None or isinstance(e, nn.Identity) for e in extras)
+
+
+def _attention_of(attention: Attention, tokens: Tensor, first: int) -> Tensor:
+    """What timm's ``Attention`` gives for the first tokens, without the queries of the others."""
+    width, heads = attention.num_heads * attention.head_dim, attention.num_heads
+    qkv: nn.Linear = attention.qkv
+    biases = (None, None) if qkv.bias is None else (qkv.bias[:width], qkv.bias[width:])
+    query = F.linear(tokens[:, :first], qkv.weight[:width], biases[0])
+    key, value = F.linear(tokens, qkv.weight[width:], biases[1]).chunk(2, dim=-1)
+    q, k, v = (torch.unflatten(part, 2, (heads, -1)).transpose(1, 2) for part in (query, key, value))
+    q, k = attention.q_norm(q), attention.k_norm(k)
+    if attention.fused_attn:
+        mixed = F.scaled_dot_product_attention(q, k, v)
+    else:
+        mixed = (q * attention.scale @ k.transpose(2, 3)).softmax(-1) @ v
+    return cast(Tensor, attention.proj(mixed.transpose(1, 2).flatten(2)))
 
 
 def feed_forward(block: Block, tokens: Tensor) -> Tensor:
@@ -184,7 +246,8 @@ def load_backbone(name: str = BUNDLED, *, weights: str | Path = "pretrained", **
         name: ``"everlearn_vit_tiny_p8_64"``, which comes with the package, or any timm model.
         weights: ``"pretrained"``, ``"random"``, or the path of a ``.safetensors`` file.
         options: keyword arguments for the timm model, e.g. ``img_size=64``; plain values, so that
-            a saved learner can write them down.
+            a saved learner can write them down. ``pretrained_cfg_overlay`` replaces timm's input
+            settings: ``mean`` and ``std`` of the pixels, ``crop_pct``, ``interpolation``.
 
     Raises:
         ValueError: for a name that timm does not know, for options that are no plain values, and
@@ -197,12 +260,13 @@ def load_backbone(name: str = BUNDLED, *, weights: str | Path = "pretrained", **
             f"options must be plain values ({error}); for others make the model with timm, and pass "
             "Backbone(model)"
         ) from error
-    spec = BackboneSpec(name, str(weights), options)
+    spec = BackboneSpec(name, str(weights), dict(options))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # random weights are the same ones at every load
         if name == BUNDLED:
+            overlay = options.pop("pretrained_cfg_overlay", {})
             model = VisionTransformer(num_classes=0, **_BUNDLED_ARCHITECTURE | options)
-            model.pretrained_cfg = _BUNDLED_INPUT
+            model.pretrained_cfg = _BUNDLED_INPUT | overlay
         elif timm.is_model(name):
             from_hub = spec.weights == "pretrained"
             try:

@@ -3,13 +3,15 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from everlearn import methods
+from everlearn import methods, recipes
 from everlearn.augmentation import Augmentation
 from everlearn.backbones import BUNDLED, load_backbone
 from everlearn.checkpoint import FILE
-from everlearn.data import load
+from everlearn.data import Images, load
 from everlearn.learner import Learner
 from everlearn.report import diagnose_run
 from everlearn.stream import ClassIncremental
@@ -59,14 +61,17 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
     train.add_argument("data", metavar="DATA", help="a folder of class folders, a .npz file, or 'digits'")
     train.add_argument("--out", metavar="RUN", required=True, help="folder for the learner")
-    train.add_argument("--backbone", default=BUNDLED, help="any timm model; default %(default)s")
+    train.add_argument("--recipe", metavar="NAME", help="published settings, such as cifar100")
+    train.add_argument("--backbone", help=f"any timm model; default {BUNDLED}, or the recipe's")
     train.add_argument("--weights", default="pretrained", help="'pretrained', 'random' or a .safetensors")
-    train.add_argument("--method", choices=methods.__all__, default="NTKCL")
+    train.add_argument("--method", choices=methods.__all__, help="default: NTKCL")
     train.add_argument("--head", choices=list(HEADS), help="default: the method's own")
-    train.add_argument("--classes-per-task", type=int, metavar="N", help="default: enough for five tasks")
-    train.add_argument("--epochs", type=int, metavar="N", help="default: the method's")
-    train.add_argument("--batch-size", type=int, metavar="N", help="default: the method's")
-    train.add_argument("--lr", type=float, metavar="RATE", help="default: the method's")
+    train.add_argument(
+        "--classes-per-task", type=int, metavar="N", help="default: enough for five tasks, or the recipe's"
+    )
+    train.add_argument("--epochs", type=int, metavar="N", help="default: the method's, or the recipe's")
+    train.add_argument("--batch-size", type=int, metavar="N", help="default: the method's, or the recipe's")
+    train.add_argument("--lr", type=float, metavar="RATE", help="default: the method's, or the recipe's")
     train.add_argument("--no-flip", action="store_true", help="do not mirror: for writing and signs")
     train.add_argument("--smallest-crop", type=float, default=0.05, metavar="SHARE", help="default 0.05")
     train.add_argument("--seed", type=int, default=0)
@@ -103,11 +108,11 @@ def _parser() -> argparse.ArgumentParser:
 def _train(arguments: argparse.Namespace) -> None:
     if arguments.seed < 0:
         raise ValueError(f"--seed is {arguments.seed}; give a whole number of at least 0")
+    recipe = recipes.by_name(arguments.recipe) if arguments.recipe else None
+    if recipe and arguments.method not in (None, "NTKCL"):
+        raise ValueError(f"recipes are for NTKCL, got --method {arguments.method}; leave one of them out")
     train, test = load(arguments.data, arguments.seed)
-    per_task = arguments.classes_per_task
-    if per_task is None:
-        per_task = -(-len(train.classes) // 5)
-    stream = ClassIncremental(train, test, per_task, seed=arguments.seed)
+    stream = _stream(arguments, recipe, train, test)
     if (Path(arguments.out) / FILE).is_file():
         learner = Learner.load(arguments.out, device=arguments.device, workers=arguments.workers)
         settings = vars(learner.training) | {"seed": learner.seed}
@@ -120,20 +125,34 @@ def _train(arguments: argparse.Namespace) -> None:
                 )
         print(f"{arguments.out} has {len(learner.tasks)} of {len(stream)} tasks; going on with its settings")
     else:
-        learner = Learner(
-            load_backbone(arguments.backbone, weights=arguments.weights),
-            getattr(methods, arguments.method)(),
-            head=HEADS[arguments.head]() if arguments.head else None,
-            epochs=arguments.epochs,
-            batch_size=arguments.batch_size,
-            lr=arguments.lr,
-            augmentation=Augmentation(scale=(arguments.smallest_crop, 1.0), flip=not arguments.no_flip),
-            seed=arguments.seed,
-            device=arguments.device,
-            precision=arguments.precision,
-            workers=arguments.workers,
-        )
+        options: dict[str, Any] = {
+            "head": HEADS[arguments.head]() if arguments.head else None,
+            "augmentation": Augmentation(scale=(arguments.smallest_crop, 1.0), flip=not arguments.no_flip),
+            "seed": arguments.seed,
+            "device": arguments.device,
+            "precision": arguments.precision,
+            "workers": arguments.workers,
+        }
+        asked = {name: getattr(arguments, name) for name in ("epochs", "batch_size", "lr")}
+        options |= {name: value for name, value in asked.items() if value is not None}
+        if recipe:
+            recipe = replace(recipe, backbone=arguments.backbone or recipe.backbone)
+            learner = recipe.learner(weights=arguments.weights, **options)
+        else:
+            backbone = load_backbone(arguments.backbone or BUNDLED, weights=arguments.weights)
+            learner = Learner(backbone, getattr(methods, arguments.method or "NTKCL")(), **options)
     print(learner.run(stream, checkpoint=arguments.out).table())
+
+
+def _stream(
+    arguments: argparse.Namespace, recipe: recipes.Recipe | None, train: Images, test: Images
+) -> ClassIncremental:
+    per_task = arguments.classes_per_task
+    if recipe and per_task is None:
+        return recipe.stream(train, test)
+    if per_task is None:
+        per_task = -(-len(train.classes) // 5)
+    return ClassIncremental(train, test, per_task, seed=recipe.seed if recipe else arguments.seed)
 
 
 def _export(arguments: argparse.Namespace) -> None:

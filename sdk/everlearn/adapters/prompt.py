@@ -14,19 +14,25 @@ class PromptGenerator(nn.Module):
         width: token width d.
         prompts: number of prompts Q.
         gain: start value of the LayerNorm's gain.
+        zero_start: start everything at zero, the gain too, as the authors' code does. No gradient
+            ever reaches weights or gain then, only the LayerNorm's bias learns.
 
-    Source: arXiv 2407.17120, section 4 (S1). The authors' code starts weights and gain at zero,
-    where no gradient reaches the weights; here they start as an ordinary linear layer with a
-    small gain, so that they train.
+    Source: arXiv 2407.17120, section 4 (S1). By default the map starts as an ordinary linear
+    layer with a small gain, so that it trains; a choice of ours.
     """
 
-    def __init__(self, tokens: int, width: int, *, prompts: int = 10, gain: float = 0.1) -> None:
+    def __init__(
+        self, tokens: int, width: int, *, prompts: int = 10, gain: float = 0.1, zero_start: bool = False
+    ) -> None:
         super().__init__()
         self.mix = nn.Linear(tokens, prompts)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         nn.init.kaiming_uniform_(self.mix.weight, a=math.sqrt(5))
         nn.init.zeros_(self.mix.bias)
         nn.init.constant_(self.norm.weight, gain)
+        if zero_start:
+            nn.init.zeros_(self.mix.weight)
+            nn.init.zeros_(self.norm.weight)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Make prompts (B, Q, d) from tokens (B, N, d)."""

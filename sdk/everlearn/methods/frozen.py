@@ -1,5 +1,7 @@
 """Frozen: a head on the pretrained backbone's own features."""
 
+from torch import Tensor
+
 from everlearn.methods.base import Method
 
 
@@ -8,5 +10,27 @@ class Frozen(Method):
 
     With prototypes it is SimpleCIL (Zhou et al., arXiv 2303.07338), with LDA it is SLDA (Hayes
     and Kanan, arXiv 1909.01520), with a projected ridge it is RanPAC without adapters (McDonnell
-    et al., arXiv 2307.02251). It needs no tokens, so any timm model will do.
+    et al., arXiv 2307.02251). Without ``patches`` it needs no tokens, so any timm model will do.
+
+    Args:
+        patches: put the mean of the patch tokens behind CLS, as `NTKCL` does; for ViTs.
     """
+
+    def __init__(self, *, patches: bool = False) -> None:
+        super().__init__()
+        self.patches = patches
+
+    @property
+    def sections(self) -> tuple[int, ...]:
+        """Widths of CLS and of the mean patch, or of the one feature vector."""
+        both = self.patches and self.backbone.pooled is not None
+        return (self.backbone.width,) * (2 if both else 1)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features (B, F) of normalised images (B, 3, H, W)."""
+        if not self.patches:
+            return super().features(images)
+        tokens = self.backbone.embed(images)
+        for block in self.backbone.blocks():
+            tokens = block(tokens)
+        return self.backbone.both(tokens).flatten(1)

@@ -13,34 +13,53 @@ from everlearn.adapters.hybrid import Hybrid
 from everlearn.adapters.prompt import PromptGenerator, insert, strip
 from everlearn.backbones import Backbone, attend, feed_forward
 from everlearn.methods.base import CosineClassifier, Method, TaskInfo, Training
+from everlearn.methods.losses import batch_wide_info_nce, complement_sum, overlap, supervised_info_nce
 from everlearn_runtime.heads import LDA, Head, Prototypes
 
 
 class NTKCL(Method):
-    """Adapt by two families of adapters, and bound forgetting through three mechanisms.
+    """Adapt by small adapters, and bound forgetting by sample size, orthogonality, regularisation.
 
-    Each image is seen three ways: by a bottleneck beside each MLP (the channel view z_c), by
-    prompts generated from its own tokens (the patch view z_p), and by their fusion (the hybrid
-    view z_m). Every adapter exists twice: ``cur`` is trained,
-    ``pre`` is the mean of all tasks' adapters. A view's sections are [PTM], pre and cur.
+    Every adapter exists twice: ``cur`` is trained, ``pre`` is the mean of all tasks' adapters. The
+    loss is ``sum of CE over the views + dissimilarity L_dis + orthogonality L_orth + regularisation
+    L_reg``: L_dis is a supervised InfoNCE in which old prototypes repel; L_orth the mean squared
+    part of the features in the span of the old prototypes; L_reg the squared distance of the
+    weights from those before the task. There are two forms.
 
-    ``L = CE(z_c) + CE(z_p) + CE(z_m) + dissimilarity L_dis + orthogonality L_orth
-    + regularisation L_reg``. L_dis is a supervised InfoNCE on z_m in which the old prototypes
-    repel; L_orth the mean squared part of z_c and z_p in the span of the old prototypes; L_reg
-    the squared distance of the weights from those before the task.
+    ``view="averaged"``, the default, is ours: one pass over the backbone, on the workstation and
+    on the device. Bottlenecks stand beside each MLP, and the pass is seen two ways: CLS, and the
+    mean of the patch tokens. Each has a classifier in training; the head sees both, under ``pre``.
+
+    ``view="hybrid"`` is the paper's, at four passes. Each image is seen three ways: by the
+    bottlenecks (the channel view z_c), by prompts generated from its own tokens (the patch view
+    z_p), and by their fusion (the hybrid view z_m), which the head sees. A view's sections are
+    [PTM], pre and cur.
+
+    That is what the paper intends. The authors' released code does something else in six places,
+    and ``variant="released"`` does the same, to the last digit: prompts start at zero, where only
+    one of their four parameters ever learns; the fusion attends to one token, so half of it never
+    learns; L_dis is `batch_wide_info_nce`, which pushes a class apart, with at most as many old
+    prototypes as images, drawn anew at each step; L_orth is `complement_sum`, over ``rank``
+    directions of which those beyond the old classes are whatever the SVD returns; the old classes
+    are counted as ``C - increment``; and dropout is active in the averaged adapters, too. One
+    thing differs: the release does not average after the last task of a fixed stream, but a
+    stream without an end has no last task, so this averages after every one.
 
     Args:
-        view: what the head sees. ``"hybrid"`` is z_m with its prototypes, as in the paper.
-            ``"averaged"`` is the channel view's section under the averaged adapters: one pass over
-            the backbone instead of four, and features that move less from task to task than
-            those of ``cur``, which is what heads with second-order statistics (LDA, ridge)
-            need. It is the default: on held-out training images of Split Tiny-ImageNet, after two
-            and three tasks, it measured better unless ``regularisation`` was so strong (0.1) that
-            little was learned. Training is the same, but for L_dis and L_orth: they compare with
-            the old prototypes what is of their kind, the sections of ``cur``.
-        ptm: put the frozen backbone's own features in front, as a third section.
-        hidden: width of the bottlenecks.
-        scale: constant factor of the bottlenecks' output (the paper takes 0.1).
+        variant: ``"paper"``, or ``"released"`` for the authors' code.
+        increment: for the released variant, the new classes of every task but the first. When the
+            first task has more (7, then 5 a time), the released code counts the difference as old
+            classes with prototypes of zero. None: each task's own number, and no such classes.
+        view: ``"averaged"`` or ``"hybrid"``, see above; the released variant is hybrid only, and
+            takes it by default.
+        patches: in the averaged view, False leaves CLS alone. On a backbone that pools by the mean
+            there is one section anyway.
+        ptm: in the hybrid view, put the frozen backbone's own features in front, as a third section.
+        hidden: width of the bottlenecks; 64 in the averaged view, the paper's 16 in the hybrid one.
+        scale: constant factor of the bottlenecks' output; 1 or the paper's 0.1, likewise.
+        sharpness: start of the cosine classifiers' learnable scale; 12 or the paper's 1, likewise.
+            From 1, cross-entropy goes on pulling at images that are classified well, which cost
+            prototypes five points on ten held-out tasks of Split Tiny-ImageNet.
         prompts: prompts in a block.
         dropout: of bottlenecks and fusion.
         heads: attention heads of the fusion.
@@ -50,24 +69,38 @@ class NTKCL(Method):
         temperature: of L_dis.
         rank: most directions of the old prototypes that L_orth keeps clear of.
 
+    Attributes:
+        cur, pre: the trained and the averaged adapters; ``cur["channel"]`` and ``cur["patch"]``
+            are lists, one `Bottleneck` and one `PromptGenerator` a block, the latter in the hybrid
+            view only.
+        hybrid: the fusion, in the hybrid view.
+        classifier: the task's own cosine classifier, None between tasks.
+        patch_classifier: that of the mean patch, in the averaged view.
+        anchor: copies of ``cur`` and ``hybrid`` from which L_reg measures, None between tasks.
+        old: unit prototypes (K, F) of the old classes that L_dis takes, during a task.
+        first_target: how many old classes the task's own are numbered behind, in the release's way.
+        basis: orthonormal rows (R, F) of which L_orth keeps clear, during a task. For the released
+            variant some are arbitrary; put others in their place to compare with another run.
+
     Source: Liu et al., "Parameter-Efficient Fine-Tuning for Continual Learning: A Neural Tangent
-    Kernel Perspective", arXiv 2407.17120, sections 4 and 5; where the released code departs from
-    it, this follows the paper.
+    Kernel Perspective", arXiv 2407.17120, sections 4 and 5.
     """
 
-    # Gentle, for small backbones: what moves the features makes old statistics stale, and on the
-    # bundled ViT-Tiny ten times as much motion a task cost ten points after ten tasks.
-    # The paper trains a ViT-B/16 on CIFAR-100 with lr 0.025, batch 16, 20 epochs.
-    defaults: ClassVar[Training] = Training(epochs=1, batch_size=32, lr=0.04, weight_decay=5e-4)
+    # For small backbones; the paper's settings, for a ViT-B/16, are in `everlearn.recipes`.
+    defaults: ClassVar[Training] = Training(epochs=3, batch_size=32, lr=0.02, weight_decay=5e-4)
     section_weights: ClassVar[tuple[float, ...]] = (1.0, 0.3, 0.1)
 
     def __init__(
         self,
         *,
-        view: str = "averaged",
+        variant: str = "paper",
+        increment: int | None = None,
+        view: str | None = None,
+        patches: bool = True,
         ptm: bool = False,
-        hidden: int = 16,
-        scale: float = 0.1,
+        hidden: int | None = None,
+        scale: float | None = None,
+        sharpness: float | None = None,
         prompts: int = 10,
         dropout: float = 0.1,
         heads: int = 8,
@@ -78,12 +111,29 @@ class NTKCL(Method):
         rank: int = 40,
     ) -> None:
         super().__init__()
+        if variant not in ("paper", "released"):
+            raise ValueError(f"variant must be 'paper' or 'released', got {variant!r}")
+        self.released = variant == "released"
+        if view is None:
+            view = "hybrid" if self.released else "averaged"
         if view not in ("hybrid", "averaged"):
             raise ValueError(f"view must be 'hybrid' or 'averaged', got {view!r}")
+        if self.released and view != "hybrid":
+            raise ValueError(
+                "variant='released' has the hybrid view only, got view='averaged'; leave view out, or take "
+                "variant='paper'"
+            )
+        if increment is not None and (isinstance(increment, bool) or increment < 1):
+            raise ValueError(f"increment must be None or a whole number of at least 1, got {increment!r}")
+        self.variant = variant
+        self.increment = increment
         self.view = view
+        one_pass = view == "averaged"
+        self.patches = patches
         self.ptm = ptm
-        self.hidden = hidden
-        self.scale = scale
+        self.hidden = hidden if hidden is not None else 64 if one_pass else 16
+        self.scale = scale if scale is not None else 1.0 if one_pass else 0.1
+        self.sharpness = sharpness if sharpness is not None else 12.0 if one_pass else 1.0
         self.prompts = prompts
         self.dropout = dropout
         self.heads = heads
@@ -97,68 +147,89 @@ class NTKCL(Method):
         """Put both adapters, pre and cur, beside every block, and the fusion behind them."""
         width, blocks, tokens = backbone.vit.embed_dim, range(backbone.depth), backbone.tokens
         super().attach(backbone)
-        self.cur = nn.ModuleDict(
-            {
-                "channel": nn.ModuleList(
-                    Bottleneck(width, hidden=self.hidden, dropout=self.dropout, scale=self.scale)
-                    for _ in blocks
-                ),
-                "patch": nn.ModuleList(PromptGenerator(tokens, width, prompts=self.prompts) for _ in blocks),
-            }
+        self.cur = nn.ModuleDict()
+        self.cur["channel"] = nn.ModuleList(
+            Bottleneck(width, hidden=self.hidden, dropout=self.dropout, scale=self.scale) for _ in blocks
         )
+        if self.view == "hybrid":
+            self.cur["patch"] = nn.ModuleList(
+                PromptGenerator(tokens, width, prompts=self.prompts, zero_start=self.released) for _ in blocks
+            )
+            self.hybrid = Hybrid(
+                backbone.width * (len(self.sections) if self.released else 1),
+                heads=self.heads,
+                dropout=self.dropout,
+                zero_values=not self.released,
+            )
         self.pre = copy.deepcopy(self.cur).requires_grad_(False)
-        self.hybrid = Hybrid(backbone.width, heads=self.heads, dropout=self.dropout)
         self.classifier: CosineClassifier | None = None
+        self.patch_classifier: CosineClassifier | None = None
         self.anchor: nn.ModuleList | None = None
 
     @property
     def sections(self) -> tuple[int, ...]:
-        """[PTM], pre and cur of the hybrid view, or the one section of the averaged view."""
-        return (self.backbone.width,) * (1 if self.view == "averaged" else self._view_sections)
-
-    @property
-    def _view_sections(self) -> int:
-        return 3 if self.ptm else 2
+        """[PTM], pre and cur of the hybrid view; CLS and the mean patch of the averaged view."""
+        if self.view == "hybrid":
+            return (self.backbone.width,) * (3 if self.ptm else 2)
+        return (self.backbone.width,) * (2 if self.patches and self.backbone.pooled is not None else 1)
 
     def head(self) -> Head:
-        """Prototypes under a section-weighted cosine, PTM 1.0, pre 0.3, cur 0.1; LDA on one section."""
+        """LDA; in the hybrid view prototypes, section-weighted: PTM 1.0, pre 0.3, cur 0.1."""
         if self.view == "averaged":
             return LDA()
         return Prototypes(self.sections, self.section_weights[-len(self.sections) :])
 
     def train(self, mode: bool = True) -> "NTKCL":
-        """Switch to training; the averaged adapters stay in evaluation mode."""
+        """Switch to training; the averaged adapters stay in evaluation mode, but for the release."""
         super().train(mode)
-        if hasattr(self, "pre"):
+        if hasattr(self, "pre") and not self.released:
             self.pre.eval()
         return self
 
     def begin_task(self, task: TaskInfo) -> None:
         """Make the task's classifier; take down the weights and the old prototypes."""
-        device = self.backbone.mean.device
+        like = self.backbone.mean
         self.tasks = task.index
-        width = self._view_sections * self.backbone.width
-        self.classifier = CosineClassifier(width, len(task.classes)).to(device)
-        self.anchor = nn.ModuleList(copy.deepcopy([self.cur, self.hybrid])).requires_grad_(False)
-        self.old = F.normalize(task.prototypes.to(device), dim=1)
-        _, singular, directions = torch.linalg.svd(self.old, full_matrices=False)
-        self.occupied = directions[singular > 1e-6][: self.rank]
+        one_pass, count = self.view == "averaged", len(task.classes)
+        width = self.backbone.width if one_pass else sum(self.sections)
+        self.classifier = CosineClassifier(width, count, scale=self.sharpness).to(like)
+        if one_pass and len(self.sections) == 2:
+            self.patch_classifier = CosineClassifier(width, count, scale=self.sharpness).to(like)
+        self.anchor = copy.deepcopy(self._regularised()).requires_grad_(False)
+        prototypes = task.prototypes.to(like)
+        self.first_target = len(prototypes)
+        if self.released:  # a row for every class; those of this task have no prototype yet
+            prototypes = F.pad(prototypes, (0, 0, 0, len(task.classes)))
+        unit = F.normalize(prototypes, dim=1)
+        if self.released:
+            self.basis = torch.linalg.svd(unit.T).U[:, : self.rank].T
+            self.old = unit[: max(len(unit) - (self.increment or len(task.classes)), 0)]
+        else:
+            _, singular, directions = torch.linalg.svd(unit, full_matrices=False)
+            self.basis = directions[singular > 1e-6][: self.rank]
+            self.old = unit
 
     def loss(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Cross-entropy of the three views, L_dis, L_orth and L_reg, each weighted."""
         assert self.classifier is not None
-        views = dict(zip(("channel", "patch", "hybrid"), self.views(images), strict=True))
+        if self.view == "averaged":
+            sections = self._one_pass(images, self.cur["channel"])
+            views = dict(zip(("channel", "patch"), sections.unbind(1), strict=False))
+            features = {"both": sections.flatten(1)}
+        else:
+            views = dict(zip(("channel", "patch", "hybrid"), self.views(images), strict=True))
+            features = views
         with torch.autocast(images.device.type, enabled=False):  # logarithms of sums want all bits
-            views = {name: view.float() for name, view in views.items()}
-            terms = {
-                f"ce_{name}": F.cross_entropy(self.classifier(view), targets) for name, view in views.items()
-            }
-            # What old prototypes can be compared with: a whole view, or the section of cur, its last.
-            like_old = {name: view[:, -sum(self.sections) :] for name, view in views.items()}
-            seen = like_old["hybrid" if self.view == "hybrid" else "channel"]
-            overlap = self._overlap(like_old["channel"]) + self._overlap(like_old["patch"])
-            terms["dissimilarity"] = self.dissimilarity * self._dissimilarity(seen, targets)
-            terms["orthogonality"] = self.orthogonality * overlap
+            terms = {}
+            for name, view in views.items():
+                classifier = (name == "patch" and self.patch_classifier) or self.classifier
+                terms[f"ce_{name}"] = F.cross_entropy(classifier(_at_least_float(view)), targets)
+            compared = {name: _at_least_float(view) for name, view in features.items()}
+            in_old_span = complement_sum if self.released else overlap
+            spans = [in_old_span(view, self.basis) for name, view in compared.items() if name != "hybrid"]
+            last = list(compared.values())[-1]
+            terms["dissimilarity"] = self.dissimilarity * self._dissimilarity(last, targets)
+            terms["orthogonality"] = self.orthogonality * torch.stack(spans).sum()
             terms["regularisation"] = self.regularisation * self._distance()
         return terms
 
@@ -167,13 +238,13 @@ class NTKCL(Method):
         with torch.no_grad():
             for mean, value in zip(self.pre.parameters(), self.cur.parameters(), strict=True):
                 mean.lerp_(value, 1 / (self.tasks + 1))
-        self.classifier = self.anchor = None
-        del self.old, self.occupied
+        self.classifier = self.patch_classifier = self.anchor = None
+        del self.old, self.basis
 
     def features(self, images: Tensor) -> Tensor:
         """Hybrid view z_m, or the averaged view, (B, F)."""
         if self.view == "averaged":
-            return self._channel_section(self._first(images), self.pre["channel"])
+            return self._one_pass(images, self.pre["channel"]).flatten(1)
         return self.views(images)[2]
 
     def deployable(self) -> nn.Module:
@@ -185,70 +256,96 @@ class NTKCL(Method):
         return module
 
     def views(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Give z_c, z_p and z_m, (B, F) each, of normalised images (B, 3, H, W)."""
-        tokens = self._first(images)
+        """Give z_c, z_p and z_m, (B, F) each, of normalised images (B, 3, H, W); four passes."""
+        shared = self._first(images)
+        channel, patch = [], []
         with torch.no_grad():
-            shared = [self.backbone.features(images)] if self.ptm else []
-            pre_channel = self._channel_section(tokens, self.pre["channel"])
-            pre_patch = self._patch_section(tokens, self.pre["patch"])
-        channel = torch.stack([*shared, pre_channel, self._channel_section(tokens, self.cur["channel"])], 1)
-        patch = torch.stack([*shared, pre_patch, self._patch_section(tokens, self.cur["patch"])], 1)
-        hybrid: Tensor = self.hybrid(channel, patch)
-        return channel.flatten(1), patch.flatten(1), hybrid.flatten(1)
+            if self.ptm:
+                channel += [self._channel_section(*shared, None)]
+                patch += channel
+            channel = [*channel, self._channel_section(*shared, self.pre["channel"])]
+            patch = [*patch, self._patch_section(*shared, self.pre["patch"])]
+        channel = [*channel, self._channel_section(*shared, self.cur["channel"])]
+        patch = [*patch, self._patch_section(*shared, self.cur["patch"])]
+        z_c, z_p = torch.cat(channel, 1), torch.cat(patch, 1)
+        tokens: list[Tensor] = [torch.unflatten(view, 1, (-1, self.hybrid.width)) for view in (z_c, z_p)]
+        hybrid: Tensor = self.hybrid(*tokens)
+        return z_c, z_p, hybrid.flatten(1)
 
-    def _first(self, images: Tensor) -> Tensor:
-        """Tokens after the first attention, before any adapter: the same for all branches."""
+    def _one_pass(self, images: Tensor, adapters: nn.Module) -> Tensor:
+        """CLS and the mean patch, (B, 2, d), or CLS alone, (B, 1, d), of the branch with bottlenecks."""
+        if len(self.sections) == 1:
+            return self._channel_section(*self._first(images), adapters)[:, None]
+        return self.backbone.both(self._channel_tokens(*self._first(images), adapters))
+
+    def _first(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens before and after the first block's MLP, without any adapter: all branches share them."""
         first, *_ = self.backbone.blocks()
-        return attend(first, self.backbone.embed(images))
+        tokens = attend(first, self.backbone.embed(images))
+        return tokens, tokens + feed_forward(first, tokens)
 
-    def _channel_section(self, tokens: Tensor, adapters: nn.Module) -> Tensor:
-        """Features of the branch with bottlenecks, from the tokens after the first attention."""
-        for index, (block, adapter) in enumerate(
-            zip(self.backbone.blocks(), adapters.children(), strict=True)
-        ):
+    def _channel_section(self, tokens: Tensor, after: Tensor, adapters: nn.Module | None) -> Tensor:
+        """Features of the branch with bottlenecks, or with none, from what all branches share."""
+        return self.backbone.pool(self._channel_tokens(tokens, after, adapters, self.backbone.pooled))
+
+    def _channel_tokens(
+        self, tokens: Tensor, after: Tensor, adapters: nn.Module | None, wanted: int | None = None
+    ) -> Tensor:
+        """Last tokens of that branch, the first ``wanted`` of them or all."""
+        last = self.backbone.depth - 1
+        beside = [None] * (last + 1) if adapters is None else adapters.children()
+        for index, (block, adapter) in enumerate(zip(self.backbone.blocks(), beside, strict=True)):
             if index:
-                tokens = attend(block, tokens)
-            tokens = tokens + feed_forward(block, tokens) + adapter(tokens)
-        return self.backbone.pool(tokens)
+                tokens = attend(block, after, wanted if index == last else None)
+                after = tokens + feed_forward(block, tokens)
+            if adapter is not None:
+                after = after + adapter(tokens)
+        return after
 
-    def _patch_section(self, tokens: Tensor, generators: nn.Module) -> Tensor:
-        """Features of the branch with prompts, from the tokens after the first attention."""
+    def _patch_section(self, tokens: Tensor, after: Tensor, generators: nn.Module) -> Tensor:
+        """Features of the branch with prompts, from what all branches share."""
         at, count, last = self.backbone.prefix, self.prompts, self.backbone.depth - 1
-        old = tokens.new_zeros(tokens.shape[0], count, tokens.shape[2])
         for index, (block, generate) in enumerate(
             zip(self.backbone.blocks(), generators.children(), strict=True)
         ):
-            if index:
-                tokens, old = strip(attend(block, tokens), count, at)
             if index == last:
                 break  # its prompts meet no attention any more: they cannot reach the features
-            prompts = generate(tokens) + 0.1 * old if index else generate(tokens)
-            tokens = insert(tokens, old, at) + feed_forward(block, insert(tokens, prompts, at))
-        return self.backbone.pool(tokens + feed_forward(block, tokens))
+            if index == 0:  # the MLP sees each token alone, so only the prompts are new to it
+                after = insert(after, feed_forward(block, generate(tokens)), at)
+                continue
+            tokens, old = strip(attend(block, after), count, at)
+            prompts = generate(tokens) + 0.1 * old
+            after = insert(tokens, old, at) + feed_forward(block, insert(tokens, prompts, at))
+        if last:
+            tokens = attend(block, after, self.backbone.pooled)
+            if self.backbone.pooled is None:
+                tokens, _ = strip(tokens, count, at)
+            after = tokens + feed_forward(block, tokens)
+        return self.backbone.pool(after)
+
+    def negatives(self, count: int) -> Tensor:
+        """Rows of ``old`` that join L_dis in a step of ``count`` images, int64 (K,).
+
+        All of them; for the released variant at most ``count``, drawn from torch's global generator.
+        """
+        drawn = torch.randperm(len(self.old))[:count] if self.released else torch.arange(len(self.old))
+        return drawn.to(self.old.device)
 
     def _dissimilarity(self, features: Tensor, targets: Tensor) -> Tensor:
-        """Supervised InfoNCE per anchor; the mean over anchors that have a positive."""
-        count = len(features)
-        unit = F.normalize(features, dim=1)
-        similar = unit @ torch.cat([unit, self.old]).T / self.temperature
-        itself = F.pad(torch.eye(count, dtype=torch.bool, device=unit.device), (0, len(self.old)))
-        log_share = similar - similar.masked_fill(itself, torch.finfo(similar.dtype).min).logsumexp(
-            1, keepdim=True
-        )
-        positive = (targets[:, None] == targets[None]) & ~itself[:, :count]
-        pairs = positive.sum(1)
-        per_anchor: Tensor = -(log_share[:, :count] * positive).sum(1) / pairs.clamp(min=1)
-        return per_anchor.sum() / (pairs > 0).sum().clamp(min=1)
+        rows = self.negatives(len(features))
+        old = self.old[rows]
+        if not self.released:
+            return supervised_info_nce(features, targets, old, self.temperature)
+        labels = torch.cat([targets + self.first_target, rows])
+        return batch_wide_info_nce(torch.cat([features, old]), labels, self.temperature)
 
-    def _overlap(self, features: Tensor) -> Tensor:
-        """Mean squared norm of the part of unit features in the span of the old prototypes."""
-        inside: Tensor = F.normalize(features, dim=1) @ self.occupied.T
-        return inside.square().sum(1).mean()
+    def _regularised(self) -> nn.ModuleList:
+        return nn.ModuleList([self.cur] if self.view == "averaged" else [self.cur, self.hybrid])
 
     def _distance(self) -> Tensor:
         """Squared distance of all weights (not biases) from those before the task."""
         assert self.anchor is not None
-        current = nn.ModuleList([self.cur, self.hybrid]).named_parameters()
+        current = self._regularised().named_parameters()
         return torch.stack(
             [
                 (value - start).square().sum()
@@ -256,3 +353,7 @@ class NTKCL(Method):
                 if name.endswith("weight")
             ]
         ).sum()
+
+
+def _at_least_float(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
