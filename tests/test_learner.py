@@ -140,7 +140,7 @@ def test_what_is_left_out_is_the_methods_own() -> None:
 
 
 def test_a_head_of_another_width_is_refused_at_once() -> None:
-    with pytest.raises(ValueError, match=r"48 wide; the sections \[10, 10\] make 20"):
+    with pytest.raises(ValueError, match=r"96 wide; the sections \[10, 10\] make 20"):
         make_learner(NTKCL(), head=Prototypes([10, 10]))
     used = LDA()
     used.update(np.ones((2, 7)), ["a", "b"])
