@@ -68,15 +68,22 @@ def test_a_section_of_zeros_has_cosine_zero() -> None:
     np.testing.assert_array_equal(head.scores(np.array([[3.0, 0, 5, 0], [0, 0, 0, 0]])), [[1, 1], [0, 0]])
 
 
+def ladder(trace: float) -> float:
+    """What the ridge is relative to: the trace, to the nearest tenth in its logarithm."""
+    return float(np.exp(np.round(np.log(trace), 1)))
+
+
 def lda_scores(
     x: Array, y: NDArray[np.int64], probes: Array, shrinkage: float, gone: tuple[int, ...]
 ) -> dict[str, Array]:
     means = {label: x[y == label].mean(axis=0) for label in np.unique(y)}
     centred = x - np.stack([means[label] for label in y])
-    covariance = centred.T @ centred / len(x)
-    width = x.shape[1]
-    covariance = (1 - shrinkage) * covariance + shrinkage * np.trace(covariance) / width * np.eye(width)
-    precision = np.linalg.inv(covariance) if np.trace(covariance) > 1e-20 else np.eye(width)
+    scatter, width = centred.T @ centred, x.shape[1]
+    if np.trace(scatter) > 1e-18:
+        ridge = shrinkage * ladder(np.trace(scatter)) / width
+        precision = len(x) * np.linalg.inv((1 - shrinkage) * scatter + ridge * np.eye(width))
+    else:
+        precision = np.eye(width)
     return {
         str(label): probes @ precision @ mean - mean @ precision @ mean / 2
         for label, mean in means.items()
@@ -155,7 +162,7 @@ def test_ridge_is_the_batch_solution(
     for label in gone:
         head.remove(str(label))
     h, hp, classes = hidden(x, projection, seed), hidden(probes, projection, seed), np.unique(y)
-    strength = 0.03 * (h**2).sum() / h.shape[1]
+    strength = 0.03 * ladder((h**2).sum()) / h.shape[1]
     # As an ordinary least squares problem with extra rows, which never forms G.
     rows = np.concatenate([h, np.sqrt(strength) * np.eye(h.shape[1])])
     targets = np.concatenate([one_hot(y, classes, gone), np.zeros((h.shape[1], len(classes) - len(gone)))])
@@ -278,7 +285,8 @@ def test_lda_has_the_pooled_covariance(released: dict[str, Array]) -> None:
 def test_ridge_equals_the_released_one(released: dict[str, Array], task: int) -> None:
     seen = released["train_features"][released["train_task"] <= task].astype(np.float64)
     strength = released["ridge_lambda_after_task"][task]
-    scores = learned_by_task(released, Ridge(regularisation=float(strength * 24 / (seen**2).sum())))[task]
+    relative = float(strength * 24 / ladder((seen**2).sum()))
+    scores = learned_by_task(released, Ridge(relative))[task]
     wanted = released["ridge_scores_after_task"][task][:, : scores.shape[1]]
     np.testing.assert_allclose(scores, wanted, rtol=RTOL, atol=1e-10)
 

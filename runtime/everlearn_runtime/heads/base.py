@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,6 +38,28 @@ class HeadState:
     arrays: dict[str, NDArray[Any]]
 
 
+# Weights (M, C), bias (C,), and the factor that scores still lack; good until the next update.
+Solution = tuple[NDArray[np.float64], NDArray[np.float64], float]
+
+
+class Joined(NamedTuple):
+    """What joining groups of samples into classes did.
+
+    Attributes:
+        places: of the classes (k,).
+        counts: of their samples before (k,).
+        means: theirs before (k, F).
+        between: rows (at most k, F), one for each class that had samples, whose outer products
+            are what the within-class scatter gains by the joining: n1 n2 / (n1 + n2) of the outer
+            product of the difference of means (Chan, Golub and LeVeque 1983, eq. 2.1).
+    """
+
+    places: NDArray[np.intp]
+    counts: NDArray[np.int64]
+    means: NDArray[np.float64]
+    between: NDArray[np.float64]
+
+
 class Head(ABC):
     """Class statistics on features, learned exactly and in any order.
 
@@ -54,7 +77,7 @@ class Head(ABC):
         self._index: dict[str, int] = {}
         self._counts = np.zeros(0, dtype=np.int64)
         self._means = np.zeros((0, 0))
-        self._solution: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+        self._solution: Solution | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -119,10 +142,13 @@ class Head(ABC):
         rows, names = self.check(features, labels)
         self._set_width(rows.shape[1])
         codes = np.array(self._places(names), dtype=np.intp)
-        places, counts, sums = group_sums(rows, codes)
-        means = sums / counts[:, None]
-        between = self._combine(places, counts, means)
-        self._learn_shared(rows, means[np.searchsorted(places, codes)], codes, between)
+        if len(rows) == 1:  # the same, without the detours
+            self._learn_shared(rows, rows, codes, self._combine_one(codes, rows))
+        else:
+            places, counts, sums = group_sums(rows, codes)
+            means = sums / counts[:, None]
+            joined = self._combine(places, counts, means)
+            self._learn_shared(rows, means[np.searchsorted(places, codes)], codes, joined)
         self._solution = None
 
     def remove(self, label: str) -> None:
@@ -167,8 +193,7 @@ class Head(ABC):
             raise ValueError(f"cannot merge a head of {other.width} features into one of {self.width}")
         self._set_width(other.width)
         places = np.array(self._places(list(other._index)), dtype=np.intp)
-        between = self._combine(places, other._counts, other._means)
-        self._merge_shared(other, places, between)
+        self._merge_shared(other, self._combine(places, other._counts, other._means))
         self._solution = None
 
     def carry(self, before: ArrayLike, after: ArrayLike) -> None:
@@ -215,8 +240,8 @@ class Head(ABC):
         rows = self._rows(features)
         if self._solution is None:
             self._solution = self._solve()
-        weights, bias = self._solution
-        scores: NDArray[np.float64] = self._map(rows) @ weights + bias
+        weights, bias, factor = self._solution
+        scores: NDArray[np.float64] = (self._map(rows) @ weights + bias) * factor
         return scores
 
     def predict(self, features: ArrayLike) -> list[str]:
@@ -286,7 +311,7 @@ class Head(ABC):
             )
         self._check_width(given.shape[1])
         rows = np.array(given, dtype=np.float64, order="C")
-        if not np.abs(rows).max() <= LARGEST:
+        if not (rows.max() <= LARGEST and rows.min() >= -LARGEST):
             raise ValueError(
                 "features hold NaN, infinite or unusably large values; check the images and the graph"
             )
@@ -310,25 +335,30 @@ class Head(ABC):
 
     def _combine(
         self, places: NDArray[np.intp], counts: NDArray[np.int64], means: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """Join groups of samples into the classes at these places.
-
-        Returns rows (k, F) whose outer products are what the within-class scatter gains by the
-        joining, n1 n2 / (n1 + n2) of the outer product of each difference of means (Chan, Golub
-        and LeVeque 1983, eq. 2.1).
-        """
-        before = self._counts[places]
-        gap = means - self._means[places]
+    ) -> Joined:
+        """Join groups of samples into the classes at these places, no place twice."""
+        before, old_means = self._counts[places], self._means[places]
+        gap = means - old_means
         share = counts / (before + counts)
-        self._means[places] += share[:, None] * gap
-        self._counts[places] += counts
-        old = before > 0
-        between: NDArray[np.float64] = np.sqrt(before * share)[old, None] * gap[old]
-        return between
+        self._means[places] = old_means + share[:, None] * gap
+        self._counts[places] = before + counts
+        scaled = np.sqrt(before * share)[:, None] * gap
+        return Joined(places, before, old_means, scaled if before.all() else scaled[before > 0])
+
+    def _combine_one(self, places: NDArray[np.intp], row: NDArray[np.float64]) -> Joined:
+        """:meth:`_combine` for one sample (1, F)."""
+        place = int(places[0])
+        count = int(self._counts[place])
+        before = self._means[place : place + 1].copy()
+        gap = row - before
+        self._means[place] += gap[0] / (count + 1)
+        self._counts[place] = count + 1
+        gap *= math.sqrt(count / (count + 1))
+        return Joined(places, np.array([count]), before, gap if count else gap[:0])
 
     @abstractmethod
-    def _solve(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Weights (M, C) and bias (C,), from the statistics alone."""
+    def _solve(self) -> Solution:
+        """Weights (M, C), bias (C,) and a factor, from the statistics alone."""
 
     def _map(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         """Features (B, F) to what the weights multiply (B, M)."""
@@ -349,12 +379,12 @@ class Head(ABC):
         self,
         rows: NDArray[np.float64],
         means: NDArray[np.float64],
-        places: NDArray[np.intp],
-        between: NDArray[np.float64],
+        codes: NDArray[np.intp],
+        joined: Joined,
     ) -> None:
-        """Learn from rows (B, F), given the mean of its class in this batch for each of them."""
+        """Learn from rows (B, F), given for each the mean and place of its class in this batch."""
 
-    def _merge_shared(self, other: Any, places: NDArray[np.intp], between: NDArray[np.float64]) -> None:  # noqa: B027
+    def _merge_shared(self, other: Any, joined: Joined) -> None:  # noqa: B027
         """Add the other head's shared statistics."""
 
     def _carry_shared(  # noqa: B027

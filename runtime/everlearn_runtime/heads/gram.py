@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-FOLD_ROWS = 128
+FOLD_ROWS = 256
 
 
 class GramSum:
@@ -27,11 +27,16 @@ class GramSum:
         self._folded = np.zeros((width, width))
         self._pending: list[NDArray[np.float64]] = []
         self._rows = 0
+        self._trace = 0.0
 
     def add(self, rows: NDArray[np.float64]) -> None:
         """Add rows (n, width); they are kept by reference and must not change afterwards."""
+        if len(rows) == 0:
+            return
         self._pending.append(rows)
         self._rows += len(rows)
+        flat = rows.ravel()
+        self._trace += float(flat @ flat)
         if self._rows >= FOLD_ROWS:
             self.fold()
 
@@ -40,18 +45,22 @@ class GramSum:
         if self._rows:
             joined = np.concatenate(self._pending)
             self._folded += joined.T @ joined
-            self._pending, self._rows = [], 0
+            self._restart()
 
     def merge(self, other: GramSum) -> None:
         """Add everything the other sum has seen."""
         self._folded = self.value() + other.value()
-        self._pending, self._rows = [], 0
+        self._restart()
 
     def transform(self, linear: NDArray[np.float64]) -> None:
         """Become the sum over all rows r_i' A, for a map A (width, width)."""
         moved = linear.T @ self.value() @ linear
         self._folded = (moved + moved.T) / 2
+        self._restart()
+
+    def _restart(self) -> None:
         self._pending, self._rows = [], 0
+        self._trace = float(np.trace(self._folded))  # of the matrix as it is kept, to the bit
 
     def value(self) -> NDArray[np.float64]:
         """The matrix (width, width); to be read, not written."""
@@ -70,6 +79,21 @@ class GramSum:
             packed[start : start + row + 1] = value[row, : row + 1]
         return packed
 
+    @property
+    def folded(self) -> NDArray[np.float64]:
+        """The matrix (width, width) without the rows that wait; to be read, not written."""
+        return self._folded
+
+    @property
+    def waiting(self) -> int:
+        """Rows that are not folded in yet."""
+        return self._rows
+
+    @property
+    def trace(self) -> float:
+        """The sum of all squares."""
+        return self._trace
+
     @classmethod
     def from_packed(cls, packed: NDArray[np.float64], width: int) -> GramSum:
         """The reverse of :meth:`packed`."""
@@ -78,6 +102,7 @@ class GramSum:
             start = packed_size(row)
             gram._folded[row, : row + 1] = packed[start : start + row + 1]
             gram._folded[: row + 1, row] = packed[start : start + row + 1]
+        gram._restart()
         return gram
 
 

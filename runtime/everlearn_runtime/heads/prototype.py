@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.heads.base import Head
+from everlearn_runtime.heads.base import Head, Solution
 
 
 class Prototypes(Head):
@@ -77,7 +77,7 @@ class Prototypes(Head):
             start += width
         return unit
 
-    def _solve(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _solve(self) -> Solution:
         sections = self._sections or [self._means.shape[1]]
         weights = np.repeat(self._weights or np.ones(len(sections)), sections)
-        return (self._map(self._means) * weights).T, np.zeros(len(self._means))
+        return (self._map(self._means) * weights).T, np.zeros(len(self._means)), 1
