@@ -144,7 +144,7 @@ def test_a_head_of_another_width_is_refused_at_once() -> None:
         make_learner(NTKCL(), head=Prototypes([10, 10]))
     used = LDA()
     used.update(np.ones((2, 7)), ["a", "b"])
-    with pytest.raises(ValueError, match="48 wide; this head has learned from width 7"):
+    with pytest.raises(ValueError, match="96 wide; this head has learned from width 7"):
         make_learner(NTKCL(), head=used)
     assert make_learner(NTKCL()).classes == ()
 
