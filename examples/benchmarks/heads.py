@@ -9,8 +9,8 @@ learned from: features of the bundled backbone for a data set as ``everlearn tra
 Last the bytes a head keeps after 1,000 and 10,000 samples.
 
 Times are of the processor, of one thread, so that other programs do not decide; what counts is the
-ratios. The others are optional (``pip install avalanche-lib scikit-learn
-river``): one that is missing is skipped, and named.
+ratios. The others are optional (``pip install avalanche-lib scikit-learn river``): one that is missing
+is skipped, and named.
 """
 
 import os
@@ -153,7 +153,7 @@ def installed(name: str) -> bool:
     """Whether a classifier can be made; says so if not."""
     try:
         MAKERS[name](2)
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # the latter by a torchvision of another torch
         print(f"{name}: not installed ({error})")
         return False
     return True
