@@ -9,11 +9,10 @@ goes on where a stopped one was.
 """
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import HEADS, measure, remembered, table
+from measure import HEADS, measure, parser, remembered, table
 
 from everlearn import NTKCL, Augmentation, ClassIncremental, Frozen, Images, Learner, npz
 
@@ -23,7 +22,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "statistics not carried": {"carry": False},
     "crops from 5 %": {"crops": 0.05},
     "classifier scale from 1": {"sharpness": 1.0},
-    "with L_dis": {"dissimilarity": 0.2},
     "without L_dis": {"dissimilarity": 0.0},
     "without L_orth": {"orthogonality": 0.0},
     "without L_reg": {"regularisation": 0.0},
@@ -35,16 +33,10 @@ TRAINING = ("epochs", "lr", "carry")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data", metavar="DATA.npz")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--changes", nargs="+", choices=list(CHANGES), default=list(CHANGES))
-    parser.add_argument("--tasks", type=int, default=10, help="of ten classes each; default %(default)s")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16", help="of training")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--changes", nargs="+", choices=list(CHANGES), default=list(CHANGES))
+    options.add_argument("--tasks", type=int, default=10, help="of ten classes each; default %(default)s")
+    arguments = options.parse_args()
     images, _ = npz(arguments.data)
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for change in dict.fromkeys(["default", *arguments.changes]):

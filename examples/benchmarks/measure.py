@@ -1,5 +1,6 @@
 """What the benchmarks on class-incremental streams share: one training, many heads, one table."""
 
+import argparse
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,18 @@ HEADS: dict[str, Callable[[int], Head]] = {
     "ridge": lambda seed: Ridge(),
     "ridge, 2,000 random features": lambda seed: Ridge(projection=2000, seed=seed),
 }
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that every such benchmark has."""
+    options = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("data", metavar="DATA.npz")
+    options.add_argument("--out", type=Path, required=True, help="folder for the results")
+    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options.add_argument("--precision", choices=["fp32", "bf16"], default="bf16", help="of training")
+    return options
 
 
 class SideBySide(Prototypes):

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from measure import measure, remembered, table
+from measure import measure, parser, remembered, table
 from torch import Tensor, nn
 
 from everlearn import NTKCL, Augmentation, ClassIncremental, Frozen, Images, Learner, Method, npz
@@ -54,17 +54,11 @@ class Remembering(Frozen):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data", metavar="DATA.npz")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--epochs", type=int, help="default: the method's")
-    parser.add_argument("--lr", type=float, help="default: the method's")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16", help="of training")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    options.add_argument("--epochs", type=int, help="default: the method's")
+    options.add_argument("--lr", type=float, help="default: the method's")
+    arguments = options.parse_args()
     train, test = npz(arguments.data)
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
     exports: list[dict[str, float]] = []

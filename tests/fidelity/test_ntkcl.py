@@ -327,21 +327,26 @@ def test_a_fresh_method_starts_as_released() -> None:
 # Training
 
 
+def begin_as_recorded(method: Replay, task: int, group: str) -> None:
+    """Begin a task with the classifier, basis and drawn prototypes of a recorded run."""
+    begin(
+        method,
+        task,
+        tensor(f"{group}/fc_before")[: sum(TASKS[:task])],
+        classifier=ORACLE[f"{group}/classifier/weight"],
+        scale=ORACLE[f"{group}/classifier/sigma"].item(),
+        basis=ORACLE[f"{group}/orth_basis"],
+        drawn=ORACLE[f"train_task{task}/old_labels_used"],
+    )
+
+
 @pytest.mark.parametrize("orthogonality", [True, False], ids=["orth", "no_orth"])
 @pytest.mark.parametrize("task", [0, 1])
 def test_three_steps(task: int, orthogonality: bool) -> None:
     group, steps = f"train_task{task}", len(ORACLE[f"train_task{task}/loss/total"])
     known, batch = sum(TASKS[:task]), CONFIG["batch"]
     method = released(orthogonality=CONFIG["upsilon_L_orth"] if orthogonality else 0.0)
-    begin(
-        method,
-        task,
-        tensor(f"{group}/fc_before")[:known],
-        classifier=ORACLE[f"{group}/classifier/weight"],
-        scale=ORACLE[f"{group}/classifier/sigma"].item(),
-        basis=ORACLE[f"{group}/orth_basis"],
-        drawn=ORACLE[f"{group}/old_labels_used"],
-    )
+    begin_as_recorded(method, task, group)
     close("old prototypes", method.old.norm(dim=1).sign(), np.sign(np.linalg.norm(unit_old(group), axis=1)))
     if task == 0:
         measure_from(method, "init", "init")
@@ -378,15 +383,7 @@ def unit_old(group: str) -> NDArray[Any]:
 def test_the_first_step_with_the_ptm_section(task: int) -> None:
     group, known, batch = f"train_task{task}_with_ptm", sum(TASKS[:task]), CONFIG["batch"]
     method = released(ptm=True)
-    begin(
-        method,
-        task,
-        tensor(f"{group}/fc_before")[:known],
-        classifier=ORACLE[f"{group}/classifier/weight"],
-        scale=ORACLE[f"{group}/classifier/sigma"].item(),
-        basis=ORACLE[f"{group}/orth_basis"],
-        drawn=ORACLE[f"train_task{task}/old_labels_used"],
-    )
+    begin_as_recorded(method, task, group)
     if task == 0:
         measure_from(method, "init", "ptm")
     pixels, targets = images(f"task{task}"), torch.from_numpy(ORACLE[f"input/task{task}_labels"]) - known

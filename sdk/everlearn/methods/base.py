@@ -117,7 +117,7 @@ class Method(nn.Module):
 
     def deployable(self) -> nn.Module:
         """Make a copy for export, in evaluation mode: normalised images to features."""
-        return _Features(copy.deepcopy(self)).eval().requires_grad_(False)
+        return Features(copy.deepcopy(self)).eval().requires_grad_(False)
 
     def config(self) -> dict[str, Any]:
         """Give the constructor's arguments, to write them down."""
@@ -146,12 +146,15 @@ class Method(nn.Module):
         self.load_state_dict(learned, strict=False)
 
 
-class _Features(nn.Module):
+class Features(nn.Module):
+    """A method as a module whose call gives its features."""
+
     def __init__(self, method: Method) -> None:
         super().__init__()
         self.method = method
 
     def forward(self, images: Tensor) -> Tensor:
+        """Features (B, F) of normalised images (B, 3, H, W)."""
         return self.method.features(images)
 
 

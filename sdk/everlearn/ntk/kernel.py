@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
-from everlearn.methods.base import Method
+from everlearn.methods.base import Features, Method
 
 Gradients = dict[str, Tensor]
 
@@ -107,20 +107,9 @@ def adapters(method: Method, images: Tensor) -> tuple[str, ...]:
     return tuple(name for name, gradient in zip(values, found, strict=True) if gradient is not None)
 
 
-class _Features(nn.Module):
-    """A method whose call gives features: what `functional_call` needs."""
-
-    def __init__(self, method: Method) -> None:
-        super().__init__()
-        self.method = method
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.method.features(images)
-
-
 def _call(method: Method, values: Gradients, images: Tensor) -> Tensor:
     named = {f"method.{name}": value for name, value in values.items()}
-    features: Tensor = functional_call(_Features(method), named, (images,))
+    features: Tensor = functional_call(Features(method), named, (images,))
     return features
 
 
