@@ -4,18 +4,29 @@ from everlearn_runtime.backends import Backend, OnnxRuntime
 from everlearn_runtime.bundle import FORMAT, Bundle, Manifest, write_bundle
 from everlearn_runtime.edge import EdgeLearner, Prediction
 from everlearn_runtime.errors import BundleError, MissingExtra, StateError
-from everlearn_runtime.heads import LDA, Head, HeadState, Prototypes, Ridge, from_state
+from everlearn_runtime.heads import (
+    LDA,
+    Aggregate,
+    Head,
+    HeadState,
+    HoldoutRidge,
+    Prototypes,
+    Ridge,
+    from_state,
+)
 from everlearn_runtime.images import InputSpec, open_image, prepare
 
 __all__ = [
     "FORMAT",
     "LDA",
+    "Aggregate",
     "Backend",
     "Bundle",
     "BundleError",
     "EdgeLearner",
     "Head",
     "HeadState",
+    "HoldoutRidge",
     "InputSpec",
     "Manifest",
     "MissingExtra",

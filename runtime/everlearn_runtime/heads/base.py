@@ -218,7 +218,7 @@ class Head(ABC):
             )
         if self.width is None or np.array_equal(old, new):
             return
-        drift = linear_drift(old, new)
+        drift = self._drift(old, new)
         self._means = self._means @ drift
         self._carry_shared(old, new, drift)
         self._solution = None
@@ -392,6 +392,10 @@ class Head(ABC):
     ) -> None:
         """Move along, given the same images' features (B, F) before and after, and their drift."""
 
+    def _drift(self, before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The map (F, F) by which the features of some images have moved."""
+        return linear_drift(before, after)
+
     def _settle_shared(self) -> None:  # noqa: B027
         """Work in what waits."""
 
@@ -458,7 +462,7 @@ def check_arrays(
 ) -> dict[str, NDArray[Any]]:
     """Copies of a state's arrays, after checking names, shapes, dtypes and that all is finite.
 
-    ``counts`` and ``seen`` are int64, the rest is float64.
+    ``counts`` and ``seen`` are int64, the rest is float64; of a name with dots the last part counts.
 
     Raises:
         ValueError: The arrays are not what a head of these shapes keeps.
@@ -468,7 +472,7 @@ def check_arrays(
     checked = {}
     for name, shape in shapes.items():
         array = np.asarray(arrays[name])
-        dtype = np.int64 if name in ("counts", "seen") else np.float64
+        dtype = np.int64 if name.rpartition(".")[2] in ("counts", "seen") else np.float64
         if array.dtype != dtype or array.shape != shape:
             raise ValueError(
                 f"{name} is {array.dtype} of shape {array.shape}; expected {np.dtype(dtype)} of shape {shape}"
