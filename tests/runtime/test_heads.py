@@ -37,9 +37,7 @@ HEADS: dict[str, Callable[[], Head]] = {
     "ridge projected 1e-3": lambda: Ridge(regularisation=1e-3, projection=16),
     "ridge of one held-out lambda": lambda: HoldoutRidge(grid=[0.1], projection=16),
     "aggregate": lambda: Aggregate([3, 2], [LDA(), Ridge(1e-2, projection=16)]),
-    "aggregate of projected ridges": lambda: Aggregate(
-        [3, 2], [Ridge(projection=12), Ridge(projection=12)], gamma=5.0, sharpness=[10.0, 9.0]
-    ),
+    "aggregate of ridges": lambda: Aggregate([3, 2], [Ridge(), Ridge(0.1)], gamma=5.0, sharpness=[10.0, 9.0]),
 }
 Samples = tuple[NDArray[np.float64], list[str]]
 
@@ -212,8 +210,7 @@ def test_carrying_follows_the_features_where_they_go(new: Callable[[], Head]) ->
     if isinstance(new(), Aggregate):  # whose sections come from networks that move apart from each other
         turn = np.zeros((WIDTH, WIDTH))
         for part in (slice(0, 3), slice(3, 5)):
-            size = part.stop - part.start
-            turn[part, part] = np.linalg.qr(random.normal(size=(size, size)))[0] * 1.5
+            turn[part, part] = np.linalg.qr(random.normal(size=turn[part, part].shape))[0] * 1.5
     x, y = make_samples(0, 200)
     head, still = learned(new, (x, y)), learned(new, (x, y))
     others = 3 + 2 * random.normal(size=(400, WIDTH))
