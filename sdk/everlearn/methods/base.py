@@ -205,13 +205,19 @@ class LinearClassifier(nn.Module):
 
 
 class CosineClassifier(nn.Module):
-    """Logits ``scale * cos(features, w_c)`` with a learnable scale."""
+    """Logits ``scale * cos(features, w_c)`` with a learnable scale; classes added later start at zero."""
 
     def __init__(self, width: int, classes: int, *, scale: float = 1.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(classes, width))
         self.scale = nn.Parameter(torch.tensor(scale))
-        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        if classes:
+            nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+
+    def grow(self, classes: int) -> None:
+        """Make room for further classes, so that there are this many; old rows stay."""
+        rows = nn.functional.pad(self.weight.detach(), (0, 0, 0, classes - len(self.weight)))
+        self.weight = nn.Parameter(rows, requires_grad=self.weight.requires_grad)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B, C) of features (B, F)."""
