@@ -13,7 +13,7 @@ from everlearn.backbones import BUNDLED, load_backbone
 from everlearn.checkpoint import FILE
 from everlearn.data import Images, load
 from everlearn.learner import Learner
-from everlearn.report import diagnose_run
+from everlearn.diagnosis import diagnose_run
 from everlearn.stream import ClassIncremental
 from everlearn_runtime import cli as device
 from everlearn_runtime.errors import MissingExtra

@@ -75,9 +75,14 @@ class Method(nn.Module):
     name. ``Learner`` owns the loop and calls, in this order: `attach` once; for every task
     `begin_task`, then `loss` and `after_step` for every batch, then `end_task`; `features`
     whenever the head looks.
+
+    Attributes:
+        defaults: how this method is trained when the user says nothing else.
+        at_once: a benchmark gives it all tasks as one: a ceiling, and no continual learner.
     """
 
     defaults: ClassVar[Training] = Training()
+    at_once: ClassVar[bool] = False
     backbone: Backbone
 
     def attach(self, backbone: Backbone) -> None:
