@@ -28,19 +28,22 @@ from everlearn.augmentation import Augmentation  # noqa: E402
 from everlearn.backbones import Backbone, load_backbone  # noqa: E402
 from everlearn.data import Images, arrays, digits, folder, npz  # noqa: E402
 from everlearn.learner import Learner  # noqa: E402
-from everlearn.methods import NTKCL, Frozen  # noqa: E402
+from everlearn.methods import NTKCL, SAFE, FineTune, Frozen  # noqa: E402
 from everlearn.methods.base import Method  # noqa: E402
 from everlearn.metrics import AccuracyMatrix  # noqa: E402
 from everlearn.stream import ClassIncremental, Task  # noqa: E402
-from everlearn_runtime.heads import LDA, Prototypes, Ridge  # noqa: E402
+from everlearn_runtime.heads import LDA, Aggregate, Prototypes, Ridge  # noqa: E402
 
 __all__ = [
     "LDA",
     "NTKCL",
+    "SAFE",
     "AccuracyMatrix",
+    "Aggregate",
     "Augmentation",
     "Backbone",
     "ClassIncremental",
+    "FineTune",
     "Frozen",
     "Images",
     "Learner",

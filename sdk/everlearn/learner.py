@@ -145,22 +145,23 @@ class Learner:
         try:
             if self.unfinished is None:
                 old_features = self.features(images) if self._carries() else None
-                self.begin_task(images.classes)
+                columns = self._columns(images)
+                self.begin_task(images.classes, columns)
             else:
-                old_features = self.unfinished.features
+                old_features, columns = self.unfinished.features, self.unfinished.columns
             position = {name: index for index, name in enumerate(images.classes)}
             targets = [position[label] for label in images.labels]
             batches = plain_batches(images, self.backbone.input, targets=targets, workers=self.workers)
             if self.unfinished is None:
                 with self._seeded(_SURVEY, len(self.tasks)):
                     self.method.survey(self._on_device(batches))
-            self._train(images, targets, labels, old_features, checkpoint)
+            self._train(images, targets, labels, columns, old_features, checkpoint)
             with self._seeded(_END, len(self.tasks)):
                 self.method.end_task(self._on_device(batches))
             features = self.features(images)
             if old_features is not None:
                 self.head.carry(old_features, features)
-            self.head.update(features, images.labels)
+            self.method.teach(self.head, features, images.labels)
             self.head.settle()  # so that saving changes nothing, not even the last bits
         except BaseException:
             self.method, self.head, self.unfinished = before
@@ -300,7 +301,7 @@ class Learner:
         """
         return checkpoints.load(cls, Path(path), **options)
 
-    def begin_task(self, classes: tuple[str, ...]) -> None:
+    def begin_task(self, classes: tuple[str, ...], columns: tuple[int, ...] = ()) -> None:
         """Tell the method of a task; `fit` and `load` do this, seeded alike."""
         others = [index for index, name in enumerate(self.head.classes) if name not in classes]
         prototypes = np.zeros((0, sum(self.method.sections)))
@@ -310,10 +311,16 @@ class Learner:
             index=len(self.tasks),
             classes=classes,
             known=self.head.classes,
+            columns=columns,
             prototypes=torch.from_numpy(prototypes).float(),
         )
         with self._seeded(_BEGIN, task.index):
             self.method.begin_task(task)
+
+    def _columns(self, images: Images) -> tuple[int, ...]:
+        """Where the head will have each class: the known ones first, then by first appearance."""
+        order = list(dict.fromkeys((*self.head.classes, *images.labels)))
+        return tuple(order.index(name) for name in images.classes)
 
     def _carries(self) -> bool:
         """Whether the head has statistics that training would leave behind."""
@@ -324,6 +331,7 @@ class Learner:
         images: Images,
         targets: Sequence[int],
         labels: str,
+        columns: tuple[int, ...],
         old_features: NDArray[np.float32] | None,
         checkpoint: str | Path | None,
     ) -> None:
@@ -357,7 +365,7 @@ class Learner:
             self.method.eval()
             if checkpoint is not None and epoch + 1 < setting.epochs:
                 states = tuple(optimizer.state[parameter] for parameter in parameters)
-                self.unfinished = Unfinished(images.classes, labels, epoch + 1, states, old_features)
+                self.unfinished = Unfinished(images.classes, labels, columns, epoch + 1, states, old_features)
                 self.save(checkpoint)
 
     def _step(self, optimizer: torch.optim.Optimizer, images: Tensor, targets: Tensor) -> dict[str, str]:

@@ -4,10 +4,21 @@ from everlearn_runtime.heads.aggregate import PARTS, Aggregate
 from everlearn_runtime.heads.base import Head, HeadState
 from everlearn_runtime.heads.holdout import HoldoutRidge
 from everlearn_runtime.heads.lda import LDA
+from everlearn_runtime.heads.linear import Linear
 from everlearn_runtime.heads.prototype import Prototypes
 from everlearn_runtime.heads.ridge import Ridge
 
-__all__ = ["LDA", "Aggregate", "Head", "HeadState", "HoldoutRidge", "Prototypes", "Ridge", "from_state"]
+__all__ = [
+    "LDA",
+    "Aggregate",
+    "Head",
+    "HeadState",
+    "HoldoutRidge",
+    "Linear",
+    "Prototypes",
+    "Ridge",
+    "from_state",
+]
 
 
 def from_state(state: HeadState) -> Head:
@@ -22,7 +33,7 @@ def from_state(state: HeadState) -> Head:
     >>> from_state(LDA(shrinkage=0.1).state()).options
     {'shrinkage': 0.1}
     """
-    kinds: dict[str, type[Head]] = {**PARTS, Aggregate.kind: Aggregate}
+    kinds: dict[str, type[Head]] = {**PARTS, Linear.kind: Linear, Aggregate.kind: Aggregate}
     if state.kind not in kinds:
         raise ValueError(f"unknown head {state.kind!r}; this version knows {', '.join(kinds)}")
     return kinds[state.kind].from_state(state)

@@ -28,7 +28,7 @@ class Aggregate(Head):
 
     for every sample on its own, from its features alone: no test label is ever looked at. Each
     head keeps statistics of its own, of its own section, and all that changes them (update,
-    remove, merge, carry) reaches every head.
+    remove, merge, carry) reaches every head. It is exact where all its heads are and nothing is shared.
 
     Args:
         sections: widths of the sections, in order; they add up to the feature width.
@@ -54,6 +54,7 @@ class Aggregate(Head):
     """
 
     kind: ClassVar[str] = "aggregate"
+    _sharpness: tuple[float, ...]
 
     def __init__(
         self,
@@ -72,10 +73,7 @@ class Aggregate(Head):
         self._heads = [_made(head) for head in heads]
         for head, width in zip(self._heads, sections, strict=True):
             head._check_width(width)
-        each = [sharpness] * len(sections) if isinstance(sharpness, (int, float)) else sharpness
-        self._sharpness = [float(value) for value in each]
-        if len(each) != len(sections) or not all(0 < value < np.inf for value in self._sharpness):
-            raise ValueError(f"sharpness is {sharpness!r}; give a positive number, or one for each section")
+        self.sharpness = sharpness
         self._gamma = float(gamma)
         if not 0 <= self._gamma < np.inf:
             raise ValueError(f"gamma is {gamma!r}; give a number of at least 0")
@@ -91,6 +89,8 @@ class Aggregate(Head):
                 f"projection; got sections {list(sections)} and heads {self.options['heads']}"
             )
         self._shared = shared
+        if shared or not all(head.exact for head in self._heads):
+            self.exact = False  # type: ignore[misc]  # the whole is what its parts are
 
     @property
     def options(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Aggregate(Head):
             "sections": self._sections,
             "heads": [{"kind": head.kind, "options": head.options} for head in self._heads],
             "gamma": self._gamma,
-            "sharpness": self._sharpness,
+            "sharpness": list(self._sharpness),
             "shared": self._shared,
         }
 
@@ -107,6 +107,18 @@ class Aggregate(Head):
     def heads(self) -> tuple[Head, ...]:
         """The heads, one for each section; to be read, not changed."""
         return tuple(self._heads)
+
+    @property
+    def sharpness(self) -> tuple[float, ...]:
+        """Factor of each head's scores; set it to one number for all, or one for each."""
+        return self._sharpness
+
+    @sharpness.setter
+    def sharpness(self, sharpness: float | Sequence[float]) -> None:
+        each = [sharpness] * len(self._heads) if isinstance(sharpness, (int, float)) else sharpness
+        if len(each) != len(self._heads) or not all(0 < value < np.inf for value in each):
+            raise ValueError(f"sharpness is {sharpness!r}; give a positive number, or one for each section")
+        self._sharpness = tuple(float(value) for value in each)
 
     def scores(self, features: Any) -> NDArray[np.float64]:
         """Weighted scores (B, C) of features (B, F); see `Head.scores`."""

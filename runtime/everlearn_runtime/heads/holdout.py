@@ -40,6 +40,7 @@ class HoldoutRidge(Ridge):
     """
 
     kind: ClassVar[str] = "holdout-ridge"
+    exact: ClassVar[bool] = False
 
     def __init__(
         self,

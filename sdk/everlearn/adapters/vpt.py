@@ -39,7 +39,7 @@ class DeepPrompts(nn.Module):
         tokens = backbone.embed(images)
         count, last = tokens.shape[1], backbone.depth - 1
         for index, (block, prompts) in enumerate(zip(backbone.blocks(), self.prompts, strict=True)):
-            seen = torch.cat([tokens, prompts.expand(len(tokens), -1, -1)], 1)
+            seen = torch.cat([tokens, prompts.expand(tokens.shape[0], -1, -1)], 1)
             wanted = backbone.pooled if index == last else None
             # The MLP sees each token alone, so that the prompts need not go through it.
             tokens = attend(block, seen, count if wanted is None else wanted)

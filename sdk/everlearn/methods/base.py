@@ -2,11 +2,13 @@
 
 import copy
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from everlearn.adapters.merge import merge
@@ -65,12 +67,25 @@ class TaskInfo:
         known: the classes known before this task, in the order of their arrival.
         prototypes: float32 (C, F), mean features of the known classes that are not in this
             task, as they were when they were learned.
+        columns: for each of this task's classes its place in the order of arrival, where the head
+            will have it: new ones behind the known ones, by default in the order they have here.
     """
 
     index: int
     classes: tuple[str, ...]
     known: tuple[str, ...]
     prototypes: Tensor
+    columns: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.columns:
+            order = list(dict.fromkeys((*self.known, *self.classes)))
+            object.__setattr__(self, "columns", tuple(map(order.index, self.classes)))
+
+    @property
+    def seen(self) -> int:
+        """How many classes are known with this task's."""
+        return max(len(self.known), *(column + 1 for column in self.columns))
 
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -83,12 +98,18 @@ class Method(nn.Module):
     Constructor arguments are the configuration: keyword-only, kept as attributes of the same
     name. ``Learner`` owns the loop and calls, in this order: `attach` once; for every task
     `begin_task` and `survey`, then `loss` and `after_step` for every batch, then `end_task`;
-    `features` whenever the head looks.
+    `features` whenever the head looks, and `teach` when it learns.
+
+    Attributes:
+        defaults: how this method is trained when the user says nothing else.
+        at_once: a benchmark gives it all tasks as one: a ceiling, and no continual learner.
+        grows: what of `learned` grows from task to task, by the start of its name, and with what:
+            "classes" or "images".
     """
 
     defaults: ClassVar[Training] = Training()
-    #: What the method keeps between tasks that grows with the classes or the images, in words.
-    grows: ClassVar[str | None] = None
+    at_once: ClassVar[bool] = False
+    grows: ClassVar[dict[str, str]] = {}
     backbone: Backbone
 
     def attach(self, backbone: Backbone) -> None:
@@ -119,6 +140,10 @@ class Method(nn.Module):
 
     def end_task(self, batches: Batches) -> None:
         """Average, collect statistics; ``batches`` are the task's images as the head sees them."""
+
+    def teach(self, head: Head, features: NDArray[np.float32], labels: Sequence[str]) -> None:
+        """Let the head learn a task's features (N, F), when the task has ended."""
+        head.update(features, labels)
 
     def features(self, images: Tensor) -> Tensor:
         """Features (B, F) of normalised images (B, 3, H, W)."""

@@ -1,11 +1,13 @@
 """SAFE: a slow learner that keeps what pretraining knows, and a fast one that follows the tasks."""
 
 import copy
-import hashlib
+from collections.abc import Sequence
 from typing import ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from everlearn.adapters.bottleneck import Bottlenecks
@@ -48,10 +50,9 @@ class SAFE(Method):
       too, and fast sees less of the newest task than slow (released: ``Aggregate(shared=True)``);
     - lambda of the ridge comes from a fifth of the newest task alone (released: `HoldoutRidge`; ours
       takes it by generalised cross-validation from the sums of all tasks);
-    - the scale of the cosine classifiers, learned in the first task, is set back to its start
-      (released: the same), and fast's scale of the last task multiplies its ridge scores, so that it
-      is a temperature of the aggregation (the head's is the constant ``sharpness`` here; for the
-      release's, make ``Aggregate(..., sharpness=[slow's, fast's])``, as these are attributes below);
+    - the scale of the cosine classifiers, learned in the first task, is set back to its start, and
+      what later tasks make of it multiplies the ridge scores, so that it is a temperature of the
+      aggregation (released: the same; ours is the constant ``sharpness``);
     - before the second task only fast's head is asked (here both; they see the same features);
     - prompts start at zero, where all of a block stay equal to each other (released: the same);
     - the rate's cosine ends after 20 epochs although later tasks have 15 (not here: the loop's
@@ -81,7 +82,6 @@ class SAFE(Method):
         slow, fast: the learners: `Bottlenecks`, `DeepPrompts`, or for ``"ssf"`` a `Backbone.twin` with
             `ScaleShift` layers. The first task trains fast, and slow becomes its copy at the end.
         slow_classifier, fast_classifier: cosine classifiers with a row for each class seen.
-        row_names: int64 (C,), a number for the name of each row's class.
 
     Source: Zhao et al., "SAFE: Slow And Fast Parameter-Efficient Tuning for Continual Learning with
     Pre-Trained Models", arXiv 2411.02175, section 4.
@@ -89,8 +89,10 @@ class SAFE(Method):
 
     # For small backbones; the paper has 20, then 15 epochs of batches of 48 at a rate of 0.01.
     defaults: ClassVar[Training] = Training(epochs=3, batch_size=32, lr=0.02, weight_decay=5e-4)
-    grows: ClassVar[str | None] = "for each class one row in either classifier, and 8 bytes for its name"
-    row_names: Tensor
+    grows: ClassVar[dict[str, str]] = {
+        "slow_classifier.weight": "classes",
+        "fast_classifier.weight": "classes",
+    }
 
     def __init__(
         self,
@@ -136,7 +138,6 @@ class SAFE(Method):
         self.slow = copy.deepcopy(self.fast, backbone.shared()).requires_grad_(False)
         self.fast_classifier = CosineClassifier(backbone.width, 0, scale=self.sharpness)
         self.slow_classifier = copy.deepcopy(self.fast_classifier).requires_grad_(False)
-        self.register_buffer("row_names", torch.zeros(0, dtype=torch.int64))
 
     @property
     def sections(self) -> tuple[int, ...]:
@@ -156,43 +157,45 @@ class SAFE(Method):
         return self
 
     def begin_task(self, task: TaskInfo) -> None:
-        """Put the classifiers' rows in order: the known classes as they came, then the new ones."""
+        """Make room in both classifiers for the task's new classes."""
         self.first = task.index == 0
         self.known = len(task.known)
-        self.classes = task.classes
-        order = [*task.known, *(name for name in task.classes if name not in task.known)]
-        self.targets = torch.tensor([order.index(name) for name in task.classes], device=self.row_names.device)
-        rows = {number: row for row, number in enumerate(self.row_names.tolist())}
-        numbers = [_number(name) for name in order]
-        starts = self._starts(task, order)
-        for classifier, start in zip((self.slow_classifier, self.fast_classifier), starts, strict=True):
-            for row, number in enumerate(numbers):
-                if number in rows:
-                    start[row] = classifier.weight.detach()[rows[number]]
-            classifier.weight = nn.Parameter(start, requires_grad=classifier.weight.requires_grad)
-        self.row_names = self.row_names.new_tensor(numbers)
+        self.columns = torch.tensor(task.columns, device=self.backbone.mean.device)
+        rows = len(self.fast_classifier.weight)
+        for classifier in self._classifiers:
+            classifier.grow(task.seen)
+        if self.released:
+            if self.first:
+                nn.init.kaiming_uniform_(self.fast_classifier.weight, a=5**0.5)
+            return
+        # Classes that a head of the user's own knew before have no row yet, but a mean.
+        others = [row for row, name in enumerate(task.known) if name not in task.classes]
+        for row, mean in zip(others, task.prototypes, strict=True):
+            if row >= rows:
+                self._imprint([row], torch.unflatten(mean[None], 1, (2, -1)).transpose(0, 1))
 
     def survey(self, batches: Batches) -> None:
         """Imprint the rows of new classes with the unit means of their features."""
         if self.released:
             return
-        sums = self.fast_classifier.weight.new_zeros(2, len(self.classes), self.backbone.width)
+        sums = self.fast_classifier.weight.new_zeros(2, len(self.columns), self.backbone.width)
         with torch.no_grad():
             for images, targets in batches:
                 both = torch.unflatten(self.features(images), 1, (2, -1)).transpose(0, 1)
                 sums.index_add_(1, targets, both.to(sums))
-            new = self.targets >= self.known
-            for classifier, means in zip((self.slow_classifier, self.fast_classifier), sums, strict=True):
-                classifier.weight[self.targets[new]] = F.normalize(means[new], dim=1)
+        new = self.columns >= self.known
+        self._imprint(self.columns[new].tolist(), sums[:, new])
 
     def loss(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Cross-entropy, and in the first task the transfer loss, later alignment and cross terms."""
-        rows = self.targets[targets]
+        rows = self.columns[targets]
         with torch.no_grad():
             beside = self.backbone.features(images) if self.first else self._see(images, self.slow)
         fast = self._see(images, self.fast)
         with torch.autocast(images.device.type, enabled=False):  # small differences want all bits
-            fast, beside = (view.to(torch.promote_types(view.dtype, torch.float32)) for view in (fast, beside))
+            fast, beside = (
+                view.to(torch.promote_types(view.dtype, torch.float32)) for view in (fast, beside)
+            )
             terms = {"ce": F.cross_entropy(self.fast_classifier(fast), rows)}
             if self.first:
                 diagonal, redundancy = transfer(fast, beside)
@@ -213,23 +216,33 @@ class SAFE(Method):
         """After the first task make slow a copy of fast; from then on it never changes."""
         if not self.first:
             return
-        pairs = (self.slow, self.fast), (self.slow_classifier, self.fast_classifier)
         with torch.no_grad():
-            for slow, fast in pairs:
+            for slow, fast in ((self.slow, self.fast), self._classifiers):
                 for kept, value in zip(slow.parameters(), fast.parameters(), strict=True):
                     kept.copy_(value)
             if self.released:
-                for classifier in pairs[1]:
+                for classifier in self._classifiers:
                     classifier.scale.fill_(self.sharpness)
 
     def features(self, images: Tensor) -> Tensor:
         """[slow ; fast], (B, 2 d), of normalised images (B, 3, H, W)."""
         return torch.cat([self._see(images, self.slow), self._see(images, self.fast)], 1)
 
-    def restore(self, learned: dict[str, Tensor]) -> None:
-        """Put back what `learned` gave, whatever number of classes it knows."""
-        self.row_names = torch.zeros_like(learned.get("row_names", self.row_names))
-        super().restore(learned)
+    def teach(self, head: Head, features: NDArray[np.float32], labels: Sequence[str]) -> None:
+        """Let the head learn; the release also hands it the classifiers' scales as its sharpness."""
+        super().teach(head, features, labels)
+        if self.released and isinstance(head, Aggregate):
+            head.sharpness = tuple(classifier.scale.item() for classifier in self._classifiers)
+
+    @property
+    def _classifiers(self) -> tuple[CosineClassifier, CosineClassifier]:
+        return self.slow_classifier, self.fast_classifier
+
+    def _imprint(self, rows: list[int], means: Tensor) -> None:
+        """Write the directions of slow's and fast's means, (2, R, d), into rows of the classifiers."""
+        with torch.no_grad():
+            for classifier, directions in zip(self._classifiers, F.normalize(means, dim=2), strict=True):
+                classifier.weight[rows] = directions.to(classifier.weight)
 
     def _learner(self) -> nn.Module:
         backbone = self.backbone
@@ -247,20 +260,3 @@ class SAFE(Method):
             return learner.features(images)
         features: Tensor = learner(self.backbone, images)
         return features
-
-    def _starts(self, task: TaskInfo, order: list[str]) -> Tensor:
-        """Rows (2, C, d) of slow's and fast's classifier for classes that have none yet."""
-        starts = self.fast_classifier.weight.new_zeros(2, len(order), self.backbone.width)
-        if self.released:
-            if task.index == 0:
-                nn.init.kaiming_uniform_(starts[1], a=5**0.5)
-        else:  # classes of the task itself are imprinted by `survey`
-            others = [row for row, name in enumerate(task.known) if name not in task.classes]
-            means = torch.unflatten(task.prototypes.to(starts), 1, (2, -1)).transpose(0, 1)
-            starts[:, others] = F.normalize(means, dim=2)
-        return starts
-
-
-def _number(name: str) -> int:
-    """A number for a class name that no other name has in practice, as tensors hold no text."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
