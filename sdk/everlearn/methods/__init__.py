@@ -2,7 +2,9 @@
 
 from everlearn.methods.fine_tune import FineTune
 from everlearn.methods.frozen import Frozen
+from everlearn.methods.i_lora import ILoRA
+from everlearn.methods.joint import Joint
 from everlearn.methods.ntkcl import NTKCL
 from everlearn.methods.safe import SAFE
 
-__all__ = ["NTKCL", "SAFE", "FineTune", "Frozen"]
+__all__ = ["NTKCL", "SAFE", "FineTune", "Frozen", "ILoRA", "Joint"]
