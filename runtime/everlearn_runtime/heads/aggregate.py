@@ -227,10 +227,19 @@ def aggregate(scores: NDArray[np.float64], gamma: float) -> tuple[NDArray[np.flo
     >>> weights.round(3).tolist(), both.round(3).tolist()
     ([[1.0], [0.0]], [[9.0, 0.0]])
     """
-    chances = _softmax(scores, axis=2)
-    entropies = -(chances * np.log(chances + 1e-9)).sum(axis=2)
-    weights = _softmax(-gamma * entropies, axis=0)
+    weights = _softmax(-gamma * entropy(scores), axis=0)
     return (weights[:, :, None] * scores).sum(axis=0), weights
+
+
+def entropy(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """-sum_c p_c log(p_c + 1e-9) of p, the softmax over the last axis: (..., C) to (...).
+
+    >>> entropy(np.zeros((1, 2))).round(4)
+    array([0.6931])
+    """
+    chances = _softmax(scores, axis=-1)
+    total: NDArray[np.float64] = -(chances * np.log(chances + 1e-9)).sum(axis=-1)
+    return total
 
 
 def _softmax(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:

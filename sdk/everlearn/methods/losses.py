@@ -99,7 +99,7 @@ def complement_sum(features: Tensor, basis: Tensor) -> Tensor:
 def transfer(features: Tensor, pretrained: Tensor) -> tuple[Tensor, Tensor]:
     """How far features are from pretrained ones, and how redundant: SAFE's transfer loss.
 
-    With C = S' P / B, where S and P are the two with rows of unit length.
+    With C as `cross_correlation` gives it.
 
     Args:
         features: (B, d).
@@ -114,6 +114,12 @@ def transfer(features: Tensor, pretrained: Tensor) -> tuple[Tensor, Tensor]:
     >>> diagonal.item(), redundancy.item()
     (0.5, 0.0)
     """
-    correlation = F.normalize(features, dim=1).T @ F.normalize(pretrained.detach(), dim=1) / len(features)
+    correlation = cross_correlation(features, pretrained.detach())
     own = correlation.diagonal()
     return (own - 1).square().sum(), correlation.square().sum() - own.square().sum()
+
+
+def cross_correlation(features: Tensor, others: Tensor) -> Tensor:
+    """C = S' P / B, (d, d), of features (B, d) each, with S and P their rows at unit length."""
+    correlation: Tensor = F.normalize(features, dim=1).T @ F.normalize(others, dim=1) / len(features)
+    return correlation
