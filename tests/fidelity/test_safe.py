@@ -68,6 +68,7 @@ def near(
 ) -> None:
     """Hold numbers to `tolerance`, relative to a row's largest where that is above `smallest`."""
     value = np.asarray(got.detach().numpy() if isinstance(got, Tensor) else got, np.float64)
+    assert value.size == expected.size
     rows = np.atleast_1d(expected)
     scale = np.maximum(np.abs(rows).max(axis=-1, keepdims=True), np.asarray(smallest, rows.dtype))
     close(group, value.reshape(rows.shape) / scale, rows / scale, tolerance)
@@ -221,16 +222,12 @@ def new_head(projection: str, *, shared: bool = True, monkeypatch: pytest.Monkey
 def check_ridges(group: str, head: Aggregate, record: Oracle, after: str) -> None:
     for name, ridge in zip(LEARNERS, head.heads, strict=True):
         assert isinstance(ridge, Given)
-        near(f"{group}: G", gram(ridge), record[f"G{after}_{name}"], 3e-6)
+        near(f"{group}: G", gram(ridge), record[f"G{after}_{name}"].ravel(), 3e-6)
         columns, expected = [int(label) for label in head.classes], record[f"Q{after}_{name}"]
-        near(f"{group}: Q", ridge.state().arrays["sums"].T, expected[:, columns], 3e-6)
+        near(f"{group}: Q", ridge.state().arrays["sums"].T, expected[:, columns].ravel(), 3e-6)
         assert not np.delete(expected, columns, axis=1).any()
-        near(
-            f"{group}: weights",
-            weights(ridge, ridge.projection),
-            record[f"weight_{name}"][columns],
-            smallest=1e-9,
-        )
+        solved = weights(ridge, ridge.projection)
+        near(f"{group}: weights", solved, record[f"weight_{name}"][columns].ravel(), smallest=1e-9)
         if f"ridge_{name}" in record:
             assert ridge.ridge == record[f"ridge_{name}"]
 
