@@ -129,6 +129,16 @@ class FeCAM(Head):
         """The constructor's arguments, as JSON."""
         return {"alpha1": self._alpha1, "alpha2": self._alpha2, "variant": self._name}
 
+    def correlations(self, label: str) -> Array:
+        """The matrix R (F, F) under which distances to a class are taken.
+
+        Raises:
+            ValueError: No such class.
+        """
+        if label not in self.classes:
+            raise ValueError(f"no class {label!r}; known classes: {', '.join(map(repr, self.classes))}")
+        return self._correlations(self.classes.index(label))
+
     def _score(self, rows: Array) -> Array:
         rows = self._variant.asked(rows)
         centres = self._variant.centre(self._means, self._learned_means)
