@@ -40,7 +40,7 @@ HEADS: dict[str, Callable[[], Head]] = {
     "streaming lda base": lambda: StreamingLDA(covariance="base"),
     "streaming lda fixed": lambda: StreamingLDA(covariance="fixed"),
     "ridge held out": HeldOutRidge,
-    "ridge held out remembering": lambda: HeldOutRidge(remember=True, projection=64),
+    "ridge held out remembering": lambda: HeldOutRidge(remember=True, projection=64, grid=(1, 8)),
     "fecam": FeCAM,
     "fecam resnet": lambda: FeCAM(variant="resnet"),
     "fecam avalanche": lambda: FeCAM(variant="avalanche"),

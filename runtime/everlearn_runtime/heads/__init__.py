@@ -1,9 +1,10 @@
-"""Closed-form heads: what goes on learning on the device."""
+"""Heads: what goes on learning on the device."""
 
 from everlearn_runtime.heads.base import Head, HeadState
 from everlearn_runtime.heads.fecam import FeCAM
 from everlearn_runtime.heads.held_out_ridge import HeldOutRidge
 from everlearn_runtime.heads.lda import LDA
+from everlearn_runtime.heads.linear import Linear
 from everlearn_runtime.heads.prototype import Prototypes
 from everlearn_runtime.heads.ridge import Ridge
 from everlearn_runtime.heads.streaming_lda import StreamingLDA
@@ -14,6 +15,7 @@ __all__ = [
     "Head",
     "HeadState",
     "HeldOutRidge",
+    "Linear",
     "Prototypes",
     "Ridge",
     "StreamingLDA",
@@ -33,7 +35,7 @@ def from_state(state: HeadState) -> Head:
     >>> from_state(LDA(shrinkage=0.1).state()).options
     {'shrinkage': 0.1}
     """
-    heads = (Prototypes, LDA, Ridge, FeCAM, StreamingLDA, HeldOutRidge)
+    heads = (Prototypes, LDA, Ridge, FeCAM, StreamingLDA, HeldOutRidge, Linear)
     kinds: dict[str, type[Head]] = {head.kind: head for head in heads}
     if state.kind not in kinds:
         raise ValueError(f"unknown head {state.kind!r}; this version knows {', '.join(kinds)}")

@@ -16,10 +16,10 @@ from everlearn_runtime.heads.running import regularised
 class HeldOutRidge(Ridge):
     """`Ridge` with lambda by hold-out: to compare with RanPAC. ``Ridge("gcv")`` is the exact one.
 
-    One update is one task, its rows in the order in which the loader gives them. Lambda is the
-    value of a grid for which a ridge fitted to the first 80 % of the update's rows has the
-    smallest squared error on the rest, against one-hot targets. The sums G and Q are those of
-    `Ridge`, and the weights (G + lambda I)^-1 Q, with lambda as it is, not relative to G.
+    One update is one task. Lambda is the value of a grid for which a ridge fitted to the first
+    80 % of the update's rows, shuffled, has the smallest squared error on the rest, against
+    one-hot targets. The sums G and Q are those of `Ridge`, and the weights (G + lambda I)^-1 Q,
+    with lambda as it is, not relative to G.
 
     Lambda depends on how the rows are cut into updates and on their order, so the head is not
     ``exact``. As released it also forgets: the newest task alone decides for all classes.
@@ -28,6 +28,8 @@ class HeldOutRidge(Ridge):
 
     Args:
         remember: add up the errors of all updates.
+        shuffle: in an order drawn from ``seed``; False takes the rows as they come, which is
+            right when a loader has shuffled them, and wrong when they come class by class.
         projection: as in `Ridge`.
         seed: as in `Ridge`.
         grid: exponents of ten of the smallest and the largest lambda, one value a decade.
@@ -38,7 +40,7 @@ class HeldOutRidge(Ridge):
     Source: McDonnell et al., "RanPAC: Random Projections and Pre-trained Models for Continual
     Learning", NeurIPS 2023, arXiv 2307.02251, section 4 and its released code.
 
-    >>> head = HeldOutRidge(projection=64)
+    >>> head = HeldOutRidge(projection=64, shuffle=False)
     >>> head.update(np.eye(3)[[0, 1, 2, 0, 1, 2]], list("abcabc"))
     >>> head.strength
     1e-08
@@ -50,17 +52,20 @@ class HeldOutRidge(Ridge):
     def __init__(
         self,
         remember: bool = False,
+        shuffle: bool = True,
         projection: int | None = None,
         seed: int = 0,
         grid: Sequence[int] = (-8, 8),
     ) -> None:
         super().__init__(projection=projection, seed=seed)
-        if not isinstance(remember, bool):
-            raise ValueError(f"remember is {remember!r}; give True or False")
+        for name, value in (("remember", remember), ("shuffle", shuffle)):
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} is {value!r}; give True or False")
         given = tuple(grid)
         if len(given) != 2 or any(type(step) is not int for step in given) or given[0] > given[1]:
             raise ValueError(f"grid is {grid!r}; give the exponents of the smallest and the largest, (-8, 8)")
         self._remember = remember
+        self._shuffle = shuffle
         self._exponents = given
         self._grid = np.power(10.0, np.arange(given[0], given[1] + 1), dtype=np.float64)
         self._errors = np.zeros(len(self._grid))
@@ -70,6 +75,7 @@ class HeldOutRidge(Ridge):
         """The constructor's arguments, as JSON."""
         return {
             "remember": self._remember,
+            "shuffle": self._shuffle,
             "projection": self._projection,
             "seed": self._seed,
             "grid": list(self._exponents),
@@ -97,7 +103,10 @@ class HeldOutRidge(Ridge):
     ) -> None:
         if len(rows) > 1:
             targets = (codes[:, None] == joined.places).astype(np.float64)
-            errors = held_out_errors(self._map(rows), targets, self._grid)
+            hidden, order = self._map(rows), np.arange(len(rows))
+            if self._shuffle:
+                order = np.random.RandomState(self._seed).permutation(len(rows))
+            errors = held_out_errors(hidden[order], targets[order], self._grid)
             self._errors = self._errors + errors if self._remember else errors
         super()._learn_shared(rows, means, codes, joined)
         self._settle_shared()
