@@ -63,10 +63,13 @@ class LDA(SecondOrder):
         if self._size == 0 or self._gram.trace <= self._seen * square * 1e-24:
             weights, factor = means, 1
         else:
-            ridge = self._shrinkage * self._size / self._gram.width
-            weights = self._running.weights(self._gram, 1 - self._shrinkage, ridge, self._targets)
+            weights = self._running.weights(self._gram, 1 - self._shrinkage, self._ridge(), self._targets)
             factor = self._seen
         return weights.T, -0.5 * np.einsum("cf,cf->c", means, weights), factor
+
+    def _ridge(self) -> float:
+        """What is added to the diagonal of the shrunk scatter."""
+        return self._shrinkage * self._size / self._gram.width
 
     def _targets(self) -> NDArray[np.float64]:
         return self._means
