@@ -35,8 +35,7 @@ class GramSum:
             return
         self._pending.append(rows)
         self._rows += len(rows)
-        flat = rows.ravel()
-        self._trace += float(flat @ flat)
+        self._trace += float(np.vdot(rows, rows))
         if self._rows >= FOLD_ROWS:
             self.fold()
 

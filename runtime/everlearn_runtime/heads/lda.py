@@ -85,12 +85,22 @@ class LDA(SecondOrder):
         joined: Joined,
     ) -> None:
         self._seen += len(rows)
-        if len(rows) > 1:
-            self._grow(np.concatenate([rows - means, joined.between]), joined, joined.means, None)
-        else:  # the mean moves along the row by which the scatter grows
-            count = int(joined.counts[0])
-            gain = 1 / math.sqrt(count * (count + 1)) if count else None
-            self._grow(joined.between, joined, joined.means, gain)
+        self._grow(np.concatenate([rows - means, joined.between]), joined, joined.means)
+
+    def _learn_one_shared(
+        self,
+        rows: NDArray[np.float64],
+        place: int,
+        count: int,
+        before: NDArray[np.float64],
+        gap: NDArray[np.float64],
+    ) -> None:
+        if count:  # the mean moves along the row by which the scatter grows
+            self._seen += 1
+            gap *= math.sqrt(count / (count + 1))
+            self._grow_one(gap, place, before, 1 / math.sqrt(count * (count + 1)))
+        else:
+            super()._learn_one_shared(rows, place, count, before, gap)
 
     def _merge_shared(self, other: LDA, joined: Joined) -> None:
         self._gram.merge(other._gram)

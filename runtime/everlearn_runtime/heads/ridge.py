@@ -156,7 +156,24 @@ class Ridge(SecondOrder):
         if len(rows) > CHUNK_ROWS:
             self._settle_shared()
         else:
-            self._grow(hidden, joined, before, 1.0 if len(rows) == 1 else None)
+            self._grow(hidden, joined, before)
+
+    def _learn_one_shared(
+        self,
+        rows: NDArray[np.float64],
+        place: int,
+        count: int,
+        before: NDArray[np.float64],
+        gap: NDArray[np.float64],
+    ) -> None:
+        self._seen += 1
+        hidden = self._map(rows)[0]
+        if self._projection:
+            before = self._sums[place].copy()
+            self._sums[place] += hidden
+        else:
+            before *= count
+        self._grow_one(hidden, place, before, 1.0)
 
     def _carry_shared(
         self, before: NDArray[np.float64], after: NDArray[np.float64], drift: NDArray[np.float64]

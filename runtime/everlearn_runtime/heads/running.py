@@ -15,17 +15,23 @@ from everlearn_runtime.heads.gram import FOLD_ROWS, GramSum
 FEW_ROWS = 32
 
 
-class Step(NamedTuple):
-    """One update: rows (k, M) that G gained, and targets of some classes, (m, M), before and after.
+class One(NamedTuple):
+    """One sample: the row (M,) that G gained, and a class whose target was ``before`` (M,) and
+    grew by ``gain`` times the row."""
 
-    ``gain``: for one row v and one class, the number f with after - before = f v, if there is one.
-    """
+    row: NDArray[np.float64]
+    place: int
+    before: NDArray[np.float64]
+    gain: float
+
+
+class Several(NamedTuple):
+    """Rows (k, M), perhaps none, that G gained, and targets of some classes, (m, M), before and after."""
 
     rows: NDArray[np.float64]
     places: NDArray[np.intp]
     before: NDArray[np.float64]
     after: NDArray[np.float64]
-    gain: float | None
 
 
 class RunningSolution:
@@ -42,7 +48,7 @@ class RunningSolution:
     """
 
     def __init__(self) -> None:
-        self._steps: list[Step] = []
+        self._steps: list[One | Several] = []
         self._classes = 0
         self._forget()
 
@@ -65,7 +71,7 @@ class RunningSolution:
         self._classes = classes
         self._forget()
 
-    def note(self, step: Step) -> None:
+    def note(self, step: One | Several) -> None:
         """Note what :meth:`weights` is to work in; fewer than ``FOLD_ROWS`` rows between restarts."""
         self._steps.append(step)
 
@@ -83,8 +89,11 @@ class RunningSolution:
         if self._weights is None:
             start = targets()[: self._classes].copy()
             for step in reversed(self._steps):
-                old = step.places < self._classes
-                start[step.places[old]] = step.before[old]
+                if isinstance(step, Several):
+                    old = step.places < self._classes
+                    start[step.places[old]] = step.before[old]
+                elif step.place < self._classes:
+                    start[step.place] = step.before
             self._targets = start
             solved: NDArray[np.float64] = np.linalg.solve(regularised(gram.folded, weight, ridge), start.T)
             self._weights = solved.T.copy()
@@ -93,7 +102,10 @@ class RunningSolution:
                 matrix = regularised(gram.folded, weight, ridge)
                 self._inverse = np.asarray(np.linalg.inv(matrix), dtype=np.float64)
                 self._gone = np.empty((FOLD_ROWS, gram.width))
-            self._work_in(step, weight)
+            if isinstance(step, One):
+                self._work_in_one(step, weight)
+            else:
+                self._work_in_several(step, weight)
         self._done = len(self._steps)
         return self._weights
 
@@ -104,38 +116,45 @@ class RunningSolution:
         value: NDArray[np.float64] = rows @ self._inverse - (rows @ gone.T) @ gone
         return value
 
-    def _work_in(self, step: Step, weight: float) -> None:
+    def _work_in_one(self, step: One, weight: float) -> None:
+        row, place, before, gain = step
+        weights = self._make_room(place)
+        applied = self._apply(row)
+        growth = 1 + weight * float(row @ applied)
+        gone = applied * math.sqrt(weight / growth)
+        if self._scratch.shape != weights.shape:
+            self._scratch = np.empty_like(weights)
+        # A new array of this size for every sample would cost more than the arithmetic.
+        weights -= np.multiply((self._targets @ gone)[:, None], gone, out=self._scratch)
+        weights[place] += applied * (gain / growth)
+        self._targets[place] = before + gain * row
+        self._gone[self._rows] = gone
+        self._rows += 1
+
+    def _work_in_several(self, step: Several, weight: float) -> None:
+        rows, places, before, after = step
+        weights = self._make_room(int(places.max()))
+        count = len(rows)
+        if count:
+            applied = self._apply(rows)
+            middle = np.eye(count) + weight * (applied @ rows.T)
+            solved_rows = np.linalg.solve(np.linalg.cholesky(middle), math.sqrt(weight) * applied)
+            several = np.asarray(solved_rows, dtype=np.float64)
+            weights -= (self._targets @ several.T) @ several
+            self._gone[self._rows : self._rows + count] = several
+            self._rows += count
+        weights[places] += self._apply(after - before)
+        self._targets[places] = after
+
+    def _make_room(self, place: int) -> NDArray[np.float64]:
+        """W, with a row for the class at this place."""
         assert self._weights is not None
-        new = int(step.places.max()) + 1 - len(self._targets)
+        new = place + 1 - len(self._targets)
         if new > 0:
             empty = np.zeros((new, self._targets.shape[1]))
             self._targets = np.concatenate([self._targets, empty])
             self._weights = np.concatenate([self._weights, empty])
-        if step.gain is not None:
-            row = step.rows[0]
-            applied = self._apply(row)
-            growth = 1 + weight * float(row @ applied)
-            gone = applied * math.sqrt(weight / growth)
-            if self._scratch.shape != self._weights.shape:
-                self._scratch = np.empty_like(self._weights)
-            self._weights -= np.multiply(
-                (self._targets @ gone)[:, None], gone, out=self._scratch
-            )  # a new array of this size for every sample would cost more than the arithmetic
-            self._weights[step.places] += applied * (step.gain / growth)
-            self._gone[self._rows] = gone
-            self._rows += 1
-        else:
-            count = len(step.rows)
-            if count:
-                applied = self._apply(step.rows)
-                middle = np.eye(count) + weight * (applied @ step.rows.T)
-                solved_rows = np.linalg.solve(np.linalg.cholesky(middle), math.sqrt(weight) * applied)
-                several = np.asarray(solved_rows, dtype=np.float64)
-                self._weights -= (self._targets @ several.T) @ several
-                self._gone[self._rows : self._rows + count] = several
-                self._rows += count
-            self._weights[step.places] += self._apply(step.after - step.before)
-        self._targets[step.places] = step.after
+        return self._weights
 
 
 def regularised(gram: NDArray[np.float64], weight: float, ridge: float) -> NDArray[np.float64]:

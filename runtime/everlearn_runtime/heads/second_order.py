@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from everlearn_runtime.heads.base import Head, Joined
 from everlearn_runtime.heads.gram import FOLD_ROWS, GramSum, packed_size
-from everlearn_runtime.heads.running import FEW_ROWS, RunningSolution, Step, rung
+from everlearn_runtime.heads.running import FEW_ROWS, One, RunningSolution, Several, rung
 
 VANISHING = 1e-280
 
@@ -42,21 +42,27 @@ class SecondOrder(Head):
     def _targets(self) -> NDArray[np.float64]:
         """What the classes' weights solve for, (C, M)."""
 
-    def _grow(
-        self, rows: NDArray[np.float64], joined: Joined, before: NDArray[np.float64], gain: float | None
-    ) -> None:
+    def _grow(self, rows: NDArray[np.float64], joined: Joined, before: NDArray[np.float64]) -> None:
         """Add rows to G, the targets of the joined classes having changed from ``before``."""
         self._gram.add(rows)
-        if (
-            self._gram.waiting == 0
-            or len(rows) > FEW_ROWS
-            or len(self._running) + 1 >= FOLD_ROWS
-            or self._size != self._rung()
-        ):
+        if len(rows) > FEW_ROWS or self._is_due():
             self._settle_shared()
         else:
-            after = self._targets_at(joined.places)
-            self._running.note(Step(rows, joined.places, before, after, gain))
+            self._running.note(Several(rows, joined.places, before, self._targets_at(joined.places)))
+
+    def _grow_one(
+        self, row: NDArray[np.float64], place: int, before: NDArray[np.float64], gain: float
+    ) -> None:
+        """Add one row (M,) to G, the target of a class having grown from ``before`` by ``gain`` rows."""
+        self._gram.add(row[None])
+        if self._is_due():
+            self._settle_shared()
+        else:
+            self._running.note(One(row, place, before, gain))
+
+    def _is_due(self) -> bool:
+        """Whether rows have piled up, or the ladder's next rung is reached."""
+        return self._gram.waiting == 0 or len(self._running) + 1 >= FOLD_ROWS or self._size != self._rung()
 
     @abstractmethod
     def _targets_at(self, places: NDArray[np.intp]) -> NDArray[np.float64]:
