@@ -46,7 +46,6 @@ class Joined(NamedTuple):
     Attributes:
         places: of the classes (k,).
         counts: of their samples before (k,).
-        means: theirs before (k, F).
         between: rows (at most k, F), one for each class that had samples, whose outer products
             are what the within-class scatter gains by the joining: n1 n2 / (n1 + n2) of the outer
             product of the difference of means (Chan, Golub and LeVeque 1983, eq. 2.1).
@@ -54,7 +53,6 @@ class Joined(NamedTuple):
 
     places: NDArray[np.intp]
     counts: NDArray[np.int64]
-    means: NDArray[np.float64]
     between: NDArray[np.float64]
 
 
@@ -330,16 +328,16 @@ class Head(ABC):
         self._means[places] = old_means + share[:, None] * gap
         self._counts[places] = before + counts
         scaled = np.sqrt(before * share)[:, None] * gap
-        return Joined(places, before, old_means, scaled if before.all() else scaled[before > 0])
+        return Joined(places, before, scaled if before.all() else scaled[before > 0])
 
     def _learn_one(self, rows: NDArray[np.float64], place: int) -> None:
         """Learn one sample (1, F) of the class at this place."""
         count = int(self._counts[place])
-        before = self._means[place].copy()
-        gap = rows[0] - before
-        self._means[place] += gap * (1 / (count + 1))
+        mean = self._means[place]
+        gap = rows[0] - mean
+        mean += gap * (1 / (count + 1))
         self._counts[place] = count + 1
-        self._learn_one_shared(rows, place, count, before, gap)
+        self._learn_one_shared(rows, place, count, gap)
 
     @abstractmethod
     def _solve(self) -> Solution:
@@ -374,17 +372,17 @@ class Head(ABC):
         rows: NDArray[np.float64],
         place: int,
         count: int,
-        before: NDArray[np.float64],
         gap: NDArray[np.float64],
     ) -> None:
         """:meth:`_learn_shared` for one sample (1, F); a head that many come to overrides this too.
 
-        ``count`` and ``before`` (F,) are the number and mean of the class's earlier samples, ``gap``
-        (F,) is the sample less ``before``; the arrays are the callee's to keep or change.
+        ``count`` is the number of the class's earlier samples, ``gap`` (F,) the sample less their
+        mean; the arrays are the callee's to keep or change.
         """
         codes = np.array([place], dtype=np.intp)
-        between = math.sqrt(count / (count + 1)) * gap[None] if count else gap[:0].reshape(0, len(gap))
-        self._learn_shared(rows, rows, codes, Joined(codes, np.array([count]), before[None], between))
+        between = math.sqrt(count / (count + 1)) * gap[None]
+        joined = Joined(codes, np.array([count]), between if count else between[:0])
+        self._learn_shared(rows, rows, codes, joined)
 
     def _merge_shared(self, other: Any, joined: Joined) -> None:  # noqa: B027
         """Add the other head's shared statistics."""

@@ -27,7 +27,8 @@ class GramSum:
         self._folded = np.zeros((width, width))
         self._pending: list[NDArray[np.float64]] = []
         self._rows = 0
-        self._trace = 0.0
+        self._trace = 0.0  # of what is folded in, and of this many of the pending
+        self._traced = 0
 
     def add(self, rows: NDArray[np.float64]) -> None:
         """Add rows (n, width); they are kept by reference and must not change afterwards."""
@@ -35,7 +36,6 @@ class GramSum:
             return
         self._pending.append(rows)
         self._rows += len(rows)
-        self._trace += float(np.vdot(rows, rows))
         if self._rows >= FOLD_ROWS:
             self.fold()
 
@@ -58,7 +58,7 @@ class GramSum:
         self._restart()
 
     def _restart(self) -> None:
-        self._pending, self._rows = [], 0
+        self._pending, self._rows, self._traced = [], 0, 0
         self._trace = float(np.trace(self._folded))  # of the matrix as it is kept, to the bit
 
     def value(self) -> NDArray[np.float64]:
@@ -79,18 +79,11 @@ class GramSum:
         return packed
 
     @property
-    def folded(self) -> NDArray[np.float64]:
-        """The matrix (width, width) without the rows that wait; to be read, not written."""
-        return self._folded
-
-    @property
-    def waiting(self) -> int:
-        """Rows that are not folded in yet."""
-        return self._rows
-
-    @property
     def trace(self) -> float:
         """The sum of all squares."""
+        for rows in self._pending[self._traced :]:
+            self._trace += float(np.vdot(rows, rows))
+        self._traced = len(self._pending)
         return self._trace
 
     @classmethod
