@@ -80,7 +80,7 @@ def state(learner: Learner) -> dict[str, Any]:
         "head": (head.kind, head.classes, head.options),
         "statistics": {name: _digest(array) for name, array in head.arrays.items()},
         "unfinished": unfinished and (unfinished.classes, unfinished.labels, unfinished.epochs),
-        "momentum": unfinished and [_digest(buffer.numpy()) for buffer in unfinished.momentum],
+        "optimizer": unfinished and [digests(state) for state in unfinished.optimizer],
     }
 
 

@@ -25,7 +25,7 @@ def test_contract(make: MakeMethod, check: Check, tmp_path: Path) -> None:
 
 
 def test_the_suite_finds_every_method() -> None:
-    assert METHODS.keys() >= {"Frozen", "NTKCL"}
+    assert METHODS.keys() >= {"FineTune", "Frozen", "NTKCL"}
     assert all(issubclass(getattr(methods, name), Method) for name in methods.__all__)
     assert len(CHECKS) == len({check.__name__ for check in CHECKS}) > 10
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from everlearn.learner import Learner
 
 FILE = "learner.safetensors"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,17 @@ class Unfinished:
     Attributes:
         classes: the task's classes.
         labels: sha256 of the data set's labels, to know it again.
+        columns: see `TaskInfo`.
         epochs: epochs that are done.
-        momentum: the optimizer's buffers, one for each trainable parameter.
+        optimizer: its state for each trainable parameter, by name.
         features: the images' features before the task, float32 (N, F), where the head is carried.
     """
 
     classes: tuple[str, ...]
     labels: str
+    columns: tuple[int, ...]
     epochs: int
-    momentum: tuple[Tensor, ...]
+    optimizer: tuple[dict[str, Tensor], ...]
     features: NDArray[np.float32] | None
 
 
@@ -62,9 +64,11 @@ def save(learner: "Learner", path: Path) -> None:
         settings["unfinished"] = {
             "classes": learner.unfinished.classes,
             "labels": learner.unfinished.labels,
+            "columns": learner.unfinished.columns,
             "epochs": learner.unfinished.epochs,
         }
-        tensors |= {f"momentum.{index:06d}": value for index, value in enumerate(learner.unfinished.momentum)}
+        for index, state in enumerate(learner.unfinished.optimizer):
+            tensors |= {f"optimizer.{index:06d}.{name}": value for name, value in state.items()}
         if learner.unfinished.features is not None:
             tensors["features"] = torch.from_numpy(learner.unfinished.features)
     path.mkdir(parents=True, exist_ok=True)
@@ -127,16 +131,25 @@ def load(
     )
     learner.tasks = [tuple(classes) for classes in settings["tasks"]]
     if settings["unfinished"] is not None:
-        momentum = _part(tensors, "momentum")
         classes = tuple(settings["unfinished"]["classes"])
         learner.unfinished = Unfinished(
             classes,
             settings["unfinished"]["labels"],
+            tuple(settings["unfinished"]["columns"]),
             settings["unfinished"]["epochs"],
-            tuple(momentum[name].to(learner.device) for name in sorted(momentum)),
+            (),
             tensors["features"].numpy() if "features" in tensors else None,
         )
-        learner.begin_task(classes)
+        learner.begin_task(classes, learner.unfinished.columns)
+        states = tuple(
+            {
+                # Adam counts its steps on the CPU.
+                name: value.to(learner.device) if value.dim() else value
+                for name, value in _part(tensors, f"optimizer.{index:06d}").items()
+            }
+            for index in range(len(learner.method.trainable()))
+        )
+        learner.unfinished = replace(learner.unfinished, optimizer=states)
     learner.method.restore(_part(tensors, "method"))
     return learner
 

@@ -12,8 +12,8 @@ from everlearn.augmentation import Augmentation
 from everlearn.backbones import BUNDLED, load_backbone
 from everlearn.checkpoint import FILE
 from everlearn.data import Images, load
+from everlearn.diagnosis import diagnose_run
 from everlearn.learner import Learner
-from everlearn.report import diagnose_run
 from everlearn.stream import ClassIncremental
 from everlearn_runtime import cli as device
 from everlearn_runtime.errors import MissingExtra
