@@ -1,22 +1,26 @@
-"""Closed-form heads: what goes on learning on the device."""
+"""Heads: what goes on learning on the device."""
 
 from everlearn_runtime.heads.aggregate import PARTS, Aggregate
 from everlearn_runtime.heads.base import Head, HeadState
-from everlearn_runtime.heads.holdout import HoldoutRidge
+from everlearn_runtime.heads.fecam import FeCAM
+from everlearn_runtime.heads.held_out_ridge import HeldOutRidge
 from everlearn_runtime.heads.lda import LDA
 from everlearn_runtime.heads.linear import Linear
 from everlearn_runtime.heads.prototype import Prototypes
 from everlearn_runtime.heads.ridge import Ridge
+from everlearn_runtime.heads.streaming_lda import StreamingLDA
 
 __all__ = [
     "LDA",
     "Aggregate",
+    "FeCAM",
     "Head",
     "HeadState",
-    "HoldoutRidge",
+    "HeldOutRidge",
     "Linear",
     "Prototypes",
     "Ridge",
+    "StreamingLDA",
     "from_state",
 ]
 
@@ -33,7 +37,7 @@ def from_state(state: HeadState) -> Head:
     >>> from_state(LDA(shrinkage=0.1).state()).options
     {'shrinkage': 0.1}
     """
-    kinds: dict[str, type[Head]] = {**PARTS, Linear.kind: Linear, Aggregate.kind: Aggregate}
+    kinds: dict[str, type[Head]] = {**PARTS, Aggregate.kind: Aggregate}
     if state.kind not in kinds:
         raise ValueError(f"unknown head {state.kind!r}; this version knows {', '.join(kinds)}")
     return kinds[state.kind].from_state(state)

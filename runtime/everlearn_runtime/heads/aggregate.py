@@ -9,14 +9,20 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.heads.base import Head, HeadState, Joined, Solution
+from everlearn_runtime.heads.base import Head, HeadState, Joined
 from everlearn_runtime.heads.drift import linear_drift
-from everlearn_runtime.heads.holdout import HoldoutRidge
+from everlearn_runtime.heads.fecam import FeCAM
+from everlearn_runtime.heads.held_out_ridge import HeldOutRidge
 from everlearn_runtime.heads.lda import LDA
+from everlearn_runtime.heads.linear import Linear
 from everlearn_runtime.heads.prototype import Prototypes
 from everlearn_runtime.heads.ridge import Ridge
+from everlearn_runtime.heads.streaming_lda import StreamingLDA
 
-PARTS: dict[str, type[Head]] = {head.kind: head for head in (Prototypes, LDA, Ridge, HoldoutRidge)}
+PARTS: dict[str, type[Head]] = {
+    head.kind: head for head in (Prototypes, LDA, Ridge, FeCAM, StreamingLDA, HeldOutRidge, Linear)
+}
+"""Heads that can be put together, by kind."""
 
 
 class Aggregate(Head):
@@ -120,18 +126,13 @@ class Aggregate(Head):
             raise ValueError(f"sharpness is {sharpness!r}; give a positive number, or one for each section")
         self._sharpness = tuple(float(value) for value in each)
 
-    def scores(self, features: Any) -> NDArray[np.float64]:
-        """Weighted scores (B, C) of features (B, F); see `Head.scores`."""
-        rows = self._rows(features)
+    def _score(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         each = [
             sharpness * head.scores(rows[:, columns])
             for (head, columns), sharpness in zip(self._parts(), self._sharpness, strict=True)
         ]
         scores, _ = aggregate(np.stack(each), self._gamma)
         return scores
-
-    def _solve(self) -> Solution:
-        raise AssertionError("each head has a solution of its own")
 
     def _parts(self) -> Iterator[tuple[Head, slice]]:
         """Each head, and the columns that it sees."""

@@ -16,7 +16,7 @@ from everlearn.adapters.vpt import DeepPrompts
 from everlearn.backbones import Backbone
 from everlearn.methods.base import Batches, CosineClassifier, Method, TaskInfo, Training
 from everlearn.methods.losses import transfer
-from everlearn_runtime.heads import Aggregate, Head, HoldoutRidge, Ridge
+from everlearn_runtime.heads import Aggregate, Head, HeldOutRidge, Ridge
 
 ADAPTERS = ("bottleneck", "ssf", "vpt")
 
@@ -48,7 +48,7 @@ class SAFE(Method):
       that slow never scores a later class in training (released: the same);
     - both learners add to one sum of statistics, so that each regresses on the other's features
       too, and fast sees less of the newest task than slow (released: ``Aggregate(shared=True)``);
-    - lambda of the ridge comes from a fifth of the newest task alone (released: `HoldoutRidge`; ours
+    - lambda of the ridge comes from a fifth of the newest task alone (released: `HeldOutRidge`; ours
       takes it by generalised cross-validation from the sums of all tasks);
     - the scale of the cosine classifiers, learned in the first task, is set back to its start, and
       what later tasks make of it multiplies the ridge scores, so that it is a temperature of the
@@ -146,7 +146,9 @@ class SAFE(Method):
 
     def head(self) -> Head:
         """Two ridge regressions on random features, aggregated by entropy."""
-        ridge = (HoldoutRidge if self.released else Ridge)(projection=self.projection)
+        ridge = Ridge(projection=self.projection)
+        if self.released:
+            ridge = HeldOutRidge(projection=self.projection, grid=(3, 8))
         return Aggregate(self.sections, [ridge, ridge], self.gamma, self.sharpness, shared=self.released)
 
     def train(self, mode: bool = True) -> "SAFE":
