@@ -101,6 +101,9 @@ class Method(nn.Module):
     def survey(self, batches: Batches) -> None:
         """Look at the task's images once before they train; ``batches`` are as the head sees them.
 
+        Every one of several processes sees all images, here and in `end_task`; what they find is then
+        made the main process's.
+
         A run that is resumed calls `begin_task` again but not this: what it finds has to lie in
         parameters or buffers.
         """
