@@ -28,7 +28,18 @@ from everlearn.augmentation import Augmentation  # noqa: E402
 from everlearn.backbones import Backbone, load_backbone  # noqa: E402
 from everlearn.data import Images, arrays, digits, folder, npz  # noqa: E402
 from everlearn.learner import Learner  # noqa: E402
-from everlearn.methods import APER, NTKCL, SLDA, FeCAM, FineTune, Frozen, RanPAC, SimpleCIL  # noqa: E402
+from everlearn.methods import (  # noqa: E402
+    APER,
+    NTKCL,
+    SLDA,
+    FeCAM,
+    FineTune,
+    Frozen,
+    ILoRA,
+    Joint,
+    RanPAC,
+    SimpleCIL,
+)
 from everlearn.methods.base import Method  # noqa: E402
 from everlearn.metrics import AccuracyMatrix  # noqa: E402
 from everlearn.stream import ClassIncremental, Task  # noqa: E402
@@ -46,7 +57,9 @@ __all__ = [
     "FeCAM",
     "FineTune",
     "Frozen",
+    "ILoRA",
     "Images",
+    "Joint",
     "Learner",
     "Method",
     "Prototypes",

@@ -4,9 +4,11 @@ from everlearn.methods.aper import APER
 from everlearn.methods.fecam import FeCAM
 from everlearn.methods.fine_tune import FineTune
 from everlearn.methods.frozen import Frozen
+from everlearn.methods.i_lora import ILoRA
+from everlearn.methods.joint import Joint
 from everlearn.methods.ntkcl import NTKCL
 from everlearn.methods.ranpac import RanPAC
 from everlearn.methods.simple_cil import SimpleCIL
 from everlearn.methods.slda import SLDA
 
-__all__ = ["APER", "NTKCL", "SLDA", "FeCAM", "FineTune", "Frozen", "RanPAC", "SimpleCIL"]
+__all__ = ["APER", "NTKCL", "SLDA", "FeCAM", "FineTune", "Frozen", "ILoRA", "Joint", "RanPAC", "SimpleCIL"]
