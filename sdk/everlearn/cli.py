@@ -12,14 +12,14 @@ from everlearn.augmentation import Augmentation
 from everlearn.backbones import BUNDLED, load_backbone
 from everlearn.checkpoint import FILE
 from everlearn.data import Images, load
+from everlearn.diagnosis import diagnose_run
 from everlearn.learner import Learner
-from everlearn.report import diagnose_run
 from everlearn.stream import ClassIncremental
 from everlearn_runtime import cli as device
 from everlearn_runtime.errors import MissingExtra
-from everlearn_runtime.heads import LDA, Prototypes, Ridge
+from everlearn_runtime.heads import LDA, FeCAM, Prototypes, Ridge
 
-HEADS = {"prototypes": Prototypes, "lda": LDA, "ridge": Ridge}
+HEADS = {"prototypes": Prototypes, "lda": LDA, "ridge": Ridge, "fecam": FeCAM}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -84,6 +84,11 @@ class Learner:
             raise ValueError(f"precision must be 'fp32' or 'bf16', got {precision!r}")
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
+        if head is not None and not isinstance(head, Head):
+            raise ValueError(
+                f"head is a {type(head).__name__}, which is no head; give one of everlearn_runtime.heads, "
+                "for example LDA() or, where a method has its name, everlearn_runtime.heads.FeCAM()"
+            )
         self.method = NTKCL() if method is None else method
         given: dict[str, Any] = {
             "epochs": epochs,
@@ -149,9 +154,10 @@ class Learner:
         try:
             if self.unfinished is None:
                 old_features = self.features(images) if self._carries() else None
-                self.begin_task(images.classes)
+                columns = self._columns(images)
+                self.begin_task(images.classes, columns)
             else:
-                old_features = self.unfinished.features
+                old_features, columns = self.unfinished.features, self.unfinished.columns
             position = {name: index for index, name in enumerate(images.classes)}
             targets = [position[label] for label in images.labels]
             batches = plain_batches(images, self.backbone.input, targets=targets, workers=self.workers)
@@ -159,14 +165,14 @@ class Learner:
                 with self._seeded(_SURVEY, len(self.tasks)):
                     self.method.survey(self._on_device(batches))
                 processes.same(self.method.learned().values())
-            self._train(images, targets, labels, old_features, checkpoint)
+            self._train(images, targets, labels, columns, old_features, checkpoint)
             with self._seeded(_END, len(self.tasks)):
                 self.method.end_task(self._on_device(batches))
             processes.same(self.method.learned().values())
             features = self.features(images)
             if old_features is not None:
                 self.head.carry(old_features, features)
-            self.head.update(features, images.labels)
+            self.method.teach(self.head, features, images.labels)
             self.head.settle()  # so that saving changes nothing, not even the last bits
         except BaseException:
             self.method, self.head, self.unfinished = before
@@ -315,7 +321,7 @@ class Learner:
         """
         return checkpoints.load(cls, Path(path), **options)
 
-    def begin_task(self, classes: tuple[str, ...]) -> None:
+    def begin_task(self, classes: tuple[str, ...], columns: tuple[int, ...] = ()) -> None:
         """Tell the method of a task; `fit` and `load` do this, seeded alike."""
         others = [index for index, name in enumerate(self.head.classes) if name not in classes]
         prototypes = np.zeros((0, sum(self.method.sections)))
@@ -325,10 +331,16 @@ class Learner:
             index=len(self.tasks),
             classes=classes,
             known=self.head.classes,
+            columns=columns,
             prototypes=torch.from_numpy(prototypes).float(),
         )
         with self._seeded(_BEGIN, task.index):
             self.method.begin_task(task)
+
+    def _columns(self, images: Images) -> tuple[int, ...]:
+        """Where the head will have each class: the known ones first, then by first appearance."""
+        order = list(dict.fromkeys((*self.head.classes, *images.labels)))
+        return tuple(order.index(name) for name in images.classes)
 
     def _carries(self) -> bool:
         """Whether the head has statistics that training would leave behind."""
@@ -339,6 +351,7 @@ class Learner:
         images: Images,
         targets: Sequence[int],
         labels: str,
+        columns: tuple[int, ...],
         old_features: NDArray[np.float32] | None,
         checkpoint: str | Path | None,
     ) -> None:
@@ -373,7 +386,7 @@ class Learner:
             processes.same(self.method.learned().values())
             if checkpoint is not None and epoch + 1 < setting.epochs:
                 states = tuple(optimizer.state[parameter] for parameter in parameters)
-                self.unfinished = Unfinished(images.classes, labels, epoch + 1, states, old_features)
+                self.unfinished = Unfinished(images.classes, labels, columns, epoch + 1, states, old_features)
                 self.save(checkpoint)
 
     def _step(self, optimizer: torch.optim.Optimizer, images: Tensor, targets: Tensor) -> dict[str, str]:
