@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from everlearn import LDA, NTKCL, Backbone, ClassIncremental, Frozen, Learner, cli, processes
+from everlearn import LDA, NTKCL, Backbone, ClassIncremental, Frozen, Joint, Learner, RanPAC, cli, processes
 from everlearn.methods.base import TaskInfo
 
 from .conftest import Clock, coloured, fit_all, make_learner, pixels, state, vit
@@ -112,6 +112,15 @@ def watched(folder: Path) -> Numbers:
     return numbers(learner) | {"own drawn": np.array(learner.method.drawn)}
 
 
+def remembering(folder: Path) -> Numbers:
+    """Methods with buffers that are whole numbers, truth values, or as yet empty."""
+    kept: Numbers = {}
+    for method in (Joint(), RanPAC()):
+        learner = fit_all(make_learner(method), TASKS)
+        kept |= {f"{type(method).__name__}.{name}": array for name, array in numbers(learner).items()}
+    return kept
+
+
 def exported(folder: Path) -> Numbers:
     learner = make_learner(Frozen()).fit(coloured("ab", 3))
     manifest = learner.export(folder / "bundle")
@@ -150,7 +159,7 @@ def typed(folder: Path) -> Numbers:
 
 
 SCENARIOS: dict[str, Callable[[Path], Numbers]] = {
-    one.__name__: one for one in (frozen, trained, stopped, mistaken, watched, exported, typed)
+    one.__name__: one for one in (frozen, trained, stopped, mistaken, watched, remembering, exported, typed)
 }
 
 if __name__ == "__main__":
