@@ -36,6 +36,9 @@ class SAFE(Method):
     new classes are imprinted in both classifiers: the unit mean of the class's features before
     training.
 
+    Alignment is a sum over the batch and C a mean over it; of several processes each takes its part
+    of the batch for the whole.
+
     Features are [slow ; fast]; until the second task both are the same. The head, `Aggregate`, is
     a ridge regression on random features for each, with statistics of its own, and weights the
     two for each image by the entropy of their scores.
