@@ -226,10 +226,19 @@ def test_known_classes_without_a_row_are_imprinted_with_their_prototypes() -> No
     method = attached()
     means = torch.randn(2, 96, generator=torch.Generator().manual_seed(0))
     begin(method, 0, 2, 1, means)
+    method.survey(iter([(images(2), torch.tensor([0, 0]))]))
     for part, classifier in zip(
         means.chunk(2, 1), (method.slow_classifier, method.fast_classifier), strict=True
     ):
         torch.testing.assert_close(classifier.weight[:2].detach(), nn.functional.normalize(part, dim=1))
+
+
+def test_a_known_class_of_the_task_without_a_row_is_imprinted_with_its_images() -> None:
+    method = attached()
+    method.begin_task(TaskInfo(0, ("old", "new"), ("old",), torch.zeros(0, 96)))
+    method.survey(iter([(images(4), torch.tensor([0, 0, 1, 1]))]))
+    for classifier in (method.slow_classifier, method.fast_classifier):
+        torch.testing.assert_close(classifier.weight.norm(dim=1).detach(), torch.ones(2))
 
 
 def test_the_release_leaves_new_rows_at_zero_and_sets_the_scales_back() -> None:
