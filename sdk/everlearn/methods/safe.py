@@ -79,7 +79,10 @@ class SAFE(Method):
             in the aggregation.
         gamma: how much surer counts in the aggregation; 1 on CIFAR-100, 100 on ImageNet-A.
         projection: random features M of the head; 10,000 in the paper. The head keeps M (M + 1) / 2
-            numbers for each learner, twice 16 MB with 2,000.
+            numbers for each learner, twice 16 MB with 2,000. Where a device asks after every sample, a
+            ridge of fixed strength saves it an eigendecomposition each time:
+            ``Learner(..., head=Aggregate([192, 192], [Ridge(0.01, projection=2000)] * 2))`` for a
+            backbone of width 192.
 
     Attributes:
         slow, fast: the learners: `Bottlenecks`, `DeepPrompts`, or for ``"ssf"`` a `Backbone.twin` with
