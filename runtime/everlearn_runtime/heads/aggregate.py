@@ -83,18 +83,17 @@ class Aggregate(Head):
         self._gamma = float(gamma)
         if not 0 <= self._gamma < np.inf:
             raise ValueError(f"gamma is {gamma!r}; give a number of at least 0")
-        alike = all(head.kind == self._heads[0].kind for head in self._heads[1:])
+        self._shared = shared
+        made = self.options["heads"]
         if shared and not (
-            alike
-            and all(head.options == self._heads[0].options for head in self._heads[1:])
-            and self._heads[0].options.get("projection")
+            all(one == made[0] for one in made)
+            and made[0]["options"].get("projection")
             and len(set(sections)) == 1
         ):
             raise ValueError(
                 "shared statistics need equally wide sections and heads that are alike, each with a "
-                f"projection; got sections {list(sections)} and heads {self.options['heads']}"
+                f"projection; got sections {list(sections)} and heads {made}"
             )
-        self._shared = shared
         if shared or not all(head.exact for head in self._heads):
             self.exact = False  # type: ignore[misc]  # the whole is what its parts are
 

@@ -36,6 +36,9 @@ class SAFE(Method):
     new classes are imprinted in both classifiers: the unit mean of the class's features before
     training.
 
+    Alignment is a sum over the batch and C a mean over it; of several processes each takes its part
+    of the batch for the whole.
+
     Features are [slow ; fast]; until the second task both are the same. The head, `Aggregate`, is
     a ridge regression on random features for each, with statistics of its own, and weights the
     two for each image by the entropy of their scores.
@@ -75,8 +78,8 @@ class SAFE(Method):
         sharpness: start of the cosine classifiers' learnable scale, and factor of the ridge scores
             in the aggregation.
         gamma: how much surer counts in the aggregation; 1 on CIFAR-100, 100 on ImageNet-A.
-        projection: random features of the head, M; 10,000 in the paper. The head keeps 4 M^2 bytes
-            for each learner.
+        projection: random features M of the head; 10,000 in the paper. The head keeps M (M + 1) / 2
+            numbers for each learner, twice 16 MB with 2,000.
 
     Attributes:
         slow, fast: the learners: `Bottlenecks`, `DeepPrompts`, or for ``"ssf"`` a `Backbone.twin` with
@@ -109,7 +112,7 @@ class SAFE(Method):
         cross: float = 1.0,
         sharpness: float = 10.0,
         gamma: float = 1.0,
-        projection: int = 1000,
+        projection: int = 2000,
     ) -> None:
         super().__init__()
         if variant not in ("paper", "released"):
@@ -163,7 +166,7 @@ class SAFE(Method):
         self.first = task.index == 0
         self.known = len(task.known)
         self.columns = torch.tensor(task.columns, device=self.backbone.mean.device)
-        rows = len(self.fast_classifier.weight)
+        self.rows = len(self.fast_classifier.weight)
         for classifier in self._classifiers:
             classifier.grow(task.seen)
         if self.released:
@@ -173,7 +176,7 @@ class SAFE(Method):
         # Classes that a head of the user's own knew before have no row yet, but a mean.
         others = [row for row, name in enumerate(task.known) if name not in task.classes]
         for row, mean in zip(others, task.prototypes, strict=True):
-            if row >= rows:
+            if row >= self.rows:
                 self._imprint([row], torch.unflatten(mean[None], 1, (2, -1)).transpose(0, 1))
 
     def survey(self, batches: Batches) -> None:
@@ -185,7 +188,7 @@ class SAFE(Method):
             for images, targets in batches:
                 both = torch.unflatten(self.features(images), 1, (2, -1)).transpose(0, 1)
                 sums.index_add_(1, targets, both.to(sums))
-        new = self.columns >= self.known
+        new = self.columns >= self.rows
         self._imprint(self.columns[new].tolist(), sums[:, new])
 
     def loss(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
