@@ -61,12 +61,12 @@ def test_aper_puts_the_tuned_features_behind_the_pretrained_ones() -> None:
 def test_bottlenecks_stand_beside_the_mlps(name: str) -> None:
     backbone = vit(name)
     adapters = Bottlenecks(backbone, hidden=4).eval()
-    beside = [module for module in adapters if isinstance(module, Bottleneck)]
     with torch.no_grad():
         fresh = adapters(backbone, IMAGES)
         torch.testing.assert_close(fresh, backbone.features(IMAGES))
         tokens = backbone.embed(IMAGES)
-        for block, adapter in zip(backbone.blocks(), beside, strict=True):
+        for block, adapter in zip(backbone.blocks(), adapters, strict=True):
+            assert isinstance(adapter, Bottleneck)
             adapter.up.weight.normal_(generator=torch.Generator().manual_seed(1))
             attended = tokens + block.ls1(block.attn(block.norm1(tokens)))
             tokens = attended + block.ls2(block.mlp(block.norm2(attended))) + adapter(attended)
