@@ -68,7 +68,7 @@ class GramSum:
         """The matrix (width, width); to be read, not written."""
         if self._rows == 0:
             return self._folded
-        value = self._folded.copy()
+        value: NDArray[np.float64] = self._folded.copy()
         add_products(np.concatenate(self._pending), value)
         return value
 
@@ -80,6 +80,11 @@ class GramSum:
             start = packed_size(row)
             packed[start : start + row + 1] = value[row, : row + 1]
         return packed
+
+    @property
+    def room(self) -> int:
+        """How many more rows may wait; with that many they are folded in."""
+        return self._limit - self._rows
 
     @property
     def trace(self) -> float:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from everlearn_runtime.heads.base import Joined, Solution, group_sums
 from everlearn_runtime.heads.drift import linear_drift
 from everlearn_runtime.heads.gram import GramSum
+from everlearn_runtime.heads.running import Step
 from everlearn_runtime.heads.second_order import SecondOrder
 
 # Relative to the mean eigenvalue of G; below the first step float64 sums say nothing more.
@@ -155,20 +156,19 @@ class Ridge(SecondOrder):
         if len(rows) > CHUNK_ROWS:
             self._settle_shared()
         else:
-            self._grow(hidden, joined.places)
+            self._grow(hidden, joined.places, 1.0 if len(rows) == 1 else None)
 
-    def _learn_one_shared(
-        self,
-        rows: NDArray[np.float64],
-        place: int,
-        count: int,
-        gap: NDArray[np.float64],
-    ) -> None:
-        self._seen += 1
-        hidden = self._map(rows)[0]
-        if self._projection:
-            self._sums[place] += hidden
-        self._grow_one(hidden, place, 1.0)
+    @property
+    def _gathers(self) -> bool:
+        # A product of many rows and the projection differs in the last bits from those of one.
+        return super()._gathers and self._projection is None
+
+    def _learn_each(self, rows: NDArray[np.float64], places: list[int]) -> None:
+        self._join_each(rows, places)
+        self._gram.add(rows)
+        if self._running.follows:
+            for place, row in zip(places, rows, strict=True):
+                self._running.note(Step(row[None], [place], 1.0))
 
     def _carry_shared(
         self, before: NDArray[np.float64], after: NDArray[np.float64], drift: NDArray[np.float64]

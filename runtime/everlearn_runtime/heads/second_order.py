@@ -32,6 +32,8 @@ class SecondOrder(Head):
         self._gram = GramSum(0)
         self._seen = 0
         self._running = RunningSolution()
+        self._waiting: list[NDArray[np.float64]] = []  # single samples (1, F)
+        self._waiting_places: list[int] = []
 
     @abstractmethod
     def _targets(self) -> NDArray[np.float64]:
@@ -41,22 +43,72 @@ class SecondOrder(Head):
     def _targets_at(self, places: list[int]) -> NDArray[np.float64]:
         """Copies of some rows of the targets, (m, M)."""
 
-    def _grow(self, rows: NDArray[np.float64], places: NDArray[np.intp]) -> None:
-        """Add rows to G, the targets of the classes at these places having changed."""
-        self._gram.add(rows)
-        if self._running.follows:
-            self._running.note(Step(rows, places.tolist()))
+    def _grow(self, rows: NDArray[np.float64], places: NDArray[np.intp], gain: float | None = None) -> None:
+        """Add rows to G, the targets of the classes at these places having changed.
 
-    def _grow_one(self, row: NDArray[np.float64], place: int, gain: float) -> None:
-        """Add one row (M,) to G, the target of a class having grown by ``gain`` rows."""
-        rows = row[None]
+        ``gain``: as in :class:`Step`.
+        """
         self._gram.add(rows)
         if self._running.follows:
-            self._running.note(Step(rows, [place], gain))
+            self._running.note(Step(rows, places.tolist(), gain))
 
     def _solved(self, weight: float, ridge: float) -> NDArray[np.float64]:
         """Targets times (w G + r I)^-1, (C, M); to be read, not written."""
         return self._running.weights(self._gram, weight, ridge, self._targets, self._targets_at)
+
+    def _learn_one(self, rows: NDArray[np.float64], place: int) -> None:
+        if not self._gathers:
+            super()._learn_one(rows, place)
+            return
+        self._waiting.append(rows)
+        self._waiting_places.append(place)
+        if len(self._waiting) >= self._gram.room:
+            self._catch_up()
+
+    @property
+    def _gathers(self) -> bool:
+        """Whether single samples may wait, to be learned together by :meth:`_learn_each`."""
+        return self.exact
+
+    def _catch_up(self) -> None:
+        if self._waiting:
+            rows, places = np.concatenate(self._waiting), self._waiting_places
+            self._waiting, self._waiting_places = [], []
+            self._seen += len(rows)
+            self._learn_each(rows, places)
+
+    @abstractmethod
+    def _learn_each(self, rows: NDArray[np.float64], places: list[int]) -> None:
+        """Learn rows (B, F) of the classes at these places one after the other, to the bit."""
+
+    def _join_each(
+        self, rows: NDArray[np.float64], places: list[int]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Join samples into their classes, one after the other.
+
+        Returns each less the mean of its class's earlier samples, (B, F), and their number, (B,).
+        """
+        counts, means = self._counts, self._means
+        codes, turns = np.array(places), np.array(turn_of_each(places))
+        earlier = counts[codes] + turns
+        gaps, shares = np.empty_like(rows), 1 / (earlier + 1)
+        order, sizes = np.argsort(turns, kind="stable"), np.bincount(turns)
+        done = 0
+        for size in sizes[sizes > 3].tolist():  # of a turn's classes no two are the same
+            now = order[done : done + size]
+            done += size
+            own = codes[now]
+            before = means[own]
+            gap = rows[now] - before
+            gaps[now] = gap
+            gap *= shares[now, None]
+            before += gap
+            means[own] = before
+        for index in order[done:].tolist():  # the same arithmetic, with less ado about few
+            mean = means[places[index]]
+            mean += np.subtract(rows[index], mean, out=gaps[index]) * shares[index]
+        counts += np.bincount(codes, minlength=len(counts))
+        return gaps, earlier
 
     def _size(self) -> float:
         """The trace of G on its ladder; 0 where G vanishes."""
@@ -91,3 +143,18 @@ class SecondOrder(Head):
             raise ValueError(f"the state has seen {self._seen} samples but counts {self._counts.sum()}")
         self._gram = GramSum.from_packed(arrays[self.gram_name], self._gram.width)
         self._settle_shared()
+
+
+def turn_of_each(places: list[int]) -> list[int]:
+    """How many samples of the same class come before each.
+
+    >>> turn_of_each([4, 7, 4, 4])
+    [0, 0, 1, 2]
+    """
+    seen: dict[int, int] = {}
+    turns = []
+    for place in places:
+        turn = seen.get(place, 0)
+        seen[place] = turn + 1
+        turns.append(turn)
+    return turns
