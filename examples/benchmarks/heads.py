@@ -1,6 +1,6 @@
 """Learning a sample at a time: the heads beside other incremental classifiers, on the same features.
 
-    python examples/benchmarks/heads.py [DATA.npz] [--widths 192 384 768]
+    python examples/benchmarks/heads.py [DATA.npz] [--widths 192 384 768] [--features FILE.npz]
 
 First seconds for a sample, learning only, and learning and predicting in turn, on Gaussian classes
 of each width; every classifier gets the same 100 classes and the same samples before the clock starts.
@@ -10,7 +10,8 @@ Last the bytes a head keeps after 1,000 and 10,000 samples.
 
 Times are of the processor, of one thread, so that other programs do not decide; what counts is the
 ratios. The others are optional (``pip install avalanche-lib scikit-learn river``): one that is missing
-is skipped, and named.
+is skipped, and named. Where they need an environment of their own, ``--features`` keeps the backbone's
+features in a file, so that the environment that runs the others needs no everlearn but the runtime.
 """
 
 import os
@@ -21,6 +22,7 @@ import argparse
 import importlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -136,15 +138,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", metavar="DATA.npz", nargs="?", help="training images; default: speed only")
+    parser.add_argument("--features", type=Path, metavar="FILE.npz", help="where DATA's features are kept")
     parser.add_argument("--widths", type=int, nargs="+", default=[192, 384, 768])
     parser.add_argument("--samples", type=int, default=1000, help="learned before the clock starts")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each number")
     parser.add_argument("--skip", nargs="*", default=[], choices=list(MAKERS), metavar="NAME")
     arguments = parser.parse_args()
     names = [name for name in MAKERS if name not in arguments.skip and installed(name)]
+    if arguments.features and arguments.data and not arguments.features.exists():
+        rows, labels, probes, truth = backbone_features(arguments.data)
+        np.savez(arguments.features, rows=rows, labels=labels, probes=probes, truth=truth)
     for width in arguments.widths:
         speed(names, width, arguments.samples, arguments.seconds)
-    if arguments.data:
+    if arguments.features:
+        with np.load(arguments.features) as kept:
+            accuracy(names, *(kept[part] for part in ("rows", "labels", "probes", "truth")))
+    elif arguments.data:
         accuracy(names, *backbone_features(arguments.data))
     memory(arguments.widths)
 

@@ -149,7 +149,8 @@ class Head(ABC):
         rows, names = self.check(features, labels)
         self._set_width(rows.shape[1])
         if len(rows) == 1:  # the same, without the detours
-            self._learn_one(rows, self._places(names)[0])
+            place = self._index.get(names[0])
+            self._learn_one(rows, self._places(names)[0] if place is None else place)
         else:
             self._catch_up()
             codes = np.array(self._places(names), dtype=np.intp)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from everlearn_runtime.heads.base import Joined, Solution
 from everlearn_runtime.heads.gram import GramSum
-from everlearn_runtime.heads.running import Step
+from everlearn_runtime.heads.running import Step, row_products
 from everlearn_runtime.heads.second_order import SecondOrder
 
 
@@ -60,15 +60,12 @@ class LDA(SecondOrder):
 
     def _solve(self) -> Solution:
         means = self._means
-        square = float(np.vdot(means, means)) / len(means)
         size = self._size()
+        square = float(np.vdot(means, means)) / len(means)
         if size == 0 or self._gram.trace <= self._seen * square * 1e-24:
-            weights, factor = means, 1
-        else:
-            ridge = self._shrinkage * size / self._gram.width
-            weights = self._solved(1 - self._shrinkage, ridge)
-            factor = self._seen
-        return weights.T, -0.5 * np.einsum("cf,cf->c", means, weights), factor
+            return means.T, -0.5 * row_products(means, means), 1
+        weights = self._solved(1 - self._shrinkage, self._shrinkage * size / self._gram.width)
+        return weights.T, -0.5 * self._running.products, self._seen
 
     def _targets(self) -> NDArray[np.float64]:
         return self._means

@@ -83,6 +83,8 @@ class Ridge(SecondOrder):
         self._regularisation = regularisation
         self._projection = projection
         self._seed = seed
+        # A product of many rows and the projection differs in the last bits from those of one.
+        self._gathers = projection is None
         self._random: NDArray[np.float64] | None = None
         self._sums = np.zeros((0, projection or 0))
 
@@ -157,11 +159,6 @@ class Ridge(SecondOrder):
             self._settle_shared()
         else:
             self._grow(hidden, joined.places, 1.0 if len(rows) == 1 else None)
-
-    @property
-    def _gathers(self) -> bool:
-        # A product of many rows and the projection differs in the last bits from those of one.
-        return super()._gathers and self._projection is None
 
     def _learn_each(self, rows: NDArray[np.float64], places: list[int]) -> None:
         self._join_each(rows, places)

@@ -14,6 +14,8 @@ from everlearn_runtime.heads.gram import GramSum, packed_size
 from everlearn_runtime.heads.running import RunningSolution, Step, rung
 
 VANISHING = 1e-280
+# So many samples are joined to their classes faster in a loop than all at once.
+FEW = 3
 
 
 class SecondOrder(Head):
@@ -26,6 +28,8 @@ class SecondOrder(Head):
 
     ladder: ClassVar[float] = 10.0  # rungs for a factor of e in the trace
     gram_name: ClassVar[str] = "gram"
+    # Whether single samples may wait, to be learned together by `_learn_each`; only where `exact`.
+    _gathers: bool = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,6 +38,7 @@ class SecondOrder(Head):
         self._running = RunningSolution()
         self._waiting: list[NDArray[np.float64]] = []  # single samples (1, F)
         self._waiting_places: list[int] = []
+        self._room = 0  # for so many
 
     @abstractmethod
     def _targets(self) -> NDArray[np.float64]:
@@ -57,18 +62,16 @@ class SecondOrder(Head):
         return self._running.weights(self._gram, weight, ridge, self._targets, self._targets_at)
 
     def _learn_one(self, rows: NDArray[np.float64], place: int) -> None:
-        if not self._gathers:
+        if not (self._gathers and self.exact):
             super()._learn_one(rows, place)
             return
-        self._waiting.append(rows)
+        waiting = self._waiting
+        if not waiting:
+            self._room = self._gram.room
+        waiting.append(rows)
         self._waiting_places.append(place)
-        if len(self._waiting) >= self._gram.room:
+        if len(waiting) >= self._room:
             self._catch_up()
-
-    @property
-    def _gathers(self) -> bool:
-        """Whether single samples may wait, to be learned together by :meth:`_learn_each`."""
-        return self.exact
 
     def _catch_up(self) -> None:
         if self._waiting:
@@ -89,25 +92,31 @@ class SecondOrder(Head):
         Returns each less the mean of its class's earlier samples, (B, F), and their number, (B,).
         """
         counts, means = self._counts, self._means
-        codes, turns = np.array(places), np.array(turn_of_each(places))
-        earlier = counts[codes] + turns
-        gaps, shares = np.empty_like(rows), 1 / (earlier + 1)
-        order, sizes = np.argsort(turns, kind="stable"), np.bincount(turns)
-        done = 0
-        for size in sizes[sizes > 3].tolist():  # of a turn's classes no two are the same
-            now = order[done : done + size]
-            done += size
-            own = codes[now]
-            before = means[own]
-            gap = rows[now] - before
-            gaps[now] = gap
-            gap *= shares[now, None]
-            before += gap
-            means[own] = before
-        for index in order[done:].tolist():  # the same arithmetic, with less ado about few
-            mean = means[places[index]]
-            mean += np.subtract(rows[index], mean, out=gaps[index]) * shares[index]
-        counts += np.bincount(codes, minlength=len(counts))
+        gaps, earlier = np.empty_like(rows), np.empty(len(rows), dtype=np.int64)
+        rest = list(range(len(rows)))
+        if len(rows) > FEW:
+            turns = turn_of_each(places)
+            order, sizes = np.argsort(turns, kind="stable"), np.bincount(turns)
+            codes, done = np.array(places), 0
+            for size in sizes[sizes > FEW].tolist():  # of a turn's classes no two are the same
+                now = order[done : done + size]
+                done += size
+                own = codes[now]
+                earlier[now] = before = counts[own]
+                counts[own] = before + 1
+                mean = means[own]
+                gap = rows[now] - mean
+                gaps[now] = gap
+                gap *= (1 / (before + 1))[:, None]
+                mean += gap
+                means[own] = mean
+            rest = order[done:].tolist()
+        for index in rest:  # the same arithmetic, with less ado
+            place = places[index]
+            earlier[index] = count = int(counts[place])
+            counts[place] = count + 1
+            mean = means[place]
+            mean += np.subtract(rows[index], mean, out=gaps[index]) * (1 / (count + 1))
         return gaps, earlier
 
     def _size(self) -> float:
