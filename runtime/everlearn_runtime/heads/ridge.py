@@ -41,8 +41,10 @@ class Ridge(SecondOrder):
     equal to one part in a million, the largest lambda is taken.
 
     Learning and predicting in turn costs O(M^2 + C M) for a sample with a number for
-    ``regularisation``. With "gcv" every prediction after an update takes an eigendecomposition,
-    O(M^3), for lambda may move with any sample: right for learning much and predicting then.
+    ``regularisation``. With "gcv" a sample is learned as fast, but the first prediction after it
+    takes an eigendecomposition, O(M^3), for lambda may move with any sample: 3 ms at M = 192, 14
+    at 384 and 80 at 768 on a core on which a number takes 0.06, 0.1 and 0.3. To learn much and
+    predict then, that is nothing; to predict after every sample, give a number.
 
     ``remove`` takes the class's mean, count and column of Q; G, n keep its samples, which become
     background with all-zero targets: the same as ridge regression on all rows ever seen with the
