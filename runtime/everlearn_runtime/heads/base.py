@@ -251,12 +251,8 @@ class Head(ABC):
         if not self._index:
             raise ValueError("this head knows no class yet; update it with labelled features first")
         rows = self._rows(features)
-        if self._solution is None:
-            self._catch_up()
-            self._solution = self._solve()
-        weights, bias, factor = self._solution
-        scores: NDArray[np.float64] = (self._map(rows) @ weights + bias) * factor
-        return scores
+        self._catch_up()
+        return self._score(rows)
 
     def predict(self, features: ArrayLike) -> list[str]:
         """The best class of each row of features (B, F); raises like :meth:`scores`."""
@@ -363,9 +359,17 @@ class Head(ABC):
         joined = Joined(places, np.array([count]), before, gap if count else gap[:0])
         self._learn_shared(rows, rows, places, joined)
 
-    @abstractmethod
+    def _score(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Scores (B, C) of checked features (B, F); a head whose scores are not linear overrides this."""
+        if self._solution is None:
+            self._solution = self._solve()
+        weights, bias, factor = self._solution
+        scores: NDArray[np.float64] = (self._map(rows) @ weights + bias) * factor
+        return scores
+
     def _solve(self) -> Solution:
         """Weights (M, C), bias (C,) and a factor, from the statistics alone."""
+        raise NotImplementedError
 
     def _map(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         """Features (B, F) to what the weights multiply (B, M)."""
@@ -419,6 +423,15 @@ class Head(ABC):
 
     def _restore_shared(self, arrays: Mapping[str, NDArray[Any]]) -> None:  # noqa: B027
         """Take over checked arrays from a state."""
+
+
+def unit_rows(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows (B, F) brought to length one; a row of zeros stays."""
+    # Scaled first, so that squaring neither overflows nor vanishes.
+    scaled = rows / np.maximum(np.abs(rows).max(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    norm = np.linalg.norm(scaled, axis=1, keepdims=True)
+    unit: NDArray[np.float64] = scaled / np.where(norm == 0, 1.0, norm)
+    return unit
 
 
 def group_sums(

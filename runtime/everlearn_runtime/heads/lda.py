@@ -64,8 +64,12 @@ class LDA(SecondOrder):
         square = float(np.vdot(means, means)) / len(means)
         if size == 0 or self._gram.trace <= self._seen * square * 1e-24:
             return means.T, -0.5 * row_products(means, means), 1
-        weights = self._solved(1 - self._shrinkage, self._shrinkage * size / self._gram.width)
+        weights = self._solved(1 - self._shrinkage, self._ridge(size))
         return weights.T, -0.5 * self._running.products, self._seen
+
+    def _ridge(self, size: float) -> float:
+        """What is added to the diagonal of the shrunk scatter."""
+        return self._shrinkage * size / self._gram.width
 
     def _targets(self) -> NDArray[np.float64]:
         return self._means

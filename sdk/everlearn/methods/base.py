@@ -4,7 +4,7 @@ import copy
 import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ class Training:
 
     Attributes:
         epochs: passes over a task's images.
-        batch_size: images a step.
+        batch_size: images a step, of all processes together.
         lr: rate of the first epoch.
         optimizer: "sgd" or "adam".
         momentum: SGD's momentum; Adam does not look at it.
@@ -122,12 +122,20 @@ class Method(nn.Module):
     def survey(self, batches: Batches) -> None:
         """Look at the task's images once before they train; ``batches`` are as the head sees them.
 
+        Every one of several processes sees all images, here and in `end_task`; what they find is then
+        made the main process's.
+
         A run that is resumed calls `begin_task` again but not this: what it finds has to lie in
         parameters or buffers.
         """
 
     def loss(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Named terms of the loss, weighted: the loop sums them.
+
+        Each of several processes calls it with its part of the batch, and its gradients are averaged
+        by the number of images: the same as by one process for terms that are means over images, or do
+        not look at images; terms that compare images with each other compare those of a part, and
+        old images that a step replays are drawn by each process for itself.
 
         Args:
             images: normalised float32 (B, 3, H, W).
@@ -148,6 +156,15 @@ class Method(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """Features (B, F) of normalised images (B, 3, H, W)."""
         return self.backbone.features(images)
+
+    def report(self, tasks: Sequence[Batches]) -> str:
+        """Say what this method itself can tell about a run, as text; empty when that is nothing.
+
+        Args:
+            tasks: images of each task learned, as the head sees them; targets are places in the
+                order in which the classes arrived.
+        """
+        return ""
 
     @property
     def sections(self) -> tuple[int, ...]:
@@ -184,9 +201,8 @@ class Method(nn.Module):
     def restore(self, learned: dict[str, Tensor]) -> None:
         """Put back what `learned` gave; ``ValueError`` when it is another configuration's."""
         for name, module in self.named_modules():
-            rows = learned.get(f"{name}.weight")
-            if rows is not None and hasattr(module, "grow"):
-                module.grow(len(rows))
+            if isinstance(module, Growing):
+                module.grow(len(learned.get(f"{name}.{module.counted}", ())))
         own = self.learned()
         shapes = {name: tuple(value.shape) for name, value in own.items()}
         if shapes != {name: tuple(value.shape) for name, value in learned.items()}:
@@ -210,8 +226,20 @@ class Features(nn.Module):
         return self.method.features(images)
 
 
+@runtime_checkable
+class Growing(Protocol):
+    """A module that makes room, so that there are so many rows of the tensor that is ``counted``."""
+
+    counted: ClassVar[str]
+
+    def grow(self, rows: int, /) -> None:
+        """Make room; rows that are there stay."""
+
+
 class LinearClassifier(nn.Module):
     """Logits ``w_c . features + b_c``; new classes start at zero."""
+
+    counted: ClassVar[str] = "weight"
 
     def __init__(self, width: int, classes: int = 0) -> None:
         super().__init__()
@@ -220,9 +248,10 @@ class LinearClassifier(nn.Module):
 
     def grow(self, classes: int) -> None:
         """Make room for further classes, so that there are this many; old rows stay."""
-        new = classes - len(self.weight)
-        self.weight = nn.Parameter(nn.functional.pad(self.weight.detach(), (0, 0, 0, new)))
-        self.bias = nn.Parameter(nn.functional.pad(self.bias.detach(), (0, new)))
+        new = max(classes - len(self.weight), 0)
+        trains = self.weight.requires_grad
+        self.weight = nn.Parameter(nn.functional.pad(self.weight.detach(), (0, 0, 0, new)), trains)
+        self.bias = nn.Parameter(nn.functional.pad(self.bias.detach(), (0, new)), trains)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B, C) of features (B, F)."""

@@ -53,8 +53,11 @@ class FineTune(Method):
 
     def loss(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Cross-entropy over all classes seen so far."""
-        logits = self.classifier(self.features(images))
-        return {"ce": F.cross_entropy(logits.float(), self.columns[targets])}
+        return {"ce": self.cross_entropy(images, self.columns[targets])}
+
+    def cross_entropy(self, images: Tensor, columns: Tensor) -> Tensor:
+        """Mean over normalised images (B, 3, H, W); classes by their place in the order of arrival."""
+        return F.cross_entropy(self.classifier(self.twin.features(images)).float(), columns)
 
     def teach(self, head: Head, features: NDArray[np.float32], labels: Sequence[str]) -> None:
         """Hand the classifier to a linear head; let any other head learn."""
