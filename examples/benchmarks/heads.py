@@ -142,20 +142,25 @@ def main() -> None:
     parser.add_argument("--features", type=Path, metavar="FILE.npz", help="where DATA's features are kept")
     parser.add_argument("--widths", type=int, nargs="*", default=[192, 384, 768])
     parser.add_argument("--samples", type=int, default=1000, help="learned before the clock starts")
+    parser.add_argument(
+        "--pass", dest="limit", type=int, help="samples of the pass for accuracy; default: all"
+    )
     parser.add_argument("--seconds", type=float, default=2.0, help="for each number")
     parser.add_argument("--skip", nargs="*", default=[], choices=list(MAKERS), metavar="NAME")
     arguments = parser.parse_args()
     names = [name for name in MAKERS if name not in arguments.skip and installed(name)]
     if arguments.features and arguments.data and not arguments.features.exists():
-        rows, labels, probes, truth = backbone_features(arguments.data)
-        np.savez(arguments.features, rows=rows, labels=labels, probes=probes, truth=truth)
+        found = backbone_features(arguments.data)
+        np.savez(arguments.features, rows=found[0], labels=found[1], probes=found[2], truth=found[3])
     for width in arguments.widths:
         speed(names, width, arguments.samples, arguments.seconds)
     if arguments.features:
         with np.load(arguments.features) as kept:
-            accuracy(names, *(kept[part] for part in ("rows", "labels", "probes", "truth")))
+            parts = [kept[part] for part in ("rows", "labels", "probes", "truth")]
+        accuracy(names, parts[0][: arguments.limit], parts[1][: arguments.limit], *parts[2:])
     elif arguments.data:
-        accuracy(names, *backbone_features(arguments.data))
+        rows, labels, probes, truth = backbone_features(arguments.data)
+        accuracy(names, rows[: arguments.limit], labels[: arguments.limit], probes, truth)
     memory(arguments.widths)
 
 
