@@ -231,7 +231,7 @@ class Head(ABC):
         if self.width is None or np.array_equal(old, new):
             return
         self._catch_up()
-        drift = linear_drift(old, new)
+        drift = self._drift(old, new)
         self._means = self._means @ drift
         self._carry_shared(old, new, drift)
         self._solution = None
@@ -402,6 +402,10 @@ class Head(ABC):
         self, before: NDArray[np.float64], after: NDArray[np.float64], drift: NDArray[np.float64]
     ) -> None:
         """Move along, given the same images' features (B, F) before and after, and their drift."""
+
+    def _drift(self, before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The map (F, F) by which the features of some images have moved."""
+        return linear_drift(before, after)
 
     def _catch_up(self) -> None:  # noqa: B027
         """Work in single samples that wait; the bits must not depend on when this happens."""
