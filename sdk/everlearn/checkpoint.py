@@ -18,7 +18,7 @@ from everlearn import methods
 from everlearn.augmentation import Augmentation
 from everlearn.backbones import Backbone, load_backbone
 from everlearn.methods.base import Method
-from everlearn_runtime.heads import HeadState, from_state
+from everlearn_runtime.heads import Head, HeadState, from_state
 
 if TYPE_CHECKING:
     from everlearn.learner import Learner
@@ -56,6 +56,7 @@ def save(learner: "Learner", path: Path) -> None:
         "everlearn": version("everlearn"),
         "fingerprint": learner.backbone.fingerprint(),
         "head": {"kind": head.kind, "classes": head.classes, "options": head.options},
+        "effort": {"seconds": learner.seconds, "trained": learner.trained},
         "unfinished": None,
     }
     if learner.unfinished is not None:
@@ -85,6 +86,7 @@ def load(
     *,
     backbone: Backbone | None = None,
     method: Method | None = None,
+    head: type[Head] | None = None,
     weights: str | Path | None = None,
     **options: Any,
 ) -> "Learner":
@@ -107,18 +109,14 @@ def load(
                 f"{path} was saved with a method of the caller's own, {name}; pass an instance as method="
             )
         method = getattr(methods, name)(**settings["method"]["config"])
-    head = settings["head"]
+    arrays = {name: value.numpy() for name, value in _part(tensors, "head").items()}
+    kept = HeadState(
+        settings["head"]["kind"], tuple(settings["head"]["classes"]), settings["head"]["options"], arrays
+    )
     learner = learner_class(
         backbone,
         method,
-        head=from_state(
-            HeadState(
-                head["kind"],
-                tuple(head["classes"]),
-                head["options"],
-                {name: value.numpy() for name, value in _part(tensors, "head").items()},
-            )
-        ),
+        head=from_state(kept) if head is None else head.from_state(kept),
         **settings["training"],
         augmentation=_augmentation(settings["augmentation"]),
         seed=settings["seed"],
@@ -126,6 +124,8 @@ def load(
         **options,
     )
     learner.tasks = [tuple(classes) for classes in settings["tasks"]]
+    effort = settings.get("effort", {})  # files of earlier versions have none
+    learner.seconds, learner.trained = effort.get("seconds", 0.0), effort.get("trained", 0)
     if settings["unfinished"] is not None:
         momentum = _part(tensors, "momentum")
         classes = tuple(settings["unfinished"]["classes"])

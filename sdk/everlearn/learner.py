@@ -5,6 +5,7 @@ import copy
 import hashlib
 import json
 import math
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from everlearn.augmentation import Augmentation
 from everlearn.backbones import BUNDLED, Backbone, load_backbone
 from everlearn.checkpoint import Unfinished
 from everlearn.data import Images, as_images, photographs
+from everlearn.features import FeatureStore
+from everlearn.files import read_json, write_json
 from everlearn.loader import plain_batches, train_batches
 from everlearn.methods import NTKCL
 from everlearn.methods.base import Method, TaskInfo
@@ -51,6 +54,12 @@ class Learner:
         precision: ``"fp32"``, or ``"bf16"`` to train under autocast (features stay fp32).
         workers: processes that load images; the result does not depend on it.
         progress: show progress bars; by default where there is a terminal.
+        reuse: features that other learners may have computed already, see `FeatureStore`.
+
+    Attributes:
+        seconds: spent in `fit` so far, also by the processes that this one goes on from; what an
+            interrupt undid does not count.
+        trained: the largest number of parameters that a task has trained.
 
     Raises:
         ValueError: for settings outside their range, an unknown backbone, or a method that
@@ -76,6 +85,7 @@ class Learner:
         precision: str = "fp32",
         workers: int = 0,
         progress: bool | None = None,
+        reuse: FeatureStore | None = None,
     ) -> None:
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision must be 'fp32' or 'bf16', got {precision!r}")
@@ -99,6 +109,10 @@ class Learner:
         self.precision = precision
         self.workers = workers
         self.progress = progress
+        self.reuse = reuse
+        self.seconds = 0.0
+        self.trained = 0
+        self._start = 0.0
         self.backbone = load_backbone(backbone, weights=weights) if isinstance(backbone, str) else backbone
         self.backbone.fuse_attention(self.device.type != "cpu")
         with self._seeded(_ATTACH):
@@ -140,6 +154,7 @@ class Learner:
             )
         keep: dict[int, Any] = {id(self.backbone): self.backbone}  # frozen, so no copy is needed
         before = *copy.deepcopy((self.method, self.head), keep), self.unfinished
+        effort, self._start = (self.seconds, self.trained), time.perf_counter() - self.seconds
         try:
             if self.unfinished is None:
                 old_features = self.features(images) if self._carries() else None
@@ -158,7 +173,9 @@ class Learner:
             self.head.settle()  # so that saving changes nothing, not even the last bits
         except BaseException:
             self.method, self.head, self.unfinished = before
+            self.seconds, self.trained = effort
             raise
+        self.seconds = time.perf_counter() - self._start
         self.tasks.append(images.classes)
         self.unfinished = None
         self._seen = images
@@ -180,7 +197,7 @@ class Learner:
         record = None if checkpoint is None else Path(checkpoint) / "accuracy.json"
         matrix = AccuracyMatrix()
         if self.tasks and record is not None and record.is_file():
-            recorded = AccuracyMatrix.from_dict(json.loads(record.read_text()))
+            recorded = AccuracyMatrix.from_dict(read_json(record, "an accuracy matrix"))
             if len(recorded) <= len(self.tasks):  # otherwise of a run that this one replaced
                 matrix = recorded
         for task, done in zip(stream, self.tasks, strict=False):
@@ -200,7 +217,7 @@ class Learner:
                     )
                 matrix.record(*self._accuracies(stream, task.index))
                 if record is not None:
-                    record.write_text(json.dumps(matrix.to_dict()))
+                    write_json(record, matrix.to_dict())
         return matrix
 
     def evaluate(self, data: object) -> float:
@@ -215,6 +232,13 @@ class Learner:
     def features(self, data: object) -> NDArray[np.float32]:
         """What the head sees, float32 (N, F), of anything that `as_images` takes."""
         images = as_images(data)
+        if self.reuse is not None:
+            known = self.reuse.look_up(images, self.method, self._compute)
+            if known is not None:
+                return known
+        return self._compute(images)
+
+    def _compute(self, images: Images) -> NDArray[np.float32]:
         batches = plain_batches(images, self.backbone.input, workers=self.workers)
         self.method.eval()
         with torch.inference_mode():
@@ -285,8 +309,9 @@ class Learner:
 
         Args:
             path: the folder.
-            options: ``backbone``, ``method`` or ``weights`` where they cannot be found again by
-                what was saved; ``device``, ``workers`` and ``progress`` as in the constructor.
+            options: ``backbone``, ``method``, ``head`` (the class, of a kind of the caller's own)
+                or ``weights`` where they cannot be found again by what was saved; ``device``,
+                ``workers``, ``progress`` and ``reuse`` as in the constructor.
 
         Raises:
             ValueError: when the file is missing, corrupt, from a newer format, or does not fit
@@ -322,6 +347,7 @@ class Learner:
         checkpoint: str | Path | None,
     ) -> None:
         parameters = self.method.trainable()
+        self.trained = max(self.trained, sum(parameter.numel() for parameter in parameters))
         if not parameters:
             return
         setting, index = self.training, len(self.tasks)
@@ -356,6 +382,7 @@ class Learner:
                 states = [optimizer.state[parameter] for parameter in parameters] if setting.momentum else []
                 buffers = tuple(state["momentum_buffer"] for state in states)
                 self.unfinished = Unfinished(images.classes, labels, epoch + 1, buffers, old_features)
+                self.seconds = time.perf_counter() - self._start
                 self.save(checkpoint)
 
     def _step(self, optimizer: torch.optim.Optimizer, images: Tensor, targets: Tensor) -> dict[str, str]:
