@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from everlearn import (
     LDA,
@@ -23,7 +24,7 @@ from everlearn import (
     Ridge,
     checkpoint,
 )
-from everlearn.methods.base import TaskInfo
+from everlearn.methods.base import Batches, TaskInfo
 
 from .conftest import Clock, coloured, digests, fit_all, make_learner, pixels, state, vit
 
@@ -115,6 +116,7 @@ def test_what_is_no_data_set_is_refused(data: Any) -> None:
         ({"batch_size": True}, "batch_size must be a whole number"),
         ({"lr": -0.1}, "lr must be at least 0"),
         ({"lr": float("nan")}, "lr must be at least 0 and below inf, got nan"),
+        ({"optimizer": "lion"}, "optimizer must be 'sgd' or 'adam', got 'lion'"),
         ({"momentum": 1.0}, r"momentum must be at least 0 and below 1\.0, got 1\.0"),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
         ({"precision": "fp16"}, "precision must be 'fp32' or 'bf16', got 'fp16'"),
@@ -244,6 +246,34 @@ def test_a_method_is_told_of_the_old_classes_that_do_not_come_back() -> None:
     assert first.prototypes.shape == (0, 48)
 
 
+def test_a_method_sees_a_task_once_before_it_trains_and_once_after(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    class Watching(NTKCL):
+        def survey(self, batches: Batches) -> None:
+            seen.append(f"survey {torch.cat([targets for _, targets in batches]).tolist()} {torch.rand(1)}")
+
+        def loss(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+            seen.append("step")
+            return super().loss(images, targets)
+
+        def end_task(self, batches: Batches) -> None:
+            seen.append(f"end {torch.cat([targets for _, targets in batches]).tolist()} {torch.rand(1)}")
+            super().end_task(batches)
+
+    data = coloured("ab", 2)
+    make_learner(Watching(), epochs=2).fit(data)
+    once, (survey, *steps, end) = list(seen), seen
+    assert survey.startswith("survey [0, 0, 1, 1]")
+    assert end.startswith("end [0, 0, 1, 1]")
+    assert steps == ["step"] * 2
+    seen.clear()
+    with pytest.raises(KeyboardInterrupt):  # four images for the survey, four for the first epoch
+        make_learner(Watching(), epochs=2).fit(Clock(9).watch(data), checkpoint=tmp_path)
+    Learner.load(tmp_path, method=Watching(), device="cpu").fit(data)
+    assert seen == once  # the survey is not made again, and draws are the same
+
+
 @WORKERS
 def test_the_result_does_not_depend_on_the_workers() -> None:
     tasks = [coloured("ab"), coloured("cd")]
@@ -253,11 +283,11 @@ def test_the_result_does_not_depend_on_the_workers() -> None:
     np.testing.assert_array_equal(helped.features(tasks[0]), alone.features(tasks[0]))
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_a_run_without_momentum_is_resumed_too(tmp_path: Path, momentum: float) -> None:
+@pytest.mark.parametrize("options", [{"momentum": 0.0}, {"momentum": 0.9}, {"optimizer": "adam", "lr": 1e-3}])
+def test_every_optimizer_is_resumed(tmp_path: Path, options: dict[str, Any]) -> None:
     data = coloured("ab")
-    expected = make_learner(NTKCL(), epochs=3, momentum=momentum).fit(data)
-    learner = make_learner(NTKCL(), epochs=3, momentum=momentum)
+    expected = make_learner(NTKCL(), epochs=3, **options).fit(data)
+    learner = make_learner(NTKCL(), epochs=3, **options)
     with pytest.raises(KeyboardInterrupt):
         learner.fit(Clock(30).watch(data), checkpoint=tmp_path)
     resumed = Learner.load(tmp_path, device="cpu")

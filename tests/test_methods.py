@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from everlearn import NTKCL, Frozen, Method, methods
+from everlearn import NTKCL, Frozen, ILoRA, Method, methods
 
 from .conftest import vit
 from .contract import CHECKS, Check, MakeMethod
 
 METHODS: dict[str, MakeMethod] = {name: getattr(methods, name) for name in methods.__all__}
 METHODS["Frozen(patches=True)"] = partial(Frozen, patches=True)
+METHODS["ILoRA"] = partial(ILoRA, memory=8, replay=2)
+METHODS["ILoRA(average='delta')"] = partial(ILoRA, memory=8, replay=2, average="delta")
 METHODS["NTKCL(view='hybrid')"] = partial(NTKCL, view="hybrid")
 METHODS["NTKCL(variant='released')"] = partial(NTKCL, variant="released")
 METHODS["NTKCL(view='hybrid', ptm=True)"] = partial(NTKCL, view="hybrid", ptm=True)
@@ -25,7 +27,7 @@ def test_contract(make: MakeMethod, check: Check, tmp_path: Path) -> None:
 
 
 def test_the_suite_finds_every_method() -> None:
-    assert METHODS.keys() >= {"Frozen", "NTKCL"}
+    assert METHODS.keys() >= {"FineTune", "Frozen", "ILoRA", "Joint", "NTKCL"}
     assert all(issubclass(getattr(methods, name), Method) for name in methods.__all__)
     assert len(CHECKS) == len({check.__name__ for check in CHECKS}) > 10
 

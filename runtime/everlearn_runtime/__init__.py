@@ -4,7 +4,7 @@ from everlearn_runtime.backends import Backend, OnnxRuntime
 from everlearn_runtime.bundle import FORMAT, Bundle, Manifest, write_bundle
 from everlearn_runtime.edge import EdgeLearner, Prediction
 from everlearn_runtime.errors import BundleError, MissingExtra, StateError
-from everlearn_runtime.heads import LDA, Head, HeadState, Prototypes, Ridge, from_state
+from everlearn_runtime.heads import LDA, Head, HeadState, Linear, Prototypes, Ridge, from_state
 from everlearn_runtime.images import InputSpec, open_image, prepare
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Head",
     "HeadState",
     "InputSpec",
+    "Linear",
     "Manifest",
     "MissingExtra",
     "OnnxRuntime",

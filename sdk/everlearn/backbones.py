@@ -1,5 +1,6 @@
 """Backbones: timm models by name, local weights, and the bundled ViT."""
 
+import copy
 import difflib
 import hashlib
 import json
@@ -101,9 +102,43 @@ class Backbone(nn.Module):
         """Turn uint8 images (B, H, W, 3) into what the model takes, float32 (B, 3, H, W)."""
         return (images.permute(0, 3, 1, 2).to(torch.float32) / 255.0 - self.mean) / self.std
 
-    def features(self, images: Tensor) -> Tensor:
-        """Features (B, width) of normalised images (B, 3, H, W), pooled as the model pools."""
-        return cast(Tensor, self.model(images))
+    def pixels(self, images: Tensor) -> Tensor:
+        """Take `normalise` back, exactly: uint8 (B, H, W, 3) from float32 (B, 3, H, W)."""
+        return ((images * self.std + self.mean) * 255.0).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+    def features(self, images: Tensor, *, patches: bool = False) -> Tensor:
+        """Features of normalised images (B, 3, H, W), pooled as the model pools: (B, width).
+
+        With ``patches`` the mean of the patch tokens stands behind them, see `both`: (B, F), in the
+        parts that `sections` gives.
+        """
+        if not patches:
+            return cast(Tensor, self.model(images))
+        tokens = self.embed(images)
+        for block in self.blocks():
+            tokens = block(tokens)
+        return self.both(tokens).flatten(1)
+
+    def sections(self, patches: bool = False) -> tuple[int, ...]:
+        """Widths of the parts that `features` consists of."""
+        return (self.width,) * (2 if patches and self.pooled is not None else 1)
+
+    def twin(self) -> "Backbone":
+        """Make another backbone of the same weights, in the same memory, to put modules into.
+
+        >>> backbone = load_backbone()
+        >>> twin = backbone.twin()
+        >>> twin.vit.blocks[0].mlp = nn.Identity()
+        >>> twin.vit.norm.weight is backbone.vit.norm.weight
+        True
+        >>> type(backbone.vit.blocks[0].mlp).__name__
+        'Mlp'
+        """
+        return copy.deepcopy(self, self.shared())
+
+    def shared(self) -> dict[int, Any]:
+        """The weights and buffers as a memo for ``copy.deepcopy``: copies then hold these very tensors."""
+        return {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
 
     # The parts of a ViT, for methods that put adapters between them.
 
@@ -215,7 +250,11 @@ def attend(block: Block, tokens: Tensor, first: int | None = None) -> Tensor:
 
 def _is_plain(attention: nn.Module) -> bool:
     extras = (getattr(attention, "norm", None), getattr(attention, "gate", None))
-    return type(attention) is Attention and all(e is None or isinstance(e, nn.Identity) for e in extras)
+    return (
+        type(attention) is Attention
+        and type(attention.qkv) is nn.Linear
+        and all(extra is None or isinstance(extra, nn.Identity) for extra in extras)
+    )
 
 
 def _attention_of(attention: Attention, tokens: Tensor, first: int) -> Tensor:

@@ -31,9 +31,7 @@ from everlearn.files import read_json, write_json
 from everlearn.learner import DEFAULT_AUGMENTATION, Learner
 from everlearn.measure import HEADS, OWN, Run, measure, recorded
 from everlearn.methods.base import Method
-from everlearn.side_by_side import SideBySide
 from everlearn.stream import ClassIncremental
-from everlearn_runtime.heads import Head
 
 FILE = "bench.json"
 FORMAT = 1
@@ -203,7 +201,8 @@ def bench(
 
     def fresh(name: str, seed: int, reuse: FeatureStore | None = None) -> Learner:
         settings = {"augmentation": augmentation, "precision": precision, "reuse": reuse, **here, **training}
-        return Learner(trunk, makers[name](), seed=seed, **settings)
+        beside = {head: HEADS[head](seed) for head in heads}
+        return Learner(trunk, makers[name](), beside=beside, seed=seed, **settings)
 
     # Whether every method can be made at all is said before hours of learning, not after.
     records = {name: fresh(name, seeds[0]).record() for name in makers}
@@ -232,10 +231,9 @@ def bench(
         for name, seed in left:
             title = f"{name}, seed {seed}"
             bar.set_description(title)
-            beside = {head: HEADS[head](seed) for head in heads}
             checkpoint = folder.checkpoint(name, seed)
             options = {"backbone": trunk, "method": makers[name](), "reuse": store, **here}
-            learner = _resumed(checkpoint, title, SideBySide if heads else None, options, say)
+            learner = _resumed(checkpoint, title, options, say)
             if learner is None:
                 learner = fresh(name, seed, store)
             if store.covers(learner.method):
@@ -244,7 +242,6 @@ def bench(
                 run = measure(
                     learner,
                     streams[seed],
-                    heads=beside,
                     folder=checkpoint,
                     name=name,
                     after_task=partial(_describe, bar, title),
@@ -296,14 +293,12 @@ def _digest(images: Images, progress: bool | None) -> str:
         return images.digest(bar.update)
 
 
-def _resumed(
-    folder: Path, title: str, head: type[Head] | None, options: dict[str, Any], say: Callable[[str], None]
-) -> Learner | None:
+def _resumed(folder: Path, title: str, options: dict[str, Any], say: Callable[[str], None]) -> Learner | None:
     """The learner that an interrupt left behind, or None."""
     if not (folder / CHECKPOINT).is_file():
         return None
     try:
-        learner = Learner.load(folder, head=head, **options)
+        learner = Learner.load(folder, **options)
         recorded(folder, len(learner.tasks))
     except ValueError as error:
         say(f"{title}: begun anew, for its checkpoint cannot be used: {error}")

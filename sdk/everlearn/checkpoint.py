@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from everlearn.learner import Learner
 
 FILE = "learner.safetensors"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -34,28 +34,33 @@ class Unfinished:
     Attributes:
         classes: the task's classes.
         labels: sha256 of the data set's labels, to know it again.
+        columns: see `TaskInfo`.
         epochs: epochs that are done.
-        momentum: the optimizer's buffers, one for each trainable parameter.
+        optimizer: its state for each trainable parameter, by name.
         features: the images' features before the task, float32 (N, F), where the head is carried.
     """
 
     classes: tuple[str, ...]
     labels: str
+    columns: tuple[int, ...]
     epochs: int
-    momentum: tuple[Tensor, ...]
+    optimizer: tuple[dict[str, Tensor], ...]
     features: NDArray[np.float32] | None
 
 
 def save(learner: "Learner", path: Path) -> None:
     """Write a learner into a folder; the file there is replaced whole or not at all."""
-    head = learner.head.state()
+    head, beside = learner.head.state(), [other.state() for other in learner.beside.values()]
+    states = {"head": head, **{f"beside.{index}": state for index, state in enumerate(beside)}}
     tensors = {f"method.{name}": value for name, value in learner.method.learned().items()}
-    tensors |= {f"head.{name}": torch.from_numpy(value) for name, value in head.arrays.items()}
+    for name, state in states.items():
+        tensors |= {f"{name}.{key}": torch.from_numpy(value) for key, value in state.arrays.items()}
     settings = learner.record() | {
         "format": FORMAT,
         "everlearn": version("everlearn"),
         "fingerprint": learner.backbone.fingerprint(),
-        "head": {"kind": head.kind, "classes": head.classes, "options": head.options},
+        "head": _about(head),
+        "beside": {name: _about(state) for name, state in zip(learner.beside, beside, strict=True)},
         "effort": {"seconds": learner.seconds, "trained": learner.trained},
         "unfinished": None,
     }
@@ -63,9 +68,11 @@ def save(learner: "Learner", path: Path) -> None:
         settings["unfinished"] = {
             "classes": learner.unfinished.classes,
             "labels": learner.unfinished.labels,
+            "columns": learner.unfinished.columns,
             "epochs": learner.unfinished.epochs,
         }
-        tensors |= {f"momentum.{index:06d}": value for index, value in enumerate(learner.unfinished.momentum)}
+        for index, moments in enumerate(learner.unfinished.optimizer):
+            tensors |= {f"optimizer.{index:06d}.{name}": value for name, value in moments.items()}
         if learner.unfinished.features is not None:
             tensors["features"] = torch.from_numpy(learner.unfinished.features)
     path.mkdir(parents=True, exist_ok=True)
@@ -86,7 +93,6 @@ def load(
     *,
     backbone: Backbone | None = None,
     method: Method | None = None,
-    head: type[Head] | None = None,
     weights: str | Path | None = None,
     **options: Any,
 ) -> "Learner":
@@ -109,14 +115,14 @@ def load(
                 f"{path} was saved with a method of the caller's own, {name}; pass an instance as method="
             )
         method = getattr(methods, name)(**settings["method"]["config"])
-    arrays = {name: value.numpy() for name, value in _part(tensors, "head").items()}
-    kept = HeadState(
-        settings["head"]["kind"], tuple(settings["head"]["classes"]), settings["head"]["options"], arrays
-    )
     learner = learner_class(
         backbone,
         method,
-        head=from_state(kept) if head is None else head.from_state(kept),
+        head=_head(settings["head"], _part(tensors, "head")),
+        beside={
+            name: _head(about, _part(tensors, f"beside.{index}"))
+            for index, (name, about) in enumerate(settings.get("beside", {}).items())
+        },
         **settings["training"],
         augmentation=_augmentation(settings["augmentation"]),
         seed=settings["seed"],
@@ -127,16 +133,25 @@ def load(
     effort = settings.get("effort", {})  # files of earlier versions have none
     learner.seconds, learner.trained = effort.get("seconds", 0.0), effort.get("trained", 0)
     if settings["unfinished"] is not None:
-        momentum = _part(tensors, "momentum")
         classes = tuple(settings["unfinished"]["classes"])
         learner.unfinished = Unfinished(
             classes,
             settings["unfinished"]["labels"],
+            tuple(settings["unfinished"]["columns"]),
             settings["unfinished"]["epochs"],
-            tuple(momentum[name].to(learner.device) for name in sorted(momentum)),
+            (),
             tensors["features"].numpy() if "features" in tensors else None,
         )
-        learner.begin_task(classes)
+        learner.begin_task(classes, learner.unfinished.columns)
+        states = tuple(
+            {
+                # Adam counts its steps on the CPU.
+                name: value.to(learner.device) if value.dim() else value
+                for name, value in _part(tensors, f"optimizer.{index:06d}").items()
+            }
+            for index in range(len(learner.method.trainable()))
+        )
+        learner.unfinished = replace(learner.unfinished, optimizer=states)
     learner.method.restore(_part(tensors, "method"))
     return learner
 
@@ -159,6 +174,15 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"format {FORMAT}: pip install --upgrade everlearn"
         )
     return settings, tensors
+
+
+def _about(state: HeadState) -> dict[str, Any]:
+    return {"kind": state.kind, "classes": state.classes, "options": state.options}
+
+
+def _head(about: dict[str, Any], tensors: dict[str, Tensor]) -> Head:
+    arrays = {name: value.numpy() for name, value in tensors.items()}
+    return from_state(HeadState(about["kind"], tuple(about["classes"]), about["options"], arrays))
 
 
 def _augmentation(stored: dict[str, Any] | None) -> Augmentation | None:

@@ -326,13 +326,13 @@ def regularisation_of(learner: Learner, images: int) -> float | None:
     Training that starts at the previous parameters and goes on for a time t, the sum of its
     learning rates over 1 - momentum, shrinks like a ridge of 1/t; weight decay and the method's own
     ``regularisation``, if it has one, add to that. An order of magnitude: the loss is not
-    squared, and the scale of the classifier is taken as 1. None where nothing is trained.
+    squared, and the scale of the classifier is taken as 1. None where nothing is trained, or by Adam.
 
     Source: Ali, Kolter and Tibshirani, "A Continuous-Time View of Early Stopping for Least Squares",
     AISTATS 2019.
     """
     setting = learner.training
-    if not learner.method.trainable() or setting.lr == 0:
+    if not learner.method.trainable() or setting.lr == 0 or setting.optimizer != "sgd":
         return None
     steps = -(-images // setting.batch_size)
     shares = [(1 + math.cos(math.pi * epoch / setting.epochs)) / 2 for epoch in range(setting.epochs)]

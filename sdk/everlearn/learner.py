@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from everlearn.features import FeatureStore
 from everlearn.files import read_json, write_json
 from everlearn.loader import plain_batches, train_batches
 from everlearn.methods import NTKCL
-from everlearn.methods.base import Method, TaskInfo
+from everlearn.methods.base import Method, TaskInfo, Training
 from everlearn.metrics import AccuracyMatrix, accuracy
 from everlearn.stream import ClassIncremental
 from everlearn_export.bundle import export_bundle
@@ -35,7 +35,7 @@ from everlearn_runtime.heads import Head
 
 DEFAULT_AUGMENTATION = Augmentation()
 
-_ATTACH, _BEGIN, _EPOCH = range(3)  # what a stream of random numbers is for
+_ATTACH, _BEGIN, _EPOCH, _SURVEY, _END = range(5)  # what a stream of random numbers is for
 
 
 class Learner:
@@ -45,9 +45,10 @@ class Learner:
         backbone: a name (the bundled one, or any timm model) or a `Backbone`.
         method: what adapts the backbone; NTK-CL when none is given.
         head: what turns features into classes; the method's own when none is given.
+        beside: further heads by name, which learn from the same features, to be compared.
         weights: see `load_backbone`.
-        epochs, batch_size, lr, momentum, weight_decay, carry: see `Training`; what is left out
-            is the method's own.
+        epochs, batch_size, lr, optimizer, momentum, weight_decay, carry: see `Training`; what is
+            left out is the method's own.
         augmentation: what training images go through; None leaves them as the head sees them.
         seed: of initial values, batch orders, augmentation and dropout.
         device: a torch device; CUDA where there is one, otherwise the CPU.
@@ -58,7 +59,7 @@ class Learner:
 
     Attributes:
         seconds: spent in `fit` so far, also by the processes that this one goes on from; what an
-            interrupt undid does not count.
+            interrupt undid does not count, nor do the heads beside its own.
         trained: the largest number of parameters that a task has trained.
 
     Raises:
@@ -72,10 +73,12 @@ class Learner:
         method: Method | None = None,
         *,
         head: Head | None = None,
+        beside: Mapping[str, Head] | None = None,
         weights: str | Path = "pretrained",
         epochs: int | None = None,
         batch_size: int | None = None,
         lr: float | None = None,
+        optimizer: str | None = None,
         momentum: float | None = None,
         weight_decay: float | None = None,
         carry: bool | None = None,
@@ -96,6 +99,7 @@ class Learner:
             "epochs": epochs,
             "batch_size": batch_size,
             "lr": lr,
+            "optimizer": optimizer,
             "momentum": momentum,
             "weight_decay": weight_decay,
             "carry": carry,
@@ -120,7 +124,9 @@ class Learner:
         self.method.to(self.device).eval()
         self.head = self.method.head() if head is None else head
         # A head of another width is told of now, not after the first task's training.
-        copy.deepcopy(self.head).update(np.ones((1, sum(self.method.sections))), ["probe"])
+        for one in (self.head, *(beside or {}).values()):
+            copy.deepcopy(one).update(np.ones((1, sum(self.method.sections))), ["probe"])
+        self.beside = dict(beside or {})
         self.tasks: list[tuple[str, ...]] = []
         self.unfinished: Unfinished | None = None
         self._seen: Images | None = None
@@ -152,30 +158,35 @@ class Learner:
                 f"this learner stopped after epoch {self.unfinished.epochs} of a task with other images, or "
                 "the same in another order; call fit with that task's data to finish it"
             )
-        keep: dict[int, Any] = {id(self.backbone): self.backbone}  # frozen, so no copy is needed
-        before = *copy.deepcopy((self.method, self.head), keep), self.unfinished
+        keep = {id(self.backbone): self.backbone, **self.backbone.shared()}  # frozen: no copy is needed
+        before = *copy.deepcopy((self.method, self.head, self.beside), keep), self.unfinished
         effort, self._start = (self.seconds, self.trained), time.perf_counter() - self.seconds
         try:
             if self.unfinished is None:
                 old_features = self.features(images) if self._carries() else None
-                self.begin_task(images.classes)
+                columns = self._columns(images)
+                self.begin_task(images.classes, columns)
             else:
-                old_features = self.unfinished.features
+                old_features, columns = self.unfinished.features, self.unfinished.columns
             position = {name: index for index, name in enumerate(images.classes)}
             targets = [position[label] for label in images.labels]
-            self._train(images, targets, labels, old_features, checkpoint)
             batches = plain_batches(images, self.backbone.input, targets=targets, workers=self.workers)
-            self.method.end_task(self._on_device(batches))
+            if self.unfinished is None:
+                with self._seeded(_SURVEY, len(self.tasks)):
+                    self.method.survey(self._on_device(batches))
+            self._train(images, targets, labels, columns, old_features, checkpoint)
+            with self._seeded(_END, len(self.tasks)):
+                self.method.end_task(self._on_device(batches))
             features = self.features(images)
-            if old_features is not None:
-                self.head.carry(old_features, features)
-            self.head.update(features, images.labels)
-            self.head.settle()  # so that saving changes nothing, not even the last bits
+            self._teach(self.head, old_features, features, images.labels)
+            seconds = time.perf_counter() - self._start
+            for head in self.beside.values():
+                self._teach(head, old_features, features, images.labels)
         except BaseException:
-            self.method, self.head, self.unfinished = before
+            self.method, self.head, self.beside, self.unfinished = before
             self.seconds, self.trained = effort
             raise
-        self.seconds = time.perf_counter() - self._start
+        self.seconds = seconds
         self.tasks.append(images.classes)
         self.unfinished = None
         self._seen = images
@@ -309,9 +320,9 @@ class Learner:
 
         Args:
             path: the folder.
-            options: ``backbone``, ``method``, ``head`` (the class, of a kind of the caller's own)
-                or ``weights`` where they cannot be found again by what was saved; ``device``,
-                ``workers``, ``progress`` and ``reuse`` as in the constructor.
+            options: ``backbone``, ``method`` or ``weights`` where they cannot be found again by
+                what was saved; ``device``, ``workers``, ``progress`` and ``reuse`` as in the
+                constructor.
 
         Raises:
             ValueError: when the file is missing, corrupt, from a newer format, or does not fit
@@ -319,7 +330,7 @@ class Learner:
         """
         return checkpoints.load(cls, Path(path), **options)
 
-    def begin_task(self, classes: tuple[str, ...]) -> None:
+    def begin_task(self, classes: tuple[str, ...], columns: tuple[int, ...] = ()) -> None:
         """Tell the method of a task; `fit` and `load` do this, seeded alike."""
         others = [index for index, name in enumerate(self.head.classes) if name not in classes]
         prototypes = np.zeros((0, sum(self.method.sections)))
@@ -329,20 +340,39 @@ class Learner:
             index=len(self.tasks),
             classes=classes,
             known=self.head.classes,
+            columns=columns,
             prototypes=torch.from_numpy(prototypes).float(),
         )
         with self._seeded(_BEGIN, task.index):
             self.method.begin_task(task)
 
+    def _columns(self, images: Images) -> tuple[int, ...]:
+        """Where the head will have each class: the known ones first, then by first appearance."""
+        order = list(dict.fromkeys((*self.head.classes, *images.labels)))
+        return tuple(order.index(name) for name in images.classes)
+
     def _carries(self) -> bool:
         """Whether the head has statistics that training would leave behind."""
         return self.training.carry and bool(self.tasks) and bool(self.method.trainable())
+
+    def _teach(
+        self,
+        head: Head,
+        old_features: NDArray[np.float32] | None,
+        features: NDArray[np.float32],
+        labels: Sequence[str],
+    ) -> None:
+        if old_features is not None:
+            head.carry(old_features, features)
+        self.method.teach(head, features, labels)
+        head.settle()  # so that saving changes nothing, not even the last bits
 
     def _train(
         self,
         images: Images,
         targets: Sequence[int],
         labels: str,
+        columns: tuple[int, ...],
         old_features: NDArray[np.float32] | None,
         checkpoint: str | Path | None,
     ) -> None:
@@ -351,15 +381,12 @@ class Learner:
         if not parameters:
             return
         setting, index = self.training, len(self.tasks)
-        optimizer = torch.optim.SGD(
-            parameters, lr=setting.lr, momentum=setting.momentum, weight_decay=setting.weight_decay
-        )
+        optimizer = make_optimizer(parameters, setting)
         first = 0
         if self.unfinished is not None:
             first = self.unfinished.epochs
-            # Without momentum there are no buffers.
-            for parameter, buffer in zip(parameters, self.unfinished.momentum, strict=setting.momentum > 0):
-                optimizer.state[parameter]["momentum_buffer"] = buffer.clone()
+            for parameter, state in zip(parameters, self.unfinished.optimizer, strict=True):
+                optimizer.state[parameter] = {name: value.clone() for name, value in state.items()}
         for epoch in range(first, setting.epochs):
             for group in optimizer.param_groups:
                 group["lr"] = setting.lr * (1 + math.cos(math.pi * epoch / setting.epochs)) / 2
@@ -379,9 +406,8 @@ class Learner:
                     bar.set_postfix(self._step(optimizer, batch, target), refresh=False)
             self.method.eval()
             if checkpoint is not None and epoch + 1 < setting.epochs:
-                states = [optimizer.state[parameter] for parameter in parameters] if setting.momentum else []
-                buffers = tuple(state["momentum_buffer"] for state in states)
-                self.unfinished = Unfinished(images.classes, labels, epoch + 1, buffers, old_features)
+                states = tuple(optimizer.state[parameter] for parameter in parameters)
+                self.unfinished = Unfinished(images.classes, labels, columns, epoch + 1, states, old_features)
                 self.seconds = time.perf_counter() - self._start
                 self.save(checkpoint)
 
@@ -431,6 +457,15 @@ class Learner:
             seed = np.random.SeedSequence([self.seed, *key]).generate_state(1, np.uint64)[0]
             torch.manual_seed(int(seed))
             yield
+
+
+def make_optimizer(parameters: list[torch.nn.Parameter], setting: Training) -> torch.optim.Optimizer:
+    """Make the optimizer that a `Training` names."""
+    if setting.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=setting.lr, weight_decay=setting.weight_decay)
+    return torch.optim.SGD(
+        parameters, lr=setting.lr, momentum=setting.momentum, weight_decay=setting.weight_decay
+    )
 
 
 def _device(device: str | torch.device | None) -> torch.device:

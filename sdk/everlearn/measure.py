@@ -10,7 +10,6 @@ import numpy as np
 from everlearn.files import read_json, write_json
 from everlearn.learner import Learner
 from everlearn.metrics import AccuracyMatrix, confusion, task_accuracy, within_task_accuracy
-from everlearn.side_by_side import SideBySide
 from everlearn.stream import ClassIncremental
 from everlearn_runtime.heads import LDA, Head, Prototypes, Ridge
 
@@ -107,12 +106,11 @@ def measure(
     learner: Learner,
     stream: ClassIncremental,
     *,
-    heads: Mapping[str, Head] | None = None,
     folder: str | Path | None = None,
     name: str | None = None,
     after_task: Callable[[str], None] = lambda line: None,
 ) -> Run:
-    """Learn a stream, and measure all tasks seen so far after each, with every head.
+    """Learn a stream, and measure all tasks seen so far after each, with every head of the learner.
 
     A method that takes all tasks `at_once` learns the stream as one task, and has figures for the
     end only.
@@ -120,9 +118,7 @@ def measure(
     Args:
         learner: a fresh one, or one that `Learner.load` gave back of ``folder``.
         stream: the tasks.
-        heads: learn from the same features, beside the method's own; one that goes on has them
-            with it.
-        folder: for checkpoints; ``Learner.load(folder, head=SideBySide)`` goes on from there.
+        folder: for checkpoints; a learner that `Learner.load` gives back of it goes on from there.
         name: of the method; that of its class when left out.
         after_task: is told in one line how far it is.
 
@@ -130,8 +126,6 @@ def measure(
         ValueError: when the learner has learned other tasks than those of which ``folder`` has the
             figures.
     """
-    if heads and not isinstance(learner.head, SideBySide):
-        learner.head = SideBySide({OWN: learner.head, **heads})
     at_once = learner.method.at_once
     learning = stream.at_once() if at_once else stream
     rows = recorded(folder, len(learner.tasks))
@@ -143,8 +137,6 @@ def measure(
             if folder is not None:
                 write_json(Path(folder) / _ROWS, {"rows": rows})
         after_task(f"task {task.index + 1}: {100 * rows[task.index][OWN]['seen']:.1f} %")
-    own = learner.head
-    beside = own.seconds if isinstance(own, SideBySide) else 0.0
     stored = learner.reuse.stored(learner.method) if learner.reuse is not None else None
     return Run(
         method=name or type(learner.method).__name__,
@@ -153,7 +145,7 @@ def measure(
         classes=list(stream.classes),
         tasks=[len(task.classes) for task in stream],
         scores={head: _score(learner, one, head, rows) for head, one in _heads(learner).items()},
-        seconds=learner.seconds - beside,
+        seconds=learner.seconds,
         reused=stored.seconds[0] if stored is not None else None,
         trained=learner.trained,
         device=str(learner.device),
@@ -161,7 +153,7 @@ def measure(
 
 
 def _heads(learner: Learner) -> Mapping[str, Head]:
-    return learner.head.heads if isinstance(learner.head, SideBySide) else {OWN: learner.head}
+    return {OWN: learner.head, **learner.beside}
 
 
 def recorded(folder: str | Path | None, done: int) -> list[dict[str, dict[str, Any]]]:

@@ -2,10 +2,11 @@
 
 from everlearn_runtime.heads.base import Head, HeadState
 from everlearn_runtime.heads.lda import LDA
+from everlearn_runtime.heads.linear import Linear
 from everlearn_runtime.heads.prototype import Prototypes
 from everlearn_runtime.heads.ridge import Ridge
 
-__all__ = ["LDA", "Head", "HeadState", "Prototypes", "Ridge", "from_state"]
+__all__ = ["LDA", "Head", "HeadState", "Linear", "Prototypes", "Ridge", "from_state"]
 
 
 def from_state(state: HeadState) -> Head:
@@ -20,7 +21,7 @@ def from_state(state: HeadState) -> Head:
     >>> from_state(LDA(shrinkage=0.1).state()).options
     {'shrinkage': 0.1}
     """
-    kinds: dict[str, type[Head]] = {head.kind: head for head in (Prototypes, LDA, Ridge)}
+    kinds: dict[str, type[Head]] = {head.kind: head for head in (Prototypes, LDA, Ridge, Linear)}
     if state.kind not in kinds:
         raise ValueError(f"unknown head {state.kind!r}; this version knows {', '.join(kinds)}")
     return kinds[state.kind].from_state(state)

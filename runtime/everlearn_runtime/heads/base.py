@@ -66,12 +66,19 @@ class Head(ABC):
     Every head keeps the number of samples and the mean feature of each class (means rather than
     sums: Chan's update of a mean is the one that also gives exact scatter). A batch update, the
     same samples one by one, in another order, or spread over two heads that are merged give the
-    same statistics up to rounding. A call that raises leaves the head as it was.
+    same statistics up to rounding, in every head that is ``exact``. A call that raises leaves the
+    head as it was.
 
     A head does not lock: callers that share one between threads hold a lock of their own.
+
+    Attributes:
+        kind: its name in a :class:`HeadState`.
+        exact: updates are sums: independent of the order and of the cut into batches, and
+            mergeable. A head that cannot promise that says False, and its docstring why.
     """
 
     kind: ClassVar[str]
+    exact: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._index: dict[str, int] = {}

@@ -2,6 +2,8 @@
 
 from everlearn.adapters.bottleneck import Bottleneck
 from everlearn.adapters.hybrid import Hybrid
+from everlearn.adapters.lora import LoRA, insert_lora
+from everlearn.adapters.merge import merge
 from everlearn.adapters.prompt import PromptGenerator
 
-__all__ = ["Bottleneck", "Hybrid", "PromptGenerator"]
+__all__ = ["Bottleneck", "Hybrid", "LoRA", "PromptGenerator", "insert_lora", "merge"]

@@ -1,5 +1,6 @@
 """A bottleneck beside the MLP: NTK-CL's channel view (S2), AdaptFormer's adapter."""
 
+import copy
 import math
 
 import torch
@@ -36,9 +37,11 @@ class Bottleneck(nn.Module):
         added: Tensor = self.scale * self.up(hidden)
         return added
 
-    def fold_scale(self) -> None:
-        """Fold the scale into the weights: one multiplication less, the same output."""
+    def merged(self) -> "Bottleneck":
+        """Make one with the scale in its weights: a multiplication less, the same output."""
+        folded = copy.deepcopy(self)
         with torch.no_grad():
-            self.up.weight.mul_(self.scale)
-            self.up.bias.mul_(self.scale)
-        self.scale = 1.0
+            folded.up.weight.mul_(self.scale)
+            folded.up.bias.mul_(self.scale)
+        folded.scale = 1.0
+        return folded

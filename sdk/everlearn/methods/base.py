@@ -2,20 +2,23 @@
 
 import copy
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from everlearn.adapters.merge import merge
 from everlearn.backbones import Backbone
 from everlearn_runtime.heads import Head, Prototypes
 
 
 @dataclass(frozen=True)
 class Training:
-    """How the loop trains: plain SGD with momentum, the rate on a cosine per epoch to zero.
+    """How the loop trains: SGD with momentum or Adam, the rate on a cosine per epoch to zero.
 
     Training moves the features, and what the head knows of earlier tasks was learned on those
     before. `carry` moves that along (`Head.carry`), by how the features of the task's own images
@@ -25,7 +28,8 @@ class Training:
         epochs: passes over a task's images.
         batch_size: images a step.
         lr: rate of the first epoch.
-        momentum: SGD's momentum.
+        optimizer: "sgd" or "adam".
+        momentum: SGD's momentum; Adam does not look at it.
         weight_decay: L2 on every trainable parameter.
         carry: carry the head's statistics of earlier tasks along; False leaves them as they were.
     """
@@ -33,6 +37,7 @@ class Training:
     epochs: int = 20
     batch_size: int = 16
     lr: float = 0.025
+    optimizer: str = "sgd"
     momentum: float = 0.9
     weight_decay: float = 5e-4
     carry: bool = True
@@ -46,6 +51,8 @@ class Training:
             value = getattr(self, name)
             if not 0 <= value < upper:
                 raise ValueError(f"{name} must be at least 0 and below {upper}, got {value!r}")
+        if self.optimizer not in ("sgd", "adam"):
+            raise ValueError(f"optimizer must be 'sgd' or 'adam', got {self.optimizer!r}")
         if not isinstance(self.carry, bool):
             raise ValueError(f"carry must be True or False, got {self.carry!r}")
 
@@ -60,12 +67,29 @@ class TaskInfo:
         known: the classes known before this task, in the order of their arrival.
         prototypes: float32 (C, F), mean features of the known classes that are not in this
             task, as they were when they were learned.
+        columns: for each of this task's classes its place in the order of arrival, where the head
+            will have it: new ones behind the known ones, by default in the order they have here.
     """
 
     index: int
     classes: tuple[str, ...]
     known: tuple[str, ...]
     prototypes: Tensor
+    columns: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.columns:
+            order = list(dict.fromkeys((*self.known, *self.classes)))
+            object.__setattr__(self, "columns", tuple(map(order.index, self.classes)))
+
+    @property
+    def seen(self) -> int:
+        """How many classes are known with this task's."""
+        return max(len(self.known), *(column + 1 for column in self.columns))
+
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+"""Normalised images float32 (B, 3, H, W) and targets int64 (B,), positions in the task's classes."""
 
 
 class Method(nn.Module):
@@ -73,16 +97,19 @@ class Method(nn.Module):
 
     Constructor arguments are the configuration: keyword-only, kept as attributes of the same
     name. ``Learner`` owns the loop and calls, in this order: `attach` once; for every task
-    `begin_task`, then `loss` and `after_step` for every batch, then `end_task`; `features`
-    whenever the head looks.
+    `begin_task` and `survey`, then `loss` and `after_step` for every batch, then `end_task`;
+    `features` whenever the head looks, and `teach` when it learns.
 
     Attributes:
         defaults: how this method is trained when the user says nothing else.
         at_once: a benchmark gives it all tasks as one: a ceiling, and no continual learner.
+        grows: what of `learned` grows from task to task, by the start of its name, and with what:
+            "classes" or "images".
     """
 
     defaults: ClassVar[Training] = Training()
     at_once: ClassVar[bool] = False
+    grows: ClassVar[dict[str, str]] = {}
     backbone: Backbone
 
     def attach(self, backbone: Backbone) -> None:
@@ -91,6 +118,13 @@ class Method(nn.Module):
 
     def begin_task(self, task: TaskInfo) -> None:
         """Grow, freeze, take snapshots."""
+
+    def survey(self, batches: Batches) -> None:
+        """Look at the task's images once before they train; ``batches`` are as the head sees them.
+
+        A run that is resumed calls `begin_task` again but not this: what it finds has to lie in
+        parameters or buffers.
+        """
 
     def loss(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Named terms of the loss, weighted: the loop sums them.
@@ -104,12 +138,25 @@ class Method(nn.Module):
     def after_step(self) -> None:
         """Do what follows each optimizer step, such as averaging."""
 
-    def end_task(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    def end_task(self, batches: Batches) -> None:
         """Average, collect statistics; ``batches`` are the task's images as the head sees them."""
+
+    def teach(self, head: Head, features: NDArray[np.float32], labels: Sequence[str]) -> None:
+        """Let the head learn a task's features (N, F), when the task has ended."""
+        head.update(features, labels)
 
     def features(self, images: Tensor) -> Tensor:
         """Features (B, F) of normalised images (B, 3, H, W)."""
         return self.backbone.features(images)
+
+    def report(self, tasks: Sequence[Batches]) -> str:
+        """Say what this method itself can tell about a run, as text; empty when that is nothing.
+
+        Args:
+            tasks: images of each task learned, as the head sees them; targets are places in the
+                order in which the classes arrived.
+        """
+        return ""
 
     @property
     def sections(self) -> tuple[int, ...]:
@@ -121,8 +168,8 @@ class Method(nn.Module):
         return Prototypes(self.sections)
 
     def deployable(self) -> nn.Module:
-        """Make a copy for export, in evaluation mode: normalised images to features."""
-        return Features(copy.deepcopy(self)).eval().requires_grad_(False)
+        """Make a copy for export, in evaluation mode, adapters merged: normalised images to features."""
+        return merge(Features(copy.deepcopy(self)).eval().requires_grad_(False))
 
     def config(self) -> dict[str, Any]:
         """Give the constructor's arguments, to write them down."""
@@ -135,11 +182,19 @@ class Method(nn.Module):
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def learned(self) -> dict[str, Tensor]:
-        """Give what the method keeps beside the backbone: the part of its state to save."""
-        return {name: value for name, value in self.state_dict().items() if not name.startswith("backbone.")}
+        """Give what the method keeps beside the backbone: the part of its state to save.
+
+        Of a `Backbone.twin` that is what was put into it: the weights are the backbone's own.
+        """
+        shared = self.backbone.shared()
+        state = self.state_dict(keep_vars=True)
+        return {name: value.detach() for name, value in state.items() if id(value) not in shared}
 
     def restore(self, learned: dict[str, Tensor]) -> None:
         """Put back what `learned` gave; ``ValueError`` when it is another configuration's."""
+        for name, module in self.named_modules():
+            if isinstance(module, Growing):
+                module.grow(len(learned.get(f"{name}.{module.counted}", ())))
         own = self.learned()
         shapes = {name: tuple(value.shape) for name, value in own.items()}
         if shapes != {name: tuple(value.shape) for name, value in learned.items()}:
@@ -161,6 +216,38 @@ class Features(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Features (B, F) of normalised images (B, 3, H, W)."""
         return self.method.features(images)
+
+
+@runtime_checkable
+class Growing(Protocol):
+    """A module that makes room, so that there are so many rows of the tensor that is ``counted``."""
+
+    counted: ClassVar[str]
+
+    def grow(self, rows: int, /) -> None:
+        """Make room; rows that are there stay."""
+
+
+class LinearClassifier(nn.Module):
+    """Logits ``w_c . features + b_c``; new classes start at zero."""
+
+    counted: ClassVar[str] = "weight"
+
+    def __init__(self, width: int, classes: int = 0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(classes, width))
+        self.bias = nn.Parameter(torch.zeros(classes))
+
+    def grow(self, classes: int) -> None:
+        """Make room for further classes, so that there are this many; old rows stay."""
+        new = max(classes - len(self.weight), 0)
+        trains = self.weight.requires_grad
+        self.weight = nn.Parameter(nn.functional.pad(self.weight.detach(), (0, 0, 0, new)), trains)
+        self.bias = nn.Parameter(nn.functional.pad(self.bias.detach(), (0, new)), trains)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (B, C) of features (B, F)."""
+        return nn.functional.linear(features, self.weight, self.bias)
 
 
 class CosineClassifier(nn.Module):

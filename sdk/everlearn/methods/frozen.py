@@ -23,14 +23,8 @@ class Frozen(Method):
     @property
     def sections(self) -> tuple[int, ...]:
         """Widths of CLS and of the mean patch, or of the one feature vector."""
-        both = self.patches and self.backbone.pooled is not None
-        return (self.backbone.width,) * (2 if both else 1)
+        return self.backbone.sections(self.patches)
 
     def features(self, images: Tensor) -> Tensor:
         """Features (B, F) of normalised images (B, 3, H, W)."""
-        if not self.patches:
-            return super().features(images)
-        tokens = self.backbone.embed(images)
-        for block in self.backbone.blocks():
-            tokens = block(tokens)
-        return self.backbone.both(tokens).flatten(1)
+        return self.backbone.features(images, patches=self.patches)

@@ -247,14 +247,6 @@ class NTKCL(Method):
             return self._one_pass(images, self.pre["channel"]).flatten(1)
         return self.views(images)[2]
 
-    def deployable(self) -> nn.Module:
-        """Copy for export, with the bottlenecks' scale folded into their weights."""
-        module = super().deployable()
-        for adapter in module.modules():
-            if isinstance(adapter, Bottleneck):
-                adapter.fold_scale()
-        return module
-
     def views(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Give z_c, z_p and z_m, (B, F) each, of normalised images (B, 3, H, W); four passes."""
         shared = self._first(images)
