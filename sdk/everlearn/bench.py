@@ -308,6 +308,9 @@ def _resumed(folder: Path, title: str, options: dict[str, Any], say: Callable[[s
     return learner
 
 
+_MEANING = {"fingerprint": "weights of the backbone"}
+
+
 class _Folder:
     """Where the results of a benchmark lie."""
 
@@ -315,7 +318,7 @@ class _Folder:
         self.path = path
         self.settings = _as_read(settings)
         if (path / FILE).is_file():
-            self._check(Bench.read(path).settings)
+            self._check(path / FILE, Bench.read(path).settings)
         else:
             self.collect([])
 
@@ -358,19 +361,20 @@ class _Folder:
     def _read(self, file: Path) -> Run:
         data = read_json(file, "a run")
         try:
-            self._check(data["settings"])
+            self._check(file, data["settings"])
             return Run.from_dict(data["run"])
         except KeyError as error:
             raise ValueError(
                 f"{file} is damaged, {error} is missing; delete it to have it made anew"
             ) from error
 
-    def _check(self, begun: dict[str, Any]) -> None:
+    def _check(self, file: Path, begun: dict[str, Any]) -> None:
         for key, now in self.settings.items():
             if begun.get(key) != now:
+                known = key in begun and key not in ("data", "fingerprint")
+                difference = f"{key} {begun[key]}, not {now}" if known else f"other {_MEANING.get(key, key)}"
                 raise ValueError(
-                    f"{self.path} was begun with {key} {begun.get(key)}, not {now}; go on with the same, or "
-                    "give another --out"
+                    f"{file} was begun with {difference}; go on with the same, or give another --out"
                 )
 
 
