@@ -22,6 +22,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from everlearn import methods as all_methods
+from everlearn import processes
 from everlearn.augmentation import Augmentation
 from everlearn.backbones import BUNDLED, Backbone, load_backbone
 from everlearn.checkpoint import FILE as CHECKPOINT
@@ -206,6 +207,10 @@ def bench(
 
     # Whether every method can be made at all is said before hours of learning, not after.
     records = {name: fresh(name, seeds[0]).record() for name in makers}
+    if processes.count() > 1:
+        raise ValueError(
+            f"a benchmark is made by one process, not {processes.count()}; leave the launcher out"
+        )
     digests = [_digest(part, progress) for part in data]
     settings = {
         "data": digests,

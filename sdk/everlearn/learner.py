@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from everlearn import checkpoint as checkpoints
+from everlearn import processes
 from everlearn.augmentation import Augmentation
 from everlearn.backbones import BUNDLED, Backbone, load_backbone
 from everlearn.checkpoint import Unfinished
@@ -30,7 +31,7 @@ from everlearn.methods.base import Method, TaskInfo, Training
 from everlearn.metrics import AccuracyMatrix, accuracy
 from everlearn.stream import ClassIncremental
 from everlearn_export.bundle import export_bundle
-from everlearn_runtime.bundle import Manifest
+from everlearn_runtime.bundle import Bundle, Manifest
 from everlearn_runtime.heads import Head
 
 DEFAULT_AUGMENTATION = Augmentation()
@@ -51,7 +52,8 @@ class Learner:
             left out is the method's own.
         augmentation: what training images go through; None leaves them as the head sees them.
         seed: of initial values, batch orders, augmentation and dropout.
-        device: a torch device; CUDA where there is one, otherwise the CPU.
+        device: a torch device; CUDA where there is one, otherwise the CPU. Started by ``accelerate
+            launch``, each process takes a GPU of its own (see `everlearn.processes`).
         precision: ``"fp32"``, or ``"bf16"`` to train under autocast (features stay fp32).
         workers: processes that load images; the result does not depend on it.
         progress: show progress bars; by default where there is a terminal.
@@ -109,7 +111,7 @@ class Learner:
         )
         self.augmentation = augmentation
         self.seed = seed
-        self.device = _device(device)
+        self.device = processes.join(device)
         self.precision = precision
         self.workers = workers
         self.progress = progress
@@ -136,6 +138,7 @@ class Learner:
         """The classes known so far, in the order of their arrival."""
         return self.head.classes
 
+    @processes.together()
     def fit(self, data: object, *, checkpoint: str | Path | None = None) -> "Learner":
         """Learn a task: images of any classes, new and old ones alike.
 
@@ -158,6 +161,7 @@ class Learner:
                 f"this learner stopped after epoch {self.unfinished.epochs} of a task with other images, or "
                 "the same in another order; call fit with that task's data to finish it"
             )
+        processes.agree(bytes.fromhex(labels), "the labels of this task")
         keep = {id(self.backbone): self.backbone, **self.backbone.shared()}  # frozen: no copy is needed
         before = *copy.deepcopy((self.method, self.head, self.beside), keep), self.unfinished
         effort, self._start = (self.seconds, self.trained), time.perf_counter() - self.seconds
@@ -174,9 +178,11 @@ class Learner:
             if self.unfinished is None:
                 with self._seeded(_SURVEY, len(self.tasks)):
                     self.method.survey(self._on_device(batches))
+                processes.same(self.method.learned().values())
             self._train(images, targets, labels, columns, old_features, checkpoint)
             with self._seeded(_END, len(self.tasks)):
                 self.method.end_task(self._on_device(batches))
+            processes.same(self.method.learned().values())
             features = self.features(images)
             self._teach(self.head, old_features, features, images.labels)
             seconds = time.perf_counter() - self._start
@@ -194,6 +200,7 @@ class Learner:
             self.save(checkpoint)
         return self
 
+    @processes.together()
     def run(self, stream: ClassIncremental, *, checkpoint: str | Path | None = None) -> AccuracyMatrix:
         """Learn every task of a stream, and measure all tasks seen so far after each.
 
@@ -227,7 +234,7 @@ class Learner:
                         f"{task.index + 1} are not on record; start again with a fresh learner"
                     )
                 matrix.record(*self._accuracies(stream, task.index))
-                if record is not None:
+                if record is not None and processes.is_main():
                     write_json(record, matrix.to_dict())
         return matrix
 
@@ -240,6 +247,7 @@ class Learner:
         """Name the class of each image: PIL images or uint8 arrays (H, W, 3) or (H, W)."""
         return self._predict(as_images([(image, "unlabelled") for image in images]))
 
+    @processes.together()
     def features(self, data: object) -> NDArray[np.float32]:
         """What the head sees, float32 (N, F), of anything that `as_images` takes."""
         images = as_images(data)
@@ -250,15 +258,15 @@ class Learner:
         return self._compute(images)
 
     def _compute(self, images: Images) -> NDArray[np.float32]:
-        batches = plain_batches(images, self.backbone.input, workers=self.workers)
+        batches = plain_batches(images, self.backbone.input, workers=self.workers, shared=True)
         self.method.eval()
+        parts = [np.zeros((0, sum(self.method.sections)), np.float32)]  # a process may have no batch
         with torch.inference_mode():
-            parts = [
-                self.method.features(batch).cpu().numpy()
-                for batch, _ in self._bar(self._on_device(batches), "features", len(batches), "batch")
-            ]
-        return np.concatenate(parts)
+            for batch, _ in self._bar(self._on_device(batches), "features", len(batches), "batch"):
+                parts.append(self.method.features(batch).cpu().numpy())
+        return processes.gather(np.concatenate(parts))
 
+    @processes.together()
     def export(self, path: str | Path, *, images: object | None = None, overwrite: bool = False) -> Manifest:
         """Write the bundle that a device opens: one static graph and the head.
 
@@ -284,7 +292,10 @@ class Learner:
         record = self.record()
         if record["backbone"]:  # the device need not know in which folder the weights lay
             record["backbone"]["weights"] = Path(record["backbone"]["weights"]).name
-        return export_bundle(
+        if not processes.is_main():
+            processes.wait()
+            return Bundle.open(path).manifest
+        manifest = export_bundle(
             path,
             self.method.deployable().cpu(),
             head=self.head,
@@ -297,6 +308,8 @@ class Learner:
             overwrite=overwrite,
             progress=self.progress,
         )
+        processes.wait()
+        return manifest
 
     def record(self) -> dict[str, Any]:
         """Give how this learner was made and what it has learned, ready for JSON."""
@@ -310,9 +323,11 @@ class Learner:
             "tasks": [list(classes) for classes in self.tasks],
         }
 
+    @processes.together()
     def save(self, path: str | Path) -> None:
         """Save to a folder, as one file that replaces the last one whole."""
-        checkpoints.save(self, Path(path))
+        if processes.is_main():
+            checkpoints.save(self, Path(path))
 
     @classmethod
     def load(cls, path: str | Path, **options: Any) -> "Learner":
@@ -400,11 +415,12 @@ class Learner:
                 workers=self.workers,
             )
             self.method.train()
-            with self._seeded(_EPOCH, index, epoch):
+            with self._seeded(_EPOCH, index, epoch, *processes.key()):
                 name = f"task {index + 1}, epoch {epoch + 1}/{setting.epochs}"
                 for batch, target in (bar := self._bar(self._on_device(batches), name, len(batches), "step")):
                     bar.set_postfix(self._step(optimizer, batch, target), refresh=False)
             self.method.eval()
+            processes.same(self.method.learned().values())
             if checkpoint is not None and epoch + 1 < setting.epochs:
                 states = tuple(optimizer.state[parameter] for parameter in parameters)
                 self.unfinished = Unfinished(images.classes, labels, columns, epoch + 1, states, old_features)
@@ -412,20 +428,26 @@ class Learner:
                 self.save(checkpoint)
 
     def _step(self, optimizer: torch.optim.Optimizer, images: Tensor, targets: Tensor) -> dict[str, str]:
+        optimizer.zero_grad()
+        terms = self._backward(images, targets) if len(images) else {}
+        parameters = self.method.trainable()
+        for parameter in parameters:
+            if parameter.grad is None:  # so that every parameter has its momentum and its decay
+                parameter.grad = torch.zeros_like(parameter)
+        processes.mean_gradients(parameters, weight=len(images))
+        optimizer.step()
+        self.method.after_step()
+        return {name: f"{value.item():.3g}" for name, value in terms.items()}
+
+    def _backward(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             terms = self.method.loss(images, targets)
         total = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(total):
             values = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
             raise FloatingPointError(f"the loss is no longer finite ({values}); lower lr={self.training.lr}")
-        optimizer.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]
-        for parameter in self.method.trainable():
-            if parameter.grad is None:  # so that every parameter has its momentum and its decay
-                parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-        self.method.after_step()
-        return {name: f"{value.item():.3g}" for name, value in terms.items()}
+        return terms
 
     def _predict(self, images: Images) -> list[str]:
         if not self.classes:
@@ -447,6 +469,7 @@ class Learner:
 
     def _bar(self, batches: Iterator[tuple[Tensor, Tensor]], name: str, total: int, unit: str) -> Any:
         quiet = None if self.progress is None else not self.progress  # None: quiet without a terminal
+        quiet = quiet if processes.is_main() else True
         return tqdm(batches, desc=name, total=total, unit=unit, disable=quiet, leave=False)
 
     @contextlib.contextmanager
@@ -466,17 +489,3 @@ def make_optimizer(parameters: list[torch.nn.Parameter], setting: Training) -> t
     return torch.optim.SGD(
         parameters, lr=setting.lr, momentum=setting.momentum, weight_decay=setting.weight_decay
     )
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:  # the latter by a torch built without CUDA
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device={device!r} cannot be used here ({reason}); leave it out, or take 'cpu'"
-        ) from error
-    return chosen

@@ -26,7 +26,7 @@ class Training:
 
     Attributes:
         epochs: passes over a task's images.
-        batch_size: images a step.
+        batch_size: images a step, of all processes together.
         lr: rate of the first epoch.
         optimizer: "sgd" or "adam".
         momentum: SGD's momentum; Adam does not look at it.
@@ -128,6 +128,10 @@ class Method(nn.Module):
 
     def loss(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Named terms of the loss, weighted: the loop sums them.
+
+        Each of several processes calls it with its part of the batch, and its gradients are averaged
+        by the number of images: the same as by one process for terms that are means over images, or do
+        not look at images; terms that compare images with each other compare those of a part.
 
         Args:
             images: normalised float32 (B, 3, H, W).
