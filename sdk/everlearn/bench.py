@@ -12,7 +12,7 @@ stopped one was.
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -47,10 +47,12 @@ class Bench:
     Attributes:
         settings: what all runs have in common: data, tasks, backbone, training.
         runs: in the order in which they were asked for.
+        version: of everlearn, that wrote them.
     """
 
     settings: dict[str, Any]
     runs: tuple[Run, ...]
+    version: str = field(default_factory=partial(version, "everlearn"))
 
     @classmethod
     def read(cls, folder: str | Path) -> "Bench":
@@ -65,7 +67,8 @@ class Bench:
                 f"reads format {FORMAT}: pip install --upgrade everlearn"
             )
         try:
-            return cls(data["settings"], tuple(Run.from_dict(run) for run in data["runs"]))
+            runs = tuple(Run.from_dict(run) for run in data["runs"])
+            return cls(data["settings"], runs, data["everlearn"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{file} is damaged ({error}); delete it, and the bench that made it makes it again"
@@ -75,7 +78,7 @@ class Bench:
         """Write everything as one JSON file into a folder."""
         data = {
             "format": FORMAT,
-            "everlearn": version("everlearn"),
+            "everlearn": self.version,
             "settings": self.settings,
             "runs": [run.to_dict() for run in self.runs],
         }

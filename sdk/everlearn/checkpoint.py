@@ -156,6 +156,20 @@ def load(
     return learner
 
 
+def summary(path: Path) -> dict[str, Any]:
+    """What a saved learner says of itself, without making it: `Learner.record`, and more.
+
+    Of the rest, "bytes" is what method and head keep between tasks, "effort" has the learner's
+    ``seconds`` and ``trained``, and "head" the kind of its head.
+
+    Raises:
+        ValueError: when the file is missing, damaged, or from a newer format.
+    """
+    settings, tensors = _read(path / FILE)
+    kept = {**_part(tensors, "method"), **_part(tensors, "head")}
+    return {"effort": {}, **settings, "bytes": sum(value.nbytes for value in kept.values())}
+
+
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not file.is_file():
         raise ValueError(f"no learner is saved at {file.parent}; expected the file {FILE} there")

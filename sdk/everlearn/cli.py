@@ -12,12 +12,14 @@ from tqdm.auto import tqdm
 from everlearn import methods, processes, recipes
 from everlearn.augmentation import Augmentation
 from everlearn.backbones import BUNDLED, load_backbone
+from everlearn.bench import FILE as BENCH
 from everlearn.bench import bench
 from everlearn.checkpoint import FILE
 from everlearn.data import Images, load
 from everlearn.diagnosis import diagnose_run
 from everlearn.learner import Learner
 from everlearn.measure import HEADS
+from everlearn.report import write_report
 from everlearn.stream import ClassIncremental
 from everlearn_runtime import cli as device
 from everlearn_runtime.errors import MissingExtra
@@ -112,13 +114,16 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser(
         "report",
-        help="say what limits a run: samples, tasks or regularisation",
-        description="Say which of three factors limits a run, by the neural tangent kernel on a sample of "
+        help="draw what a run found, and say what limits it",
+        description="Write a page with the pictures of a run, RUN/report/index.html. With the data that it "
+        "was trained on, also say which of three factors limits it, by the neural tangent kernel on some of "
         "its training images: too few samples, entangled tasks, or too little (or too much) regularisation.",
     )
     report.set_defaults(run=_report)
-    report.add_argument("learner", metavar="RUN", help="what train wrote")
-    report.add_argument("data", metavar="DATA", help="the data set that it was trained on")
+    report.add_argument("learner", metavar="RUN", help="what train or bench wrote")
+    report.add_argument(
+        "data", metavar="DATA", nargs="?", help="the data set that it was trained on, for what train wrote"
+    )
     report.add_argument("--samples", type=int, default=32, metavar="N", help="images a task; default 32")
     report.add_argument(
         "--readouts", type=int, default=8, metavar="K", help="random readouts of the features; default 8"
@@ -240,14 +245,21 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
+    if arguments.data is None:
+        print(write_report(arguments.learner))
+        return
+    if (Path(arguments.learner) / BENCH).is_file():
+        raise ValueError(
+            f"{arguments.learner} is a benchmark, which keeps no learner; leave {arguments.data} out"
+        )
     learner = Learner.load(arguments.learner)
-    images, _ = load(arguments.data, learner.seed)  # split as it was for training
-    print(
-        diagnose_run(
-            learner,
-            [images.of_classes(classes) for classes in learner.tasks],
-            samples=arguments.samples,
-            readouts=arguments.readouts,
-            seed=arguments.seed,
-        ).text()
-    )
+    train, test = load(arguments.data, learner.seed)  # split as it was for training
+    diagnosis = diagnose_run(
+        learner,
+        [train.of_classes(classes) for classes in learner.tasks],
+        samples=arguments.samples,
+        readouts=arguments.readouts,
+        seed=arguments.seed,
+    ).text()
+    print(diagnosis)
+    print(f"\n{write_report(arguments.learner, learner=learner, test=test, diagnosis=diagnosis)}")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from everlearn.data import Images
 from everlearn.files import read_json, write_json
 from everlearn.learner import Learner
 from everlearn.metrics import AccuracyMatrix, confusion, task_accuracy, within_task_accuracy
@@ -133,7 +134,9 @@ def measure(
         if task.index == len(learner.tasks):
             learner.fit(task.train, checkpoint=folder)
         if task.index == len(rows):
-            rows.append(_row(learner, stream, len(stream) - 1 if at_once else task.index))
+            seen = len(stream) if at_once else task.index + 1
+            tasks = [stream[index].classes for index in range(seen)]
+            rows.append(figures(learner, stream[seen - 1].test_so_far, tasks))
             if folder is not None:
                 write_json(Path(folder) / _ROWS, {"rows": rows})
         after_task(f"task {task.index + 1}: {100 * rows[task.index][OWN]['seen']:.1f} %")
@@ -173,18 +176,22 @@ def recorded(folder: str | Path | None, done: int) -> list[dict[str, dict[str, A
     return rows
 
 
-def _row(learner: Learner, stream: ClassIncremental, last: int) -> dict[str, dict[str, Any]]:
-    """The figures of each head on the tasks up to ``last``."""
-    images = stream[last].test_so_far
+def figures(learner: Learner, images: Images, tasks: Sequence[Sequence[str]]) -> dict[str, dict[str, Any]]:
+    """The figures of each head of a learner as it stands, on test images of these tasks.
+
+    By name of the head: accuracy over all images ("seen"), on each task's ("accuracies", of
+    "images" images), "task_id" and "within_task" as in `Score`, and "confusion" with positions in
+    the classes of the tasks, one task after the other.
+    """
     features, labels = learner.features(images), np.array(images.labels)
-    tasks = [stream[index].classes for index in range(last + 1)]
+    order = [name for classes in tasks for name in classes]
     members = [np.isin(labels, classes) for classes in tasks]
     row = {}
     for name, head in _heads(learner).items():
         scores = head.scores(features)
         predicted = np.array(head.classes)[scores.argmax(axis=1)]
         right = predicted == labels
-        counts = confusion(predicted.tolist(), images.labels, stream.classes)
+        counts = confusion(predicted.tolist(), images.labels, order)
         row[name] = {
             "seen": float(right.mean()),
             "accuracies": [float(right[here].mean()) for here in members],
