@@ -102,9 +102,9 @@ class Bench:
         cells = [["method", "head", *titles, "seeds"]]
         for (method, head), runs in self.rows().items():
             scores = [run.scores[head] for run in runs]
-            seconds = f"{np.mean([run.seconds for run in runs]):.0f}"
+            time = seconds(float(np.mean([run.seconds for run in runs])))
             if runs[0].reused is not None:
-                seconds += f" + {np.mean([run.reused for run in runs if run.reused is not None]):.0f}*"
+                time += f" + {seconds(runs[0].reused)}*"
             cells.append(
                 [
                     method,
@@ -116,7 +116,7 @@ class Bench:
                     spread([score.within_task[-1] for score in scores]),
                     f"{max(run.trained for run in runs):,}",
                     f"{np.mean([score.bytes for score in scores]) / 1e6:.2f}",
-                    seconds,
+                    time,
                     str(len(runs)),
                 ]
             )
@@ -146,6 +146,15 @@ def spread(values: Sequence[float | None]) -> str:
     if len(known) == 0:
         return "-"
     return f"{known.mean():.2f} ± {known.std():.2f}" if len(known) > 1 else f"{known[0]:.2f}"
+
+
+def seconds(value: float) -> str:
+    """Seconds as text, with a decimal where there are few.
+
+    >>> seconds(3.14159), seconds(1234.5)
+    ('3.1', '1,234')
+    """
+    return f"{value:.1f}" if value < 10 else f"{value:,.0f}"
 
 
 def bench(
@@ -262,7 +271,7 @@ def bench(
             bar.update()
             own = run.scores[OWN]
             say(
-                f"{title}: A_bar {spread([own.average])}, A_T {spread([own.last])}, {run.seconds:.0f} s"
+                f"{title}: A_bar {spread([own.average])}, A_T {spread([own.last])}, {seconds(run.seconds)} s"
                 f"{'' if run.reused is None else ' with the features that are kept'}"
             )
     result = folder.collect(wanted)

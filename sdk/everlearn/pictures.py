@@ -5,6 +5,7 @@ look different to the colour-blind, too; lines differ by marker and dashes as we
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -24,6 +25,13 @@ DASHES = ("-", "--", ":")
 NAMED_CLASSES = 25  # with more, their names would lie on one another
 NUMBERED_TASKS = 12
 
+_BEHIND: dict[str, Any] = {
+    "xytext": (6, 0),
+    "textcoords": "offset points",
+    "va": "center",
+    "fontsize": 8.5,
+}
+
 
 def accuracy(runs: Sequence[Sequence[Run]]) -> Figure:
     """Accuracy over all classes seen so far, after each task.
@@ -41,17 +49,17 @@ def accuracy(runs: Sequence[Sequence[Run]]) -> Figure:
         tasks = np.arange(1, seen.shape[1] + 1)
         mean, spread = seen.mean(axis=0), seen.std(axis=0)
         if len(tasks) > 1 and np.isnan(mean[:-1]).all():
-            ceilings.append((mean[-1], colour, f"{seeds[0].method} (all at once)"))
+            ceilings.append((mean[-1], colour, plain(f"{seeds[0].method} (all at once)")))
             continue
         axes.plot(
             tasks,
             mean,
             color=colour,
             linestyle=dashes,
-            marker=MARKERS[number % len(MARKERS)],
+            marker=MARKERS[(number + number // len(COLOURS)) % len(MARKERS)],
             markersize=4.5,
             linewidth=1.6,
-            label=seeds[0].method,
+            label=plain(seeds[0].method),
         )
         if len(seeds) > 1:
             axes.fill_between(tasks, mean - spread, mean + spread, color=colour, alpha=0.12, linewidth=0)
@@ -69,7 +77,8 @@ def forgetting(runs: Sequence[Sequence[Run]]) -> Figure:
     """Forgetting of each method: a bar for the mean, a line for the spread over the seeds."""
     figure = _figure(8, _height(runs))
     axes = figure.add_subplot()
-    _bars(axes, runs, [[own(run).forgetting for run in seeds] for seeds in runs], 100, "{:.1f}")
+    values = [[own(run).forgetting for run in seeds] for seeds in runs]
+    _bars(axes, runs, [[None if value is None else 100 * value for value in row] for row in values])
     axes.set_xlabel("forgetting (points of accuracy)")
     axes.axvline(0, color="black", linewidth=0.8)
     return figure
@@ -105,29 +114,20 @@ def errors(runs: Sequence[Sequence[Run]]) -> Figure:
 
 
 def cost(runs: Sequence[Sequence[Run]]) -> Figure:
-    """Seconds of learning, bytes kept between tasks, and parameters trained."""
+    """Seconds of learning, bytes kept between tasks, and parameters trained, on logarithmic scales.
+
+    A dot for the mean, a line from the least to the most over the seeds; a hollow dot where the
+    seconds that shared features have taken are added.
+    """
     figure = _figure(11, _height(runs))
     first, second, third = figure.subplots(1, 3, sharey=True)
-    _bars(first, runs, [[run.seconds for run in seeds] for seeds in runs], 1, "{:,.0f}", log=True)
-    features = [np.mean([run.reused or 0 for run in seeds]) for seeds in runs]
-    if any(features):
-        places = np.arange(len(runs))[::-1]
-        starts = [np.mean([run.seconds for run in seeds]) for seeds in runs]
-        first.barh(
-            places,
-            features,
-            left=starts,
-            height=0.62,
-            color="white",
-            edgecolor=COLOURS[0],
-            hatch="////",
-            label="shared features",
-        )
-        first.legend(loc="upper right", fontsize=8, bbox_to_anchor=(1, -0.12), frameon=False)
+    seconds = [[run.seconds for run in seeds] for seeds in runs]
+    shared = [float(np.mean([run.reused or 0 for run in seeds])) for seeds in runs]
+    _dots(first, runs, seconds, "{:,.0f}", shared)
     first.set_xlabel("seconds of learning")
-    _bars(second, runs, [[own(run).bytes / 1e6 for run in seeds] for seeds in runs], 1, "{:,.2f}", log=True)
+    _dots(second, runs, [[own(run).bytes / 1e6 for run in seeds] for seeds in runs], "{:,.2f}")
     second.set_xlabel("MB kept between tasks")
-    _bars(third, runs, [[run.trained for run in seeds] for seeds in runs], 1, "{:,.0f}", log=True)
+    _dots(third, runs, [[run.trained for run in seeds] for seeds in runs], "{:,.0f}")
     third.set_xlabel("parameters trained")
     for axes in (second, third):
         axes.tick_params(axis="y", length=0)
@@ -158,7 +158,7 @@ def matrix(seeds: Sequence[Run]) -> Figure:
     axes.set_yticks(ticks, [str(tick + 1) for tick in ticks])
     axes.set_xlabel("test images of task")
     axes.set_ylabel("after task")
-    axes.set_title(seeds[0].method, fontsize=11)
+    axes.set_title(plain(seeds[0].method), fontsize=11)
     figure.colorbar(picture, ax=axes, label="accuracy (%)", shrink=0.85)
     return figure
 
@@ -191,7 +191,7 @@ def confusion(run: Run) -> Figure:
         axes.set_yticks(middles, names, fontsize=8)
     axes.set_xlabel("taken for")
     axes.set_ylabel("class")
-    axes.set_title(f"{run.method}, seed {run.seed}", fontsize=11)
+    axes.set_title(plain(f"{run.method}, seed {run.seed}"), fontsize=11)
     ticks = [0, 1, 5, 20, 50, 100]
     figure.colorbar(picture, ax=axes, label="share of the class (%)", shrink=0.85, ticks=ticks)
     return figure
@@ -233,35 +233,44 @@ def _name(axes: Axes, runs: Sequence[Sequence[Run]]) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _bars(
+def _bars(axes: Axes, runs: Sequence[Sequence[Run]], values: Sequence[Sequence[float | None]]) -> None:
+    """A bar for the mean of each method, a line for the spread, and the number behind."""
+    _name(axes, runs)
+    for place, row in zip(range(len(runs))[::-1], values, strict=True):
+        known = np.array([value for value in row if value is not None])
+        if len(known) == 0:
+            axes.annotate("not measured", (0, place), **_BEHIND)
+            continue
+        mean, spread = float(known.mean()), float(known.std())
+        axes.barh(place, mean, height=0.62, color=COLOURS[0], alpha=0.85)
+        if len(known) > 1:
+            axes.errorbar(mean, place, xerr=spread, color="black", linewidth=1.1)
+        axes.annotate(f"{mean:.1f}", (max(mean + spread, 0), place), **_BEHIND)
+    axes.margins(x=0.18)
+
+
+def _dots(
     axes: Axes,
     runs: Sequence[Sequence[Run]],
-    values: Sequence[Sequence[float | None]],
-    factor: float,
+    values: Sequence[Sequence[float]],
     form: str,
-    log: bool = False,
+    more: Sequence[float] | None = None,
 ) -> None:
-    """A bar for the mean of each method, its number behind it."""
+    """A dot for the mean of each method on a logarithmic scale, and a hollow one with ``more`` added."""
     _name(axes, runs)
-    known = [factor * np.array([value for value in row if value is not None]) for row in values]
-    means = [float(row.mean()) if len(row) else float("nan") for row in known]
-    spreads = [float(row.std()) if len(row) > 1 else 0.0 for row in known]
-    places = np.arange(len(runs))[::-1]
-    for place, mean, spread in zip(places, means, spreads, strict=True):
-        if not np.isnan(mean):
-            axes.barh(place, mean, height=0.62, color=COLOURS[0], alpha=0.85)
-            if spread:
-                axes.errorbar(mean, place, xerr=spread, color="black", linewidth=1.1)
-        text = "not measured" if np.isnan(mean) else form.format(mean)
-        axes.annotate(
-            text,
-            (0 if np.isnan(mean) else max(mean + spread, 0), place),
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8.5,
-        )
-    if log and max(means, default=0) > 0:
-        smallest = min((mean for mean in means if mean > 0), default=1)
-        axes.set_xscale("symlog", linthresh=smallest, linscale=0.4)
-    axes.margins(x=0.18)
+    added = more or [0.0] * len(runs)
+    means = [float(np.mean(row)) for row in values]
+    least = min((mean for mean in means if mean > 0), default=1.0)
+    for place, row, mean, extra in zip(range(len(runs))[::-1], values, means, added, strict=True):
+        if mean == 0:  # lies left of every logarithmic scale
+            axes.annotate("0", (0, place), xycoords=("axes fraction", "data"), **_BEHIND)
+            continue
+        axes.plot(row, [place] * len(row), color=COLOURS[0], linewidth=1.2)
+        axes.plot(mean, place, "o", color=COLOURS[0])
+        if extra:
+            axes.plot(mean + extra, place, "o", color=COLOURS[0], markerfacecolor="white")
+        axes.annotate(form.format(mean), (max(*row, mean + extra), place), **_BEHIND)
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, least / 2), high * (high / low) ** 0.25)
+    axes.grid(axis="x", alpha=0.25)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everlearn.bench import FILE as BENCH
-from everlearn.bench import Bench, spread
+from everlearn.bench import Bench, seconds, spread
 from everlearn.checkpoint import summary
 from everlearn.data import Images
 from everlearn.files import read_json, write_whole
@@ -68,6 +68,8 @@ def write_report(
         raise ValueError(f"{folder} has no finished run yet; the same bench command goes on with it")
     out = folder / "report"
     out.mkdir(exist_ok=True)
+    for old in out.glob("*.png"):
+        old.unlink()
     drawn = {}
     for file, figure in _pictures(found).items():
         png = io.BytesIO()
@@ -161,9 +163,11 @@ def _pictures(found: Bench) -> dict[str, "Figure"]:
         drawn["errors"] = pictures.errors(methods)
     for number, seeds in enumerate(methods):
         slug = re.sub(r"[^A-Za-z0-9-]+", "_", seeds[0].method)
-        slug = slug if f"matrix-{slug}" not in drawn else f"{slug}-{number}"
-        drawn[f"matrix-{slug}"] = pictures.matrix(seeds)
-        if seeds[0].scores[OWN].confusion:
+        slug = slug if f"confusion-{slug}" not in drawn else f"{slug}-{number}"
+        score = seeds[0].scores[OWN]
+        if len(score.images) == 1 or score.average is not None:  # a ceiling has one row only
+            drawn[f"matrix-{slug}"] = pictures.matrix(seeds)
+        if score.confusion:
             drawn[f"confusion-{slug}"] = pictures.confusion(seeds[0])
     return drawn
 
@@ -188,14 +192,15 @@ def _page(found: Bench, drawn: Mapping[str, str], diagnosis: str, name: str, is_
                     spread([score.within_task[-1] for score in scores]),
                     f"{max(run.trained for run in runs):,}",
                     f"{sum(score.bytes for score in scores) / len(scores) / 1e6:,.2f}",
-                    f"{sum(run.seconds for run in runs) / len(runs):,.0f}",
+                    seconds(sum(run.seconds for run in runs) / len(runs)),
                     str(len(runs)),
                 ],
-                "reused": None if runs[0].reused is None else f"{runs[0].reused:,.0f}",
+                "reused": None if runs[0].reused is None else seconds(runs[0].reused),
                 "last": sum(score.last for score in scores) / len(scores),
             }
         )
-    best = max(row["last"] for row in rows)
+    # A ceiling, which has no average, is none of those that compete.
+    best = max((row["last"] for row in rows if row["cells"][0] != "-"), default=None)
     made = {
         run.method: json.dumps(
             {"method": run.record["method"]["config"], "training": run.record["training"]}, indent=1
@@ -213,7 +218,7 @@ def _page(found: Bench, drawn: Mapping[str, str], diagnosis: str, name: str, is_
         ),
         "its weights": f"{backbone['weights']}, sha256 {str(found.settings.get('fingerprint'))[:16]}",
         "precision": found.settings.get("precision"),
-        "augmentation": json.dumps(found.settings.get("augmentation")),
+        "augmentation": json.dumps(found.settings.get("augmentation") or "none").strip('"'),
         "device": ", ".join(dict.fromkeys(run.device for run in found.runs if run.device)),
         "everlearn": found.version,
     }
@@ -232,5 +237,6 @@ def _page(found: Bench, drawn: Mapping[str, str], diagnosis: str, name: str, is_
         drawn=drawn,
         made=made,
         diagnosis=diagnosis,
+        matrices=any(file.startswith("matrix-") for file in drawn),
         confused=any(file.startswith("confusion-") for file in drawn),
     )
