@@ -227,6 +227,25 @@ def test_finished_runs_are_not_done_again(tmp_path: Path) -> None:
     assert Bench.read(tmp_path) == more
 
 
+def test_a_run_that_is_not_taken_is_not_finished(tmp_path: Path) -> None:
+    taken: list[tuple[str, tuple[str, ...]]] = []
+
+    def take(run: Run, learner: Learner) -> None:
+        if not taken:
+            taken.append(("stopped", ()))
+            raise KeyboardInterrupt
+        taken.append((run.method, learner.classes))
+
+    given: dict[str, Any] = {"methods": {"NTK-CL": NTKCL}, "seeds": [0], "finished": take}
+    with pytest.raises(KeyboardInterrupt):
+        run_bench(tmp_path, **given)
+    said: list[str] = []
+    (run,) = run_bench(tmp_path, say=said.append, **given).runs
+    assert said[0] == "NTK-CL, seed 0: going on after 3 tasks"
+    assert [name for name, _ in taken] == ["stopped", "NTK-CL"]
+    assert set(taken[1][1]) == set(run.classes)
+
+
 def test_a_checkpoint_that_cannot_be_used_is_told_of(tmp_path: Path) -> None:
     given: dict[str, Any] = {"methods": {"NTK-CL": NTKCL}, "seeds": [0]}
     expected = run_bench(tmp_path / "whole", **given)

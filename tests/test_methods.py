@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from everlearn import NTKCL, SLDA, Frozen, ILoRA, Method, RanPAC, methods
+from everlearn import NTKCL, Frozen, ILoRA, Method, RanPAC, methods
 
 from .conftest import vit
 from .contract import CHECKS, Check, MakeMethod
@@ -14,8 +14,6 @@ from .contract import CHECKS, Check, MakeMethod
 METHODS: dict[str, MakeMethod] = {name: getattr(methods, name) for name in methods.__all__}
 METHODS["RanPAC"] = partial(RanPAC, projection=200)
 METHODS["RanPAC(pet=False)"] = partial(RanPAC, pet=False, projection=200)
-METHODS["RanPAC(regularisation='newest')"] = partial(RanPAC, regularisation="newest", projection=200)
-METHODS["SLDA(variant='released')"] = partial(SLDA, variant="released")
 METHODS["Frozen(patches=True)"] = partial(Frozen, patches=True)
 METHODS["ILoRA"] = partial(ILoRA, memory=8, replay=2)
 METHODS["ILoRA(average='delta')"] = partial(ILoRA, memory=8, replay=2, average="delta")

@@ -175,6 +175,7 @@ def bench(
     workers: int = 0,
     progress: bool | None = None,
     say: Callable[[str], None] = lambda line: None,
+    finished: Callable[[Run, Learner], None] = lambda run, learner: None,
     **training: Any,
 ) -> Bench:
     """Learn one stream with every method and every seed, and measure all of them alike.
@@ -195,6 +196,8 @@ def bench(
             its own head.
         backbone, weights, augmentation, precision, device, workers, progress: see `Learner`.
         say: is told in one line what was done and what was reused.
+        finished: is given each run and its learner when it is done, to export it, say; a run counts
+            as finished when this has returned.
         training: what replaces the methods' own settings, such as ``epochs``; see `Training`.
 
     Raises:
@@ -267,6 +270,7 @@ def bench(
                 given_up.append(title)
                 say(f"{title}: given up, for {error}")
                 continue
+            finished(run, learner)
             folder.finish(run)
             bar.update()
             own = run.scores[OWN]
