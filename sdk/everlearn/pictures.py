@@ -4,7 +4,7 @@ Colours are those of Okabe and Ito ("Color Universal Design", 2008) and matplotl
 look different to the colour-blind, too; lines differ by marker and dashes as well.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from everlearn.bench import seconds
 from everlearn.measure import OWN, Run, Score
 
 Floats = NDArray[np.float64]
@@ -121,13 +122,13 @@ def cost(runs: Sequence[Sequence[Run]]) -> Figure:
     """
     figure = _figure(11, _height(runs))
     first, second, third = figure.subplots(1, 3, sharey=True)
-    seconds = [[run.seconds for run in seeds] for seeds in runs]
+    spent = [[run.seconds for run in seeds] for seeds in runs]
     shared = [float(np.mean([run.reused or 0 for run in seeds])) for seeds in runs]
-    _dots(first, runs, seconds, "{:,.0f}", shared)
+    _dots(first, runs, spent, seconds, shared)
     first.set_xlabel("seconds of learning")
-    _dots(second, runs, [[own(run).bytes / 1e6 for run in seeds] for seeds in runs], "{:,.2f}")
+    _dots(second, runs, [[own(run).bytes / 1e6 for run in seeds] for seeds in runs], "{:,.2f}".format)
     second.set_xlabel("MB kept between tasks")
-    _dots(third, runs, [[run.trained for run in seeds] for seeds in runs], "{:,.0f}")
+    _dots(third, runs, [[run.trained for run in seeds] for seeds in runs], "{:,.0f}".format)
     third.set_xlabel("parameters trained")
     for axes in (second, third):
         axes.tick_params(axis="y", length=0)
@@ -253,7 +254,7 @@ def _dots(
     axes: Axes,
     runs: Sequence[Sequence[Run]],
     values: Sequence[Sequence[float]],
-    form: str,
+    text: Callable[[float], str],
     more: Sequence[float] | None = None,
 ) -> None:
     """A dot for the mean of each method on a logarithmic scale, and a hollow one with ``more`` added."""
@@ -267,9 +268,11 @@ def _dots(
             continue
         axes.plot(row, [place] * len(row), color=COLOURS[0], linewidth=1.2)
         axes.plot(mean, place, "o", color=COLOURS[0])
+        label = text(mean)
         if extra:
             axes.plot(mean + extra, place, "o", color=COLOURS[0], markerfacecolor="white")
-        axes.annotate(form.format(mean), (max(*row, mean + extra), place), **_BEHIND)
+            label += f" + {text(extra)}"
+        axes.annotate(label, (max(*row, mean + extra), place), **_BEHIND)
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, least / 2), high * (high / low) ** 0.25)
