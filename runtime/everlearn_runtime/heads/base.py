@@ -223,7 +223,7 @@ class Head(ABC):
             )
         if self.width is None or np.array_equal(old, new):
             return
-        drift = linear_drift(old, new)
+        drift = self._drift(old, new)
         self._means = self._means @ drift
         self._carry_shared(old, new, drift)
         self._solution = None
@@ -403,6 +403,10 @@ class Head(ABC):
         self, before: NDArray[np.float64], after: NDArray[np.float64], drift: NDArray[np.float64]
     ) -> None:
         """Move along, given the same images' features (B, F) before and after, and their drift."""
+
+    def _drift(self, before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The map (F, F) by which the features of some images have moved."""
+        return linear_drift(before, after)
 
     def _settle_shared(self) -> None:  # noqa: B027
         """Work in what waits."""

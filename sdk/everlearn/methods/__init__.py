@@ -8,7 +8,20 @@ from everlearn.methods.i_lora import ILoRA
 from everlearn.methods.joint import Joint
 from everlearn.methods.ntkcl import NTKCL
 from everlearn.methods.ranpac import RanPAC
+from everlearn.methods.safe import SAFE
 from everlearn.methods.simple_cil import SimpleCIL
 from everlearn.methods.slda import SLDA
 
-__all__ = ["APER", "NTKCL", "SLDA", "FeCAM", "FineTune", "Frozen", "ILoRA", "Joint", "RanPAC", "SimpleCIL"]
+__all__ = [
+    "APER",
+    "NTKCL",
+    "SAFE",
+    "SLDA",
+    "FeCAM",
+    "FineTune",
+    "Frozen",
+    "ILoRA",
+    "Joint",
+    "RanPAC",
+    "SimpleCIL",
+]
