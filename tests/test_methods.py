@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from everlearn import NTKCL, Frozen, Method, methods
+from everlearn import NTKCL, DualLoRA, Frozen, Method, methods
 
 from .conftest import vit
 from .contract import CHECKS, Check, MakeMethod
 
 METHODS: dict[str, MakeMethod] = {name: getattr(methods, name) for name in methods.__all__}
 METHODS["Frozen(patches=True)"] = partial(Frozen, patches=True)
+METHODS["DualLoRA(subspace='inflora')"] = partial(DualLoRA, subspace="inflora", energy=(0.5, 1.0))
 METHODS["NTKCL(view='hybrid')"] = partial(NTKCL, view="hybrid")
 METHODS["NTKCL(variant='released')"] = partial(NTKCL, variant="released")
 METHODS["NTKCL(view='hybrid', ptm=True)"] = partial(NTKCL, view="hybrid", ptm=True)

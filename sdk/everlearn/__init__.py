@@ -28,7 +28,7 @@ from everlearn.augmentation import Augmentation  # noqa: E402
 from everlearn.backbones import Backbone, load_backbone  # noqa: E402
 from everlearn.data import Images, arrays, digits, folder, npz  # noqa: E402
 from everlearn.learner import Learner  # noqa: E402
-from everlearn.methods import NTKCL, Frozen  # noqa: E402
+from everlearn.methods import NTKCL, DualLoRA, Frozen  # noqa: E402
 from everlearn.methods.base import Method  # noqa: E402
 from everlearn.metrics import AccuracyMatrix  # noqa: E402
 from everlearn.stream import ClassIncremental, Task  # noqa: E402
@@ -41,6 +41,7 @@ __all__ = [
     "Augmentation",
     "Backbone",
     "ClassIncremental",
+    "DualLoRA",
     "Frozen",
     "Images",
     "Learner",

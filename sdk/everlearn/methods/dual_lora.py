@@ -1,0 +1,267 @@
+"""DualLoRA: low-rank updates in directions that old tasks leave free, and gated ones in each task's own."""
+
+import copy
+from collections.abc import Iterable
+from functools import partial
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from everlearn.adapters.gated import GatedLoRA
+from everlearn.adapters.lora import insert_lora
+from everlearn.backbones import Backbone
+from everlearn.methods.base import LinearClassifier, Method, TaskInfo, Training
+from everlearn.subspaces import Subspace, dual_gpm, fewest_directions, principal, released_down
+from everlearn_runtime.heads import LDA, Head
+
+
+class DualLoRA(Method):
+    """Adapt keys and values of every block by two kinds of low-rank updates.
+
+    The paper came without code, and its equations were not at hand: this is a reconstruction from
+    its description and from InfLoRA's released code, on which its orthogonal half is built.
+
+    With h the CLS token that enters a block's keys and values, and Psi orthonormal directions in
+    which the earlier tasks' h lie:
+
+    - The orthogonal branch ``B A`` reads, by A, the ``rank`` directions with the most energy that
+      are orthogonal to Psi; B is trained. What lies in Psi it does not touch, and what of an old h
+      lies outside can move by no more than ``|B|`` times the root of its energy there: `outside`
+      tells how much that is. After the task B A is merged into the method's copy of the weights.
+    - The residual branch ``C_t Phi_t^T`` reads the fewest directions beside Psi that bring the
+      task's energy to a threshold; C_t is trained. It stays as it is, and acts as far as an image
+      is of that task: it is scaled by omega_t = ``|Phi_t^T h|^2 / |h|^2``, once an image.
+    - After training Psi takes in Phi_t, and what the threshold now asks for beside it.
+
+    Memory is bounded, and of the same size at all times: `tasks` slots of `directions` for the
+    residual branch, `capacity` directions in Psi. A task that finds no slot or no room in Psi trains
+    what is left: fewer or no residual directions, and always the orthogonal branch. What no longer
+    fits into Psi is not protected from later tasks.
+
+    ``subspace="inflora"`` does what InfLoRA's released code does, the residual branch being off:
+    moments of all tokens, A from the left singular vectors of (I - P) M over sqrt(3), Psi by
+    `dual_gpm` with a threshold that never reaches its end, without a cap on its size.
+
+    The settings are for small ViTs; for a ViT-B/16 the paper takes rank 10, Adam with 5e-4, batches
+    of 128, 20 epochs (50 on ImageNet-R), and a threshold from 0.95 to 1.
+
+    Args:
+        subspace: ``"energy"`` or ``"inflora"``, see above.
+        rank: of the orthogonal branch.
+        energy: threshold at the first task and at the last of `tasks`; in between it rises by equal
+            steps. A share of the energy, or for ``"inflora"`` of the squared eigenvalues.
+        tasks: slots of the residual branch, and the task at which the threshold has risen.
+        directions: most directions of a task in the residual branch.
+        capacity: most directions in Psi; None: half of the width.
+        residual: whether there is a residual branch; None: unless it is ``"inflora"``.
+        patches: let classifier and head see the mean of the patch tokens behind CLS.
+
+    Attributes:
+        twin: the backbone with adapters inside.
+        orthogonal: the `LoRA` of each block; ``down`` holds A for keys and for values, ``up`` B of
+            each, ``linear`` the copy of the weights that takes in what is merged.
+        residual_branch: the `GatedLoRA` of each block, where there is one.
+        memory: Psi of each block, (blocks, capacity, d): unused rows are zero.
+        free: true where the memory holds what is left free, see `Subspace`, (blocks,).
+        left_out: largest share of a task's energy outside Psi when it was taken in, (blocks,).
+        classifier: of the current task's classes, None between tasks.
+
+    Source: "Dual Low-Rank Adaptation for Continual Learning with Pre-Trained Models", arXiv
+    2411.00623; Liang and Li, "InfLoRA: Interference-Free Low-Rank Adaptation for Continual
+    Learning", arXiv 2404.00228.
+    """
+
+    defaults: ClassVar[Training] = Training(
+        epochs=3, batch_size=32, lr=5e-4, optimizer="adam", weight_decay=0.0
+    )
+    memory: Tensor
+    free: Tensor
+    left_out: Tensor
+
+    def __init__(
+        self,
+        *,
+        subspace: str = "energy",
+        rank: int = 10,
+        energy: tuple[float, float] = (0.95, 1.0),
+        tasks: int = 10,
+        directions: int = 10,
+        capacity: int | None = None,
+        residual: bool | None = None,
+        patches: bool = True,
+    ) -> None:
+        super().__init__()
+        if subspace not in ("energy", "inflora"):
+            raise ValueError(f"subspace must be 'energy' or 'inflora', got {subspace!r}")
+        released = subspace == "inflora"
+        if released and (residual or capacity is not None):
+            raise ValueError(
+                "subspace='inflora' has no residual branch and no capacity, got "
+                f"residual={residual!r} and capacity={capacity!r}; leave both out, or take subspace='energy'"
+            )
+        counts = {"rank": rank, "tasks": tasks, "directions": directions, "capacity": capacity}
+        for name, value in counts.items():
+            if name == "capacity" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        low, high = energy
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"energy must be two shares, 0 < first <= last <= 1, got {energy!r}")
+        self.subspace = subspace
+        self.rank = rank
+        self.energy = (low, high)
+        self.tasks = tasks
+        self.directions = directions
+        self.capacity = capacity
+        self.residual = not released if residual is None else residual
+        self.patches = patches
+
+    def attach(self, backbone: Backbone) -> None:
+        """Put both branches around keys and values of every block of a twin."""
+        width = backbone.vit.embed_dim
+        if self.rank > width:
+            raise ValueError(f"rank must be at most the width of the backbone, {width}, got {self.rank}")
+        capacity = width if self.subspace == "inflora" else self.capacity or width // 2
+        if capacity > width:
+            raise ValueError(f"capacity must be at most the width, {width}, got {self.capacity}")
+        if self.subspace == "energy" and not backbone.prefix:
+            raise ValueError(
+                f"backbone {backbone.name!r} has no CLS token, and this method reads it; choose another"
+            )
+        super().attach(backbone)
+        self.twin = backbone.twin()
+        self.orthogonal = insert_lora(self.twin, layers=("key", "value"), rank=self.rank)
+        self.residual_branch: list[GatedLoRA] = []
+        for block, branch in zip(self.twin.blocks(), self.orthogonal, strict=True):
+            branch.linear = copy.deepcopy(branch.linear)  # an own copy, to merge into
+            branch.down.requires_grad_(False)
+            if self.residual:
+                gated = GatedLoRA(
+                    branch,
+                    width=width,
+                    outputs=branch.linear.out_features,
+                    first=width,  # behind the queries
+                    slots=self.tasks,
+                    directions=self.directions,
+                )
+                block.attn.qkv = gated
+                self.residual_branch.append(gated)
+        blocks, like = len(self.orthogonal), backbone.mean
+        self.register_buffer("memory", like.new_zeros(blocks, capacity, width))
+        self.register_buffer("free", torch.zeros(blocks, dtype=torch.bool, device=like.device))
+        self.register_buffer("left_out", like.new_zeros(blocks))
+        self.classifier: LinearClassifier | None = None
+
+    @property
+    def sections(self) -> tuple[int, ...]:
+        """Widths of CLS and of the mean patch."""
+        return self.twin.sections(self.patches)
+
+    def head(self) -> Head:
+        """LDA."""
+        return LDA()
+
+    def begin_task(self, task: TaskInfo) -> None:
+        """Make the task's classifier."""
+        self.index = task.index
+        self.classifier = LinearClassifier(sum(self.sections), len(task.classes)).to(self.backbone.mean)
+
+    def survey(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Choose A and Phi_t of every block by the task's inputs."""
+        for index, (branch, moment) in enumerate(zip(self.orthogonal, self.moments(batches), strict=True)):
+            psi = self.psi(index)
+            if self.subspace == "inflora":
+                down = released_down(moment, psi, self.rank)
+            else:
+                down = principal(moment, psi.basis)[1][: self.rank]
+                down = F.pad(down, (0, 0, 0, self.rank - len(down)))  # where less than that is free
+            branch.down.copy_(down.expand_as(branch.down))
+            if self.residual and self.index < self.tasks:
+                room = len(self.memory[index]) - len(psi.basis)
+                directions = fewest_directions(moment, psi.basis, self.threshold)
+                self.residual_branch[index].open(self.index, directions[: min(room, self.directions)])
+
+    def loss(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy over the task's own classes."""
+        assert self.classifier is not None
+        return {"ce": F.cross_entropy(self.classifier(self.features(images)), targets)}
+
+    def end_task(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Merge the orthogonal branch, keep the residual one, and take the inputs into Psi."""
+        for branch in self.orthogonal:
+            branch.linear = branch.merged()
+            branch.up.data.zero_()
+        own = [gated.keep().double() for gated in self.residual_branch]
+        for index, moment in enumerate(self.moments(batches)):
+            psi = self.psi(index)
+            if self.subspace == "inflora":
+                psi = dual_gpm(moment, psi if self.index else None, self.threshold)
+            else:
+                basis = torch.cat([psi.basis, *own[index : index + 1]])
+                more = fewest_directions(moment, basis, self.threshold)
+                psi = Subspace(torch.cat([basis, more])[: len(self.memory[index])])
+            self.free[index] = psi.free
+            self.memory[index] = F.pad(psi.basis, (0, 0, 0, len(self.memory[index]) - len(psi.basis)))
+            share = psi.outside(moment).trace() / moment.trace()
+            self.left_out[index] = torch.maximum(self.left_out[index], share)
+        self.classifier = None
+
+    @property
+    def threshold(self) -> float:
+        """Share of the energy that the current task's directions have to reach, together with Psi."""
+        low, high = self.energy
+        if self.subspace == "inflora":
+            return low + (high - low) * self.index / self.tasks
+        return low + (high - low) * min(self.index / max(self.tasks - 1, 1), 1.0)
+
+    def psi(self, block: int) -> Subspace:
+        """Psi of a block, without the memory's unused rows, in float64."""
+        rows = self.memory[block]
+        return Subspace(rows[rows.any(1)].double(), bool(self.free[block]))
+
+    def moments(self, batches: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """Second moments, not centred, of what enters keys and values of each block, float64 (d, d).
+
+        Of CLS; for ``"inflora"`` of all tokens.
+        """
+        width = self.backbone.vit.embed_dim
+        sums = [self.memory.new_zeros(width, width, dtype=torch.float64) for _ in self.orthogonal]
+        counts = [0] * len(sums)
+
+        def collect(index: int, _: nn.Module, given: tuple[Tensor]) -> None:
+            tokens = given[0] if self.subspace == "inflora" else given[0][:, :1]
+            rows = tokens.flatten(0, 1).double()
+            sums[index] += rows.T @ rows
+            counts[index] += len(rows)
+
+        hooks = [
+            branch.register_forward_pre_hook(partial(collect, index))
+            for index, branch in enumerate(self.orthogonal)
+        ]
+        try:
+            with torch.no_grad():
+                for images, _ in batches:
+                    self.features(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [total / count for total, count in zip(sums, counts, strict=True)]
+
+    def outside(self, batches: Iterable[tuple[Tensor, Tensor]]) -> list[float]:
+        """Measure how much of these images' energy lies outside Psi, as a mean over them, block by block.
+
+        By no more than ``|B|`` times its root does the next task's orthogonal branch move what the keys
+        and values of these images are, in the root mean square. `left_out` has the largest share that
+        was left outside when a task was taken in.
+        """
+        return [
+            self.psi(index).outside(moment).trace().clamp(min=0).item()
+            for index, moment in enumerate(self.moments(batches))
+        ]
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features (B, F) of normalised images (B, 3, H, W)."""
+        return self.twin.features(images, patches=self.patches)
