@@ -36,9 +36,9 @@ class DualLoRA(Method):
     - After training Psi takes in Phi_t, and what the threshold now asks for beside it.
 
     Memory is bounded, and of the same size at all times: `tasks` slots of `directions` for the
-    residual branch, `capacity` directions in Psi. A task that finds no slot or no room in Psi trains
-    what is left: fewer or no residual directions, and always the orthogonal branch. What no longer
-    fits into Psi is not protected from later tasks.
+    residual branch, `capacity` directions in Psi, in which room is kept for the slots to come. A task
+    that finds no slot or no room trains what is left: fewer residual directions or none, and always
+    the orthogonal branch. What does not fit into Psi is not protected from later tasks.
 
     ``subspace="inflora"`` does what InfLoRA's released code does, the residual branch being off:
     moments of all tokens, A from the left singular vectors of (I - P) M over sqrt(3), Psi by
@@ -87,7 +87,7 @@ class DualLoRA(Method):
         rank: int = 10,
         energy: tuple[float, float] = (0.95, 1.0),
         tasks: int = 10,
-        directions: int = 10,
+        directions: int = 5,
         capacity: int | None = None,
         residual: bool | None = None,
         patches: bool = True,
@@ -129,7 +129,8 @@ class DualLoRA(Method):
             raise ValueError(f"capacity must be at most the width, {width}, got {self.capacity}")
         if self.subspace == "energy" and not backbone.prefix:
             raise ValueError(
-                f"backbone {backbone.name!r} has no CLS token, and this method reads it; choose another"
+                f"backbone {backbone.name!r} has no CLS token, which this method reads; choose one that has, "
+                "or take subspace='inflora'"
             )
         super().attach(backbone)
         self.twin = backbone.twin()
@@ -195,14 +196,17 @@ class DualLoRA(Method):
             branch.linear = branch.merged()
             branch.up.data.zero_()
         own = [gated.keep().double() for gated in self.residual_branch]
+        later = max(self.tasks - 1 - self.index, 0) if self.residual else 0
+        reserved = later * self.directions
         for index, moment in enumerate(self.moments(batches)):
             psi = self.psi(index)
             if self.subspace == "inflora":
                 psi = dual_gpm(moment, psi if self.index else None, self.threshold)
             else:
                 basis = torch.cat([psi.basis, *own[index : index + 1]])
-                more = fewest_directions(moment, basis, self.threshold)
-                psi = Subspace(torch.cat([basis, more])[: len(self.memory[index])])
+                room = max(len(self.memory[index]) - reserved - len(basis), 0)
+                more = fewest_directions(moment, basis, self.threshold)[:room]
+                psi = Subspace(torch.cat([basis, more]))
             self.free[index] = psi.free
             self.memory[index] = F.pad(psi.basis, (0, 0, 0, len(self.memory[index]) - len(psi.basis)))
             share = psi.outside(moment).trace() / moment.trace()
@@ -214,8 +218,8 @@ class DualLoRA(Method):
         """Share of the energy that the current task's directions have to reach, together with Psi."""
         low, high = self.energy
         if self.subspace == "inflora":
-            return low + (high - low) * self.index / self.tasks
-        return low + (high - low) * min(self.index / max(self.tasks - 1, 1), 1.0)
+            return low + (high - low) * min(self.index / self.tasks, 1)  # a task late: see `dual_gpm`
+        return low + (high - low) * min(self.index / max(self.tasks - 1, 1), 1)
 
     def psi(self, block: int) -> Subspace:
         """Psi of a block, without the memory's unused rows, in float64."""
