@@ -9,7 +9,17 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"sdk": "everlearn", "export": "everlearn_export", "runtime": "everlearn_runtime"}
-WORKSTATION = {"torch", "torchvision", "timm", "onnx", "onnxscript", "onnxslim", "sklearn", "tqdm"}
+WORKSTATION = {
+    "accelerate",
+    "torch",
+    "torchvision",
+    "timm",
+    "onnx",
+    "onnxscript",
+    "onnxslim",
+    "sklearn",
+    "tqdm",
+}
 FORBIDDEN = {
     "sdk": set[str](),
     "export": {"everlearn", "timm", "sklearn"},

@@ -6,14 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from everlearn import NTKCL, DualLoRA, Frozen, Method, methods
+from everlearn import NTKCL, SLDA, DualLoRA, Frozen, ILoRA, Method, RanPAC, methods
 
 from .conftest import vit
 from .contract import CHECKS, Check, MakeMethod
 
 METHODS: dict[str, MakeMethod] = {name: getattr(methods, name) for name in methods.__all__}
+METHODS["RanPAC"] = partial(RanPAC, projection=200)
+METHODS["RanPAC(pet=False)"] = partial(RanPAC, pet=False, projection=200)
+METHODS["RanPAC(regularisation='newest')"] = partial(RanPAC, regularisation="newest", projection=200)
+METHODS["SLDA(variant='released')"] = partial(SLDA, variant="released")
 METHODS["Frozen(patches=True)"] = partial(Frozen, patches=True)
 METHODS["DualLoRA(subspace='inflora')"] = partial(DualLoRA, subspace="inflora", energy=(0.5, 1.0))
+METHODS["ILoRA"] = partial(ILoRA, memory=8, replay=2)
+METHODS["ILoRA(average='delta')"] = partial(ILoRA, memory=8, replay=2, average="delta")
 METHODS["NTKCL(view='hybrid')"] = partial(NTKCL, view="hybrid")
 METHODS["NTKCL(variant='released')"] = partial(NTKCL, variant="released")
 METHODS["NTKCL(view='hybrid', ptm=True)"] = partial(NTKCL, view="hybrid", ptm=True)
@@ -26,7 +32,7 @@ def test_contract(make: MakeMethod, check: Check, tmp_path: Path) -> None:
 
 
 def test_the_suite_finds_every_method() -> None:
-    assert METHODS.keys() >= {"Frozen", "NTKCL"}
+    assert METHODS.keys() >= {"DualLoRA", "FineTune", "Frozen", "ILoRA", "Joint", "NTKCL"}
     assert all(issubclass(getattr(methods, name), Method) for name in methods.__all__)
     assert len(CHECKS) == len({check.__name__ for check in CHECKS}) > 10
 

@@ -4,7 +4,18 @@ from everlearn_runtime.backends import Backend, OnnxRuntime
 from everlearn_runtime.bundle import FORMAT, Bundle, Manifest, write_bundle
 from everlearn_runtime.edge import EdgeLearner, Prediction
 from everlearn_runtime.errors import BundleError, MissingExtra, StateError
-from everlearn_runtime.heads import LDA, Head, HeadState, Prototypes, Ridge, from_state
+from everlearn_runtime.heads import (
+    LDA,
+    FeCAM,
+    Head,
+    HeadState,
+    HeldOutRidge,
+    Linear,
+    Prototypes,
+    Ridge,
+    StreamingLDA,
+    from_state,
+)
 from everlearn_runtime.images import InputSpec, open_image, prepare
 
 __all__ = [
@@ -14,9 +25,12 @@ __all__ = [
     "Bundle",
     "BundleError",
     "EdgeLearner",
+    "FeCAM",
     "Head",
     "HeadState",
+    "HeldOutRidge",
     "InputSpec",
+    "Linear",
     "Manifest",
     "MissingExtra",
     "OnnxRuntime",
@@ -24,6 +38,7 @@ __all__ = [
     "Prototypes",
     "Ridge",
     "StateError",
+    "StreamingLDA",
     "from_state",
     "open_image",
     "prepare",

@@ -17,7 +17,7 @@ from everlearn_runtime.backends import Backend, OnnxRuntime
 from everlearn_runtime.bundle import Bundle
 from everlearn_runtime.errors import BundleError
 from everlearn_runtime.heads import Head
-from everlearn_runtime.heads.base import check_label, check_labels
+from everlearn_runtime.heads.checks import check_label, check_labels
 from everlearn_runtime.store import Store
 
 if TYPE_CHECKING:

@@ -28,26 +28,46 @@ from everlearn.augmentation import Augmentation  # noqa: E402
 from everlearn.backbones import Backbone, load_backbone  # noqa: E402
 from everlearn.data import Images, arrays, digits, folder, npz  # noqa: E402
 from everlearn.learner import Learner  # noqa: E402
-from everlearn.methods import NTKCL, DualLoRA, Frozen  # noqa: E402
+from everlearn.methods import (  # noqa: E402
+    APER,
+    NTKCL,
+    SLDA,
+    DualLoRA,
+    FeCAM,
+    FineTune,
+    Frozen,
+    ILoRA,
+    Joint,
+    RanPAC,
+    SimpleCIL,
+)
 from everlearn.methods.base import Method  # noqa: E402
 from everlearn.metrics import AccuracyMatrix  # noqa: E402
 from everlearn.stream import ClassIncremental, Task  # noqa: E402
 from everlearn_runtime.heads import LDA, Prototypes, Ridge  # noqa: E402
 
 __all__ = [
+    "APER",
     "LDA",
     "NTKCL",
+    "SLDA",
     "AccuracyMatrix",
     "Augmentation",
     "Backbone",
     "ClassIncremental",
     "DualLoRA",
+    "FeCAM",
+    "FineTune",
     "Frozen",
+    "ILoRA",
     "Images",
+    "Joint",
     "Learner",
     "Method",
     "Prototypes",
+    "RanPAC",
     "Ridge",
+    "SimpleCIL",
     "Task",
     "arrays",
     "digits",

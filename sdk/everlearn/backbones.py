@@ -102,6 +102,10 @@ class Backbone(nn.Module):
         """Turn uint8 images (B, H, W, 3) into what the model takes, float32 (B, 3, H, W)."""
         return (images.permute(0, 3, 1, 2).to(torch.float32) / 255.0 - self.mean) / self.std
 
+    def pixels(self, images: Tensor) -> Tensor:
+        """Take `normalise` back, exactly: uint8 (B, H, W, 3) from float32 (B, 3, H, W)."""
+        return ((images * self.std + self.mean) * 255.0).round().to(torch.uint8).permute(0, 2, 3, 1)
+
     def features(self, images: Tensor, *, patches: bool = False) -> Tensor:
         """Features of normalised images (B, 3, H, W), pooled as the model pools: (B, width).
 

@@ -34,6 +34,7 @@ class Unfinished:
     Attributes:
         classes: the task's classes.
         labels: sha256 of the data set's labels, to know it again.
+        columns: see `TaskInfo`.
         epochs: epochs that are done.
         optimizer: its state for each trainable parameter, by name.
         features: the images' features before the task, float32 (N, F), where the head is carried.
@@ -41,6 +42,7 @@ class Unfinished:
 
     classes: tuple[str, ...]
     labels: str
+    columns: tuple[int, ...]
     epochs: int
     optimizer: tuple[dict[str, Tensor], ...]
     features: NDArray[np.float32] | None
@@ -62,6 +64,7 @@ def save(learner: "Learner", path: Path) -> None:
         settings["unfinished"] = {
             "classes": learner.unfinished.classes,
             "labels": learner.unfinished.labels,
+            "columns": learner.unfinished.columns,
             "epochs": learner.unfinished.epochs,
         }
         for index, state in enumerate(learner.unfinished.optimizer):
@@ -132,11 +135,12 @@ def load(
         learner.unfinished = Unfinished(
             classes,
             settings["unfinished"]["labels"],
+            tuple(settings["unfinished"]["columns"]),
             settings["unfinished"]["epochs"],
             (),
             tensors["features"].numpy() if "features" in tensors else None,
         )
-        learner.begin_task(classes)
+        learner.begin_task(classes, learner.unfinished.columns)
         states = tuple(
             {
                 # Adam counts its steps on the CPU.

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from everlearn import methods, recipes
+from everlearn import methods, processes, recipes
 from everlearn.augmentation import Augmentation
 from everlearn.backbones import BUNDLED, load_backbone
 from everlearn.checkpoint import FILE
 from everlearn.data import Images, load
+from everlearn.diagnosis import diagnose_run
 from everlearn.learner import Learner
-from everlearn.report import diagnose_run
 from everlearn.stream import ClassIncremental
 from everlearn_runtime import cli as device
 from everlearn_runtime.errors import MissingExtra
@@ -31,13 +31,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, 2 after a user's mistake (one line on stderr), or 130 after an interrupt.
     """
+    with processes.main_prints():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["predict"]:
         return device.main(arguments)  # the device's own command, so that both say the same
     parsed = _parser().parse_args(arguments)
     try:
-        parsed.run(parsed)
-    except (ValueError, OSError, MissingExtra, FloatingPointError) as error:
+        processes.join(getattr(parsed, "device", None))  # first, so that each hears of another's mistake
+        with processes.together():
+            parsed.run(parsed)
+    except (ValueError, OSError, MissingExtra, FloatingPointError, processes.ElsewhereError) as error:
         print(f"everlearn: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -179,7 +186,3 @@ def _report(arguments: argparse.Namespace) -> None:
             seed=arguments.seed,
         ).text()
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

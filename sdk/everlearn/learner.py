@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from everlearn import checkpoint as checkpoints
+from everlearn import processes
 from everlearn.augmentation import Augmentation
 from everlearn.backbones import BUNDLED, Backbone, load_backbone
 from everlearn.checkpoint import Unfinished
@@ -27,7 +28,7 @@ from everlearn.methods.base import Method, TaskInfo, Training
 from everlearn.metrics import AccuracyMatrix, accuracy
 from everlearn.stream import ClassIncremental
 from everlearn_export.bundle import export_bundle
-from everlearn_runtime.bundle import Manifest
+from everlearn_runtime.bundle import Bundle, Manifest
 from everlearn_runtime.heads import Head
 
 DEFAULT_AUGMENTATION = Augmentation()
@@ -47,7 +48,8 @@ class Learner:
             left out is the method's own.
         augmentation: what training images go through; None leaves them as the head sees them.
         seed: of initial values, batch orders, augmentation and dropout.
-        device: a torch device; CUDA where there is one, otherwise the CPU.
+        device: a torch device; CUDA where there is one, otherwise the CPU. Started by ``accelerate
+            launch``, each process takes a GPU of its own (see `everlearn.processes`).
         precision: ``"fp32"``, or ``"bf16"`` to train under autocast (features stay fp32).
         workers: processes that load images; the result does not depend on it.
         progress: show progress bars; by default where there is a terminal.
@@ -97,7 +99,7 @@ class Learner:
         )
         self.augmentation = augmentation
         self.seed = seed
-        self.device = _device(device)
+        self.device = processes.join(device)
         self.precision = precision
         self.workers = workers
         self.progress = progress
@@ -118,6 +120,7 @@ class Learner:
         """The classes known so far, in the order of their arrival."""
         return self.head.classes
 
+    @processes.together()
     def fit(self, data: object, *, checkpoint: str | Path | None = None) -> "Learner":
         """Learn a task: images of any classes, new and old ones alike.
 
@@ -140,27 +143,31 @@ class Learner:
                 f"this learner stopped after epoch {self.unfinished.epochs} of a task with other images, or "
                 "the same in another order; call fit with that task's data to finish it"
             )
+        processes.agree(bytes.fromhex(labels), "the labels of this task")
         keep = {id(self.backbone): self.backbone, **self.backbone.shared()}  # frozen: no copy is needed
         before = *copy.deepcopy((self.method, self.head), keep), self.unfinished
         try:
             if self.unfinished is None:
                 old_features = self.features(images) if self._carries() else None
-                self.begin_task(images.classes)
+                columns = self._columns(images)
+                self.begin_task(images.classes, columns)
             else:
-                old_features = self.unfinished.features
+                old_features, columns = self.unfinished.features, self.unfinished.columns
             position = {name: index for index, name in enumerate(images.classes)}
             targets = [position[label] for label in images.labels]
             batches = plain_batches(images, self.backbone.input, targets=targets, workers=self.workers)
             if self.unfinished is None:
                 with self._seeded(_SURVEY, len(self.tasks)):
                     self.method.survey(self._on_device(batches))
-            self._train(images, targets, labels, old_features, checkpoint)
+                processes.same(self.method.learned().values())
+            self._train(images, targets, labels, columns, old_features, checkpoint)
             with self._seeded(_END, len(self.tasks)):
                 self.method.end_task(self._on_device(batches))
+            processes.same(self.method.learned().values())
             features = self.features(images)
             if old_features is not None:
                 self.head.carry(old_features, features)
-            self.head.update(features, images.labels)
+            self.method.teach(self.head, features, images.labels)
             self.head.settle()  # so that saving changes nothing, not even the last bits
         except BaseException:
             self.method, self.head, self.unfinished = before
@@ -172,6 +179,7 @@ class Learner:
             self.save(checkpoint)
         return self
 
+    @processes.together()
     def run(self, stream: ClassIncremental, *, checkpoint: str | Path | None = None) -> AccuracyMatrix:
         """Learn every task of a stream, and measure all tasks seen so far after each.
 
@@ -205,7 +213,7 @@ class Learner:
                         f"{task.index + 1} are not on record; start again with a fresh learner"
                     )
                 matrix.record(*self._accuracies(stream, task.index))
-                if record is not None:
+                if record is not None and processes.is_main():
                     record.write_text(json.dumps(matrix.to_dict()))
         return matrix
 
@@ -218,18 +226,19 @@ class Learner:
         """Name the class of each image: PIL images or uint8 arrays (H, W, 3) or (H, W)."""
         return self._predict(as_images([(image, "unlabelled") for image in images]))
 
+    @processes.together()
     def features(self, data: object) -> NDArray[np.float32]:
         """What the head sees, float32 (N, F), of anything that `as_images` takes."""
         images = as_images(data)
-        batches = plain_batches(images, self.backbone.input, workers=self.workers)
+        batches = plain_batches(images, self.backbone.input, workers=self.workers, shared=True)
         self.method.eval()
+        parts = [np.zeros((0, sum(self.method.sections)), np.float32)]  # a process may have no batch
         with torch.inference_mode():
-            parts = [
-                self.method.features(batch).cpu().numpy()
-                for batch, _ in self._bar(self._on_device(batches), "features", len(batches), "batch")
-            ]
-        return np.concatenate(parts)
+            for batch, _ in self._bar(self._on_device(batches), "features", len(batches), "batch"):
+                parts.append(self.method.features(batch).cpu().numpy())
+        return processes.gather(np.concatenate(parts))
 
+    @processes.together()
     def export(self, path: str | Path, *, images: object | None = None, overwrite: bool = False) -> Manifest:
         """Write the bundle that a device opens: one static graph and the head.
 
@@ -255,7 +264,10 @@ class Learner:
         record = self.record()
         if record["backbone"]:  # the device need not know in which folder the weights lay
             record["backbone"]["weights"] = Path(record["backbone"]["weights"]).name
-        return export_bundle(
+        if not processes.is_main():
+            processes.wait()
+            return Bundle.open(path).manifest
+        manifest = export_bundle(
             path,
             self.method.deployable().cpu(),
             head=self.head,
@@ -268,6 +280,8 @@ class Learner:
             overwrite=overwrite,
             progress=self.progress,
         )
+        processes.wait()
+        return manifest
 
     def record(self) -> dict[str, Any]:
         """Give how this learner was made and what it has learned, ready for JSON."""
@@ -281,9 +295,11 @@ class Learner:
             "tasks": [list(classes) for classes in self.tasks],
         }
 
+    @processes.together()
     def save(self, path: str | Path) -> None:
         """Save to a folder, as one file that replaces the last one whole."""
-        checkpoints.save(self, Path(path))
+        if processes.is_main():
+            checkpoints.save(self, Path(path))
 
     @classmethod
     def load(cls, path: str | Path, **options: Any) -> "Learner":
@@ -300,7 +316,7 @@ class Learner:
         """
         return checkpoints.load(cls, Path(path), **options)
 
-    def begin_task(self, classes: tuple[str, ...]) -> None:
+    def begin_task(self, classes: tuple[str, ...], columns: tuple[int, ...] = ()) -> None:
         """Tell the method of a task; `fit` and `load` do this, seeded alike."""
         others = [index for index, name in enumerate(self.head.classes) if name not in classes]
         prototypes = np.zeros((0, sum(self.method.sections)))
@@ -310,10 +326,16 @@ class Learner:
             index=len(self.tasks),
             classes=classes,
             known=self.head.classes,
+            columns=columns,
             prototypes=torch.from_numpy(prototypes).float(),
         )
         with self._seeded(_BEGIN, task.index):
             self.method.begin_task(task)
+
+    def _columns(self, images: Images) -> tuple[int, ...]:
+        """Where the head will have each class: the known ones first, then by first appearance."""
+        order = list(dict.fromkeys((*self.head.classes, *images.labels)))
+        return tuple(order.index(name) for name in images.classes)
 
     def _carries(self) -> bool:
         """Whether the head has statistics that training would leave behind."""
@@ -324,6 +346,7 @@ class Learner:
         images: Images,
         targets: Sequence[int],
         labels: str,
+        columns: tuple[int, ...],
         old_features: NDArray[np.float32] | None,
         checkpoint: str | Path | None,
     ) -> None:
@@ -350,31 +373,38 @@ class Learner:
                 workers=self.workers,
             )
             self.method.train()
-            with self._seeded(_EPOCH, index, epoch):
+            with self._seeded(_EPOCH, index, epoch, *processes.key()):
                 name = f"task {index + 1}, epoch {epoch + 1}/{setting.epochs}"
                 for batch, target in (bar := self._bar(self._on_device(batches), name, len(batches), "step")):
                     bar.set_postfix(self._step(optimizer, batch, target), refresh=False)
             self.method.eval()
+            processes.same(self.method.learned().values())
             if checkpoint is not None and epoch + 1 < setting.epochs:
                 states = tuple(optimizer.state[parameter] for parameter in parameters)
-                self.unfinished = Unfinished(images.classes, labels, epoch + 1, states, old_features)
+                self.unfinished = Unfinished(images.classes, labels, columns, epoch + 1, states, old_features)
                 self.save(checkpoint)
 
     def _step(self, optimizer: torch.optim.Optimizer, images: Tensor, targets: Tensor) -> dict[str, str]:
+        optimizer.zero_grad()
+        terms = self._backward(images, targets) if len(images) else {}
+        parameters = self.method.trainable()
+        for parameter in parameters:
+            if parameter.grad is None:  # so that every parameter has its momentum and its decay
+                parameter.grad = torch.zeros_like(parameter)
+        processes.mean_gradients(parameters, weight=len(images))
+        optimizer.step()
+        self.method.after_step()
+        return {name: f"{value.item():.3g}" for name, value in terms.items()}
+
+    def _backward(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             terms = self.method.loss(images, targets)
         total = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(total):
             values = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
             raise FloatingPointError(f"the loss is no longer finite ({values}); lower lr={self.training.lr}")
-        optimizer.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]
-        for parameter in self.method.trainable():
-            if parameter.grad is None:  # so that every parameter has its momentum and its decay
-                parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-        self.method.after_step()
-        return {name: f"{value.item():.3g}" for name, value in terms.items()}
+        return terms
 
     def _predict(self, images: Images) -> list[str]:
         if not self.classes:
@@ -396,6 +426,7 @@ class Learner:
 
     def _bar(self, batches: Iterator[tuple[Tensor, Tensor]], name: str, total: int, unit: str) -> Any:
         quiet = None if self.progress is None else not self.progress  # None: quiet without a terminal
+        quiet = quiet if processes.is_main() else True
         return tqdm(batches, desc=name, total=total, unit=unit, disable=quiet, leave=False)
 
     @contextlib.contextmanager
@@ -415,17 +446,3 @@ def make_optimizer(parameters: list[torch.nn.Parameter], setting: Training) -> t
     return torch.optim.SGD(
         parameters, lr=setting.lr, momentum=setting.momentum, weight_decay=setting.weight_decay
     )
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:  # the latter by a torch built without CUDA
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device={device!r} cannot be used here ({reason}); leave it out, or take 'cpu'"
-        ) from error
-    return chosen

@@ -5,13 +5,13 @@ an epoch is the same whether or not another one ran before it.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
+from everlearn import processes
 from everlearn.augmentation import Augmentation
 from everlearn.data import Images
 from everlearn_runtime.images import InputSpec, prepare
@@ -49,6 +49,14 @@ class _Views(Dataset[tuple[Tensor, Tensor]]):
         # A copy: torch wants memory that may be written to.
         return torch.from_numpy(pixels.copy()), torch.tensor(self.targets[index])
 
+    def batch(self, views: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Stack views; of none, too: a process's part of a batch of few."""
+        if views:
+            images, targets = default_collate(views)
+            return images, targets
+        empty = torch.empty(0, self.spec.height, self.spec.width, 3, dtype=torch.uint8)
+        return empty, torch.empty(0, dtype=torch.int64)
+
 
 def train_batches(
     images: Images,
@@ -63,11 +71,12 @@ def train_batches(
     """Shuffled, augmented batches of one epoch, all of it determined by ``key``.
 
     Returns:
-        Batches of images uint8 (B, H, W, 3) and targets int64 (B,).
+        Batches of images uint8 (B, H, W, 3) and targets int64 (B,); with several processes this
+        one's part of each batch, which may be none.
     """
-    order = np.random.default_rng(list(key)).permutation(len(images)).tolist()
-    views = _Views(images, targets, spec, augmentation, key)
-    return _loader(views, batch_size, workers, sampler=order)
+    order: list[int] = np.random.default_rng(list(key)).permutation(len(images)).tolist()
+    batches = [processes.share(batch) for batch in _cut(order, batch_size)]
+    return _loader(_Views(images, targets, spec, augmentation, key), batches, workers)
 
 
 def plain_batches(
@@ -77,17 +86,27 @@ def plain_batches(
     batch_size: int = 64,
     targets: Sequence[int] | None = None,
     workers: int = 0,
+    shared: bool = False,
 ) -> Batches:
     """Batches in order, each image resized and cropped as the device does it.
 
-    Without targets, each image's target is its position.
+    Without targets, each image's target is its position. With several processes ``shared``
+    leaves each its part: whole batches, so that each is computed just as by one process.
     """
     numbers = range(len(images)) if targets is None else targets
-    return _loader(_Views(images, numbers, spec), batch_size, workers)
+    batches = _cut(range(len(images)), batch_size)
+    return _loader(_Views(images, numbers, spec), processes.share(batches) if shared else batches, workers)
 
 
-def _loader(views: _Views, batch_size: int, workers: int, **options: Any) -> Batches:
-    # A generator of its own: otherwise every pass takes a number from the caller's random state.
+def _cut(positions: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [positions[start : start + size] for start in range(0, len(positions), size)]
+
+
+def _loader(views: _Views, batches: Sequence[Sequence[int]], workers: int) -> Batches:
     return DataLoader(
-        views, batch_size=batch_size, num_workers=workers, generator=torch.Generator(), **options
+        views,
+        batch_sampler=[list(batch) for batch in batches],
+        collate_fn=views.batch,
+        num_workers=workers,
+        generator=torch.Generator(),  # otherwise every pass takes a number from the caller's random state
     )

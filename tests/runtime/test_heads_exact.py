@@ -252,7 +252,7 @@ def test_features_of_zeros_score_zero() -> None:
 @pytest.fixture
 def released() -> dict[str, Array]:
     """Numbers from running the authors' code; see the .md beside the file."""
-    with np.load(Path(__file__).parent / "data" / "heads_released.npz") as arrays:
+    with np.load(Path(__file__).parents[1] / "data" / "oracles" / "heads_released.npz") as arrays:
         return {name: arrays[name] for name in arrays.files}
 
 

@@ -1,11 +1,26 @@
-"""Closed-form heads: what goes on learning on the device."""
+"""Heads: what goes on learning on the device."""
 
 from everlearn_runtime.heads.base import Head, HeadState
+from everlearn_runtime.heads.fecam import FeCAM
+from everlearn_runtime.heads.held_out_ridge import HeldOutRidge
 from everlearn_runtime.heads.lda import LDA
+from everlearn_runtime.heads.linear import Linear
 from everlearn_runtime.heads.prototype import Prototypes
 from everlearn_runtime.heads.ridge import Ridge
+from everlearn_runtime.heads.streaming_lda import StreamingLDA
 
-__all__ = ["LDA", "Head", "HeadState", "Prototypes", "Ridge", "from_state"]
+__all__ = [
+    "LDA",
+    "FeCAM",
+    "Head",
+    "HeadState",
+    "HeldOutRidge",
+    "Linear",
+    "Prototypes",
+    "Ridge",
+    "StreamingLDA",
+    "from_state",
+]
 
 
 def from_state(state: HeadState) -> Head:
@@ -20,7 +35,8 @@ def from_state(state: HeadState) -> Head:
     >>> from_state(LDA(shrinkage=0.1).state()).options
     {'shrinkage': 0.1}
     """
-    kinds: dict[str, type[Head]] = {head.kind: head for head in (Prototypes, LDA, Ridge)}
+    heads = (Prototypes, LDA, Ridge, FeCAM, StreamingLDA, HeldOutRidge, Linear)
+    kinds: dict[str, type[Head]] = {head.kind: head for head in heads}
     if state.kind not in kinds:
         raise ValueError(f"unknown head {state.kind!r}; this version knows {', '.join(kinds)}")
     return kinds[state.kind].from_state(state)

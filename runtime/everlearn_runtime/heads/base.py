@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from everlearn_runtime.heads.checks import check_arrays, check_labels, check_rows
 from everlearn_runtime.heads.drift import linear_drift
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-# Squares of larger numbers would overflow, and no network that works gives any.
-LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -148,10 +146,10 @@ class Head(ABC):
         """
         rows, names = self.check(features, labels)
         self._set_width(rows.shape[1])
-        codes = np.array(self._places(names), dtype=np.intp)
         if len(rows) == 1:  # the same, without the detours
-            self._learn_shared(rows, rows, codes, self._combine_one(codes, rows))
+            self._learn_one(rows, self._places(names)[0])
         else:
+            codes = np.array(self._places(names), dtype=np.intp)
             places, counts, sums = group_sums(rows, codes)
             means = sums / counts[:, None]
             joined = self._combine(places, counts, means)
@@ -244,12 +242,7 @@ class Head(ABC):
         """
         if not self._index:
             raise ValueError("this head knows no class yet; update it with labelled features first")
-        rows = self._rows(features)
-        if self._solution is None:
-            self._solution = self._solve()
-        weights, bias, factor = self._solution
-        scores: NDArray[np.float64] = (self._map(rows) @ weights + bias) * factor
-        return scores
+        return self._score(self._rows(features))
 
     def predict(self, features: ArrayLike) -> list[str]:
         """The best class of each row of features (B, F); raises like :meth:`scores`."""
@@ -305,23 +298,12 @@ class Head(ABC):
 
     def _rows(self, features: ArrayLike) -> NDArray[np.float64]:
         """A checked float64 copy of features."""
-        given = np.asarray(features)
-        if given.ndim != 2 or given.dtype.kind not in "fiu":
-            raise ValueError(
-                f"features are {given.dtype} of shape {given.shape}; give real numbers (batch, width)"
-            )
-        if given.shape[0] == 0 or given.shape[1] == 0:
-            raise ValueError(f"features have shape {given.shape}; give at least one row and one column")
-        if self.width is not None and given.shape[1] != self.width:
-            raise ValueError(
-                f"features are {given.shape[1]} wide; this head has learned from width {self.width}"
-            )
-        self._check_width(given.shape[1])
-        rows = np.array(given, dtype=np.float64, order="C")
-        if not (rows.max() <= LARGEST and rows.min() >= -LARGEST):
-            raise ValueError(
-                "features hold NaN, infinite or unusably large values; check the images and the graph"
-            )
+        rows = check_rows(features)
+        width, known = rows.shape[1], self._means.shape[1]
+        if width != known:
+            if known:
+                raise ValueError(f"features are {width} wide; this head has learned from width {known}")
+            self._check_width(width)
         return rows
 
     def _set_width(self, width: int) -> None:
@@ -352,20 +334,26 @@ class Head(ABC):
         scaled = np.sqrt(before * share)[:, None] * gap
         return Joined(places, before, old_means, scaled if before.all() else scaled[before > 0])
 
-    def _combine_one(self, places: NDArray[np.intp], row: NDArray[np.float64]) -> Joined:
-        """:meth:`_combine` for one sample (1, F)."""
-        place = int(places[0])
+    def _learn_one(self, rows: NDArray[np.float64], place: int) -> None:
+        """Learn one sample (1, F) of the class at this place."""
         count = int(self._counts[place])
-        before = self._means[place : place + 1].copy()
-        gap = row - before
-        self._means[place] += gap[0] / (count + 1)
+        mean = self._means[place]
+        gap = rows[0] - mean
+        mean += gap * (1 / (count + 1))
         self._counts[place] = count + 1
-        gap *= math.sqrt(count / (count + 1))
-        return Joined(places, np.array([count]), before, gap if count else gap[:0])
+        self._learn_one_shared(rows, place, count, gap)
 
-    @abstractmethod
+    def _score(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Scores (B, C) of checked features (B, F); a head whose scores are not linear overrides this."""
+        if self._solution is None:
+            self._solution = self._solve()
+        weights, bias, factor = self._solution
+        scores: NDArray[np.float64] = (self._map(rows) @ weights + bias) * factor
+        return scores
+
     def _solve(self) -> Solution:
         """Weights (M, C), bias (C,) and a factor, from the statistics alone."""
+        raise NotImplementedError
 
     def _map(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         """Features (B, F) to what the weights multiply (B, M)."""
@@ -390,6 +378,23 @@ class Head(ABC):
         joined: Joined,
     ) -> None:
         """Learn from rows (B, F), given for each the mean and place of its class in this batch."""
+
+    def _learn_one_shared(
+        self,
+        rows: NDArray[np.float64],
+        place: int,
+        count: int,
+        gap: NDArray[np.float64],
+    ) -> None:
+        """:meth:`_learn_shared` for one sample (1, F); a head that many come to overrides this too.
+
+        ``count`` is the number of the class's earlier samples, ``gap`` (F,) the sample less their
+        mean; the arrays are the callee's to keep or change.
+        """
+        codes = np.array([place], dtype=np.intp)
+        between = math.sqrt(count / (count + 1)) * gap[None]
+        joined = Joined(codes, np.array([count]), rows - gap, between if count else between[:0])
+        self._learn_shared(rows, rows, codes, joined)
 
     def _merge_shared(self, other: Any, joined: Joined) -> None:  # noqa: B027
         """Add the other head's shared statistics."""
@@ -418,6 +423,15 @@ class Head(ABC):
         """Take over checked arrays from a state."""
 
 
+def unit_rows(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows (B, F) brought to length one; a row of zeros stays."""
+    # Scaled first, so that squaring neither overflows nor vanishes.
+    scaled = rows / np.maximum(np.abs(rows).max(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    norm = np.linalg.norm(scaled, axis=1, keepdims=True)
+    unit: NDArray[np.float64] = scaled / np.where(norm == 0, 1.0, norm)
+    return unit
+
+
 def group_sums(
     rows: NDArray[np.float64], places: NDArray[np.intp]
 ) -> tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.float64]]:
@@ -428,62 +442,6 @@ def group_sums(
     order = np.argsort(places, kind="stable")
     found, starts, counts = np.unique(places[order], return_index=True, return_counts=True)
     return found, counts, np.add.reduceat(rows[order], starts, axis=0)
-
-
-def check_labels(labels: Sequence[str]) -> list[str]:
-    """Class names as a list of plain ``str``.
-
-    Raises:
-        ValueError: Something else than a sequence of non-empty ``str`` that UTF-8 can hold.
-    """
-    if isinstance(labels, (str, bytes)):
-        raise ValueError(
-            f"labels is one {type(labels).__name__}, {labels!r}; give a list with one label per sample"
-        )
-    try:
-        names = list(labels)
-    except TypeError:
-        raise ValueError(f"labels is {labels!r}; give a list of str") from None
-    if not names:
-        raise ValueError("no labels; give one label per sample")
-    return [check_label(name) for name in names]
-
-
-def check_label(label: object) -> str:
-    """One class name as a plain ``str``; raises like :func:`check_labels`."""
-    if not isinstance(label, str) or not label.strip():
-        raise ValueError(f"label {label!r} is not a non-empty str; classes are names, for example 'mug'")
-    try:
-        label.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"label {label!r} is not valid Unicode text") from None
-    return str(label)
-
-
-def check_arrays(
-    arrays: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, NDArray[Any]]:
-    """Copies of a state's arrays, after checking names, shapes, dtypes and that all is finite.
-
-    ``counts`` and ``seen`` are int64, the rest is float64.
-
-    Raises:
-        ValueError: The arrays are not what a head of these shapes keeps.
-    """
-    if set(arrays) != set(shapes):
-        raise ValueError(f"the state holds the arrays {sorted(arrays)}; expected {sorted(shapes)}")
-    checked = {}
-    for name, shape in shapes.items():
-        array = np.asarray(arrays[name])
-        dtype = np.int64 if name in ("counts", "seen") else np.float64
-        if array.dtype != dtype or array.shape != shape:
-            raise ValueError(
-                f"{name} is {array.dtype} of shape {array.shape}; expected {np.dtype(dtype)} of shape {shape}"
-            )
-        if not np.isfinite(array).all():
-            raise ValueError(f"{name} holds NaN or infinite values")
-        checked[name] = np.array(array, order="C")
-    return checked
 
 
 def describe(head: Head) -> str:

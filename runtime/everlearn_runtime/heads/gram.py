@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-FOLD_ROWS = 256
+# At most this many rows wait, and no more than the matrix has, so that they never take more memory.
+FOLD_ROWS = 512
+# The largest block whose product with itself goes to numpy in one piece.
+BLOCK_WIDTH = 192
 
 
 class GramSum:
@@ -24,10 +27,12 @@ class GramSum:
 
     def __init__(self, width: int) -> None:
         self.width = width
+        self._limit = min(FOLD_ROWS, max(width, 64))
         self._folded = np.zeros((width, width))
         self._pending: list[NDArray[np.float64]] = []
         self._rows = 0
-        self._trace = 0.0
+        self._trace = 0.0  # of what is folded in, and of this many of the pending
+        self._traced = 0
 
     def add(self, rows: NDArray[np.float64]) -> None:
         """Add rows (n, width); they are kept by reference and must not change afterwards."""
@@ -35,16 +40,13 @@ class GramSum:
             return
         self._pending.append(rows)
         self._rows += len(rows)
-        flat = rows.ravel()
-        self._trace += float(flat @ flat)
-        if self._rows >= FOLD_ROWS:
+        if self._rows >= self._limit:
             self.fold()
 
     def fold(self) -> None:
         """Fold in what waits."""
         if self._rows:
-            joined = np.concatenate(self._pending)
-            self._folded += joined.T @ joined
+            add_products(np.concatenate(self._pending), self._folded)
             self._restart()
 
     def merge(self, other: GramSum) -> None:
@@ -59,15 +61,15 @@ class GramSum:
         self._restart()
 
     def _restart(self) -> None:
-        self._pending, self._rows = [], 0
+        self._pending, self._rows, self._traced = [], 0, 0
         self._trace = float(np.trace(self._folded))  # of the matrix as it is kept, to the bit
 
     def value(self) -> NDArray[np.float64]:
         """The matrix (width, width); to be read, not written."""
         if self._rows == 0:
             return self._folded
-        rows = np.concatenate(self._pending)
-        value: NDArray[np.float64] = self._folded + rows.T @ rows
+        value: NDArray[np.float64] = self._folded.copy()
+        add_products(np.concatenate(self._pending), value)
         return value
 
     def packed(self) -> NDArray[np.float64]:
@@ -80,18 +82,11 @@ class GramSum:
         return packed
 
     @property
-    def folded(self) -> NDArray[np.float64]:
-        """The matrix (width, width) without the rows that wait; to be read, not written."""
-        return self._folded
-
-    @property
-    def waiting(self) -> int:
-        """Rows that are not folded in yet."""
-        return self._rows
-
-    @property
     def trace(self) -> float:
         """The sum of all squares."""
+        for rows in self._pending[self._traced :]:
+            self._trace += float(np.vdot(rows, rows))
+        self._traced = len(self._pending)
         return self._trace
 
     @classmethod
@@ -104,6 +99,21 @@ class GramSum:
             gram._folded[: row + 1, row] = packed[start : start + row + 1]
         gram._restart()
         return gram
+
+
+def add_products(rows: NDArray[np.float64], total: NDArray[np.float64]) -> None:
+    """Add rows' rows (M, M), for rows (n, M), to a symmetric matrix.
+
+    Block by block: numpy multiplies an array by its own transpose with half the arithmetic, but
+    mirrors the result slowly where it is large.
+    """
+    for start in range(0, len(total), BLOCK_WIDTH):
+        own = slice(start, start + BLOCK_WIDTH)
+        block = rows[:, own]
+        total[own, own] += block.T @ block
+        if start:
+            total[own, :start] += block.T @ rows[:, :start]
+            total[:start, own] = total[own, :start].T
 
 
 def packed_size(width: int) -> int:

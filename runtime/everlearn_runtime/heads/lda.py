@@ -60,18 +60,22 @@ class LDA(SecondOrder):
     def _solve(self) -> Solution:
         means = self._means
         square = float(np.vdot(means, means)) / len(means)
-        if self._size == 0 or self._gram.trace <= self._seen * square * 1e-24:
+        size = self._size()
+        if size == 0 or self._gram.trace <= self._seen * square * 1e-24:
             weights, factor = means, 1
         else:
-            ridge = self._shrinkage * self._size / self._gram.width
-            weights = self._running.weights(self._gram, 1 - self._shrinkage, ridge, self._targets)
+            weights = self._solved(1 - self._shrinkage, self._ridge(size))
             factor = self._seen
         return weights.T, -0.5 * np.einsum("cf,cf->c", means, weights), factor
+
+    def _ridge(self, size: float) -> float:
+        """What is added to the diagonal of the shrunk scatter."""
+        return self._shrinkage * size / self._gram.width
 
     def _targets(self) -> NDArray[np.float64]:
         return self._means
 
-    def _targets_at(self, places: NDArray[np.intp]) -> NDArray[np.float64]:
+    def _targets_at(self, places: list[int]) -> NDArray[np.float64]:
         return self._means[places]
 
     def _start_shared(self, width: int) -> None:
@@ -85,12 +89,21 @@ class LDA(SecondOrder):
         joined: Joined,
     ) -> None:
         self._seen += len(rows)
-        if len(rows) > 1:
-            self._grow(np.concatenate([rows - means, joined.between]), joined, joined.means, None)
-        else:  # the mean moves along the row by which the scatter grows
-            count = int(joined.counts[0])
-            gain = 1 / math.sqrt(count * (count + 1)) if count else None
-            self._grow(joined.between, joined, joined.means, gain)
+        self._grow(np.concatenate([rows - means, joined.between]), joined.places)
+
+    def _learn_one_shared(
+        self,
+        rows: NDArray[np.float64],
+        place: int,
+        count: int,
+        gap: NDArray[np.float64],
+    ) -> None:
+        if count:  # the mean moves along the row by which the scatter grows
+            self._seen += 1
+            gap *= math.sqrt(count / (count + 1))
+            self._grow_one(gap, place, 1 / math.sqrt(count * (count + 1)))
+        else:
+            super()._learn_one_shared(rows, place, count, gap)
 
     def _merge_shared(self, other: LDA, joined: Joined) -> None:
         self._gram.merge(other._gram)

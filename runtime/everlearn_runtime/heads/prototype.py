@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.heads.base import Head, Solution
+from everlearn_runtime.heads.base import Head, Solution, unit_rows
 
 
 class Prototypes(Head):
@@ -67,13 +67,7 @@ class Prototypes(Head):
         unit = np.empty_like(rows)
         start = 0
         for width in self._sections or [rows.shape[1]]:
-            section = rows[:, start : start + width]
-            # Scaled first, so that squaring neither overflows nor vanishes.
-            section = section / np.maximum(
-                np.abs(section).max(axis=1, keepdims=True), np.finfo(np.float64).tiny
-            )
-            norm = np.linalg.norm(section, axis=1, keepdims=True)
-            unit[:, start : start + width] = section / np.where(norm == 0, 1.0, norm)
+            unit[:, start : start + width] = unit_rows(rows[:, start : start + width])
             start += width
         return unit
 

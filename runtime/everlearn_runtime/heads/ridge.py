@@ -101,11 +101,11 @@ class Ridge(SecondOrder):
     def _solve(self) -> Solution:
         bias = np.zeros(len(self._counts))
         width = self._gram.width
-        if self._size == 0:
+        size = self._size()
+        if size == 0:
             return np.zeros((width, len(bias))), bias, 1
         if isinstance(self._regularisation, float):
-            ridge = self._regularisation * self._size / width
-            return self._running.weights(self._gram, 1.0, ridge, self._targets).T, bias, 1
+            return self._solved(1.0, self._regularisation * size / width).T, bias, 1
         values, vectors = np.linalg.eigh(self._gram.value())
         targets = vectors.T @ self._targets().T
         chosen = self._gcv(values, (targets**2).sum(axis=1), self._gram.trace / width * GRID)
@@ -132,7 +132,7 @@ class Ridge(SecondOrder):
     def _targets(self) -> NDArray[np.float64]:
         return self._sums if self._projection else self._counts[:, None] * self._means
 
-    def _targets_at(self, places: NDArray[np.intp]) -> NDArray[np.float64]:
+    def _targets_at(self, places: list[int]) -> NDArray[np.float64]:
         if self._projection:
             return self._sums[places]
         return self._counts[places, None] * self._means[places]
@@ -145,7 +145,6 @@ class Ridge(SecondOrder):
         joined: Joined,
     ) -> None:
         self._seen += len(rows)
-        before = self._sums[joined.places] if self._projection else joined.counts[:, None] * joined.means
         for start in range(0, len(rows), CHUNK_ROWS):
             hidden = self._map(rows[start : start + CHUNK_ROWS])
             if self._projection:
@@ -156,7 +155,20 @@ class Ridge(SecondOrder):
         if len(rows) > CHUNK_ROWS:
             self._settle_shared()
         else:
-            self._grow(hidden, joined, before, 1.0 if len(rows) == 1 else None)
+            self._grow(hidden, joined.places)
+
+    def _learn_one_shared(
+        self,
+        rows: NDArray[np.float64],
+        place: int,
+        count: int,
+        gap: NDArray[np.float64],
+    ) -> None:
+        self._seen += 1
+        hidden = self._map(rows)[0]
+        if self._projection:
+            self._sums[place] += hidden
+        self._grow_one(hidden, place, 1.0)
 
     def _carry_shared(
         self, before: NDArray[np.float64], after: NDArray[np.float64], drift: NDArray[np.float64]

@@ -1,4 +1,4 @@
-"""The solution of a linear system that grows by a row at a time."""
+"""The solution of a linear system that grows by a few rows at a time."""
 
 from __future__ import annotations
 
@@ -9,93 +9,113 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.heads.gram import FOLD_ROWS, GramSum
+from everlearn_runtime.heads.gram import GramSum
 
-# From about as many new rows on, solving anew costs less than working them in.
-FEW_ROWS = 32
+# With more new rows than this between two questions, solving anew costs less than working them in.
+FEW_ROWS = 48
+# Rows that wait to be subtracted from the inverse with one matrix product.
+BLOCK_ROWS = 64
+# Rows after which all is solved anew, so that rounding does not build up.
+CARRY_ROWS = 2048
 
 
 class Step(NamedTuple):
-    """One update: rows (k, M) that G gained, and targets of some classes, (m, M), before and after.
+    """One update: rows (k, M), perhaps none, that G gained, and classes whose targets changed.
 
-    ``gain``: for one row v and one class, the number f with after - before = f v, if there is one.
+    ``gain``: if that is one row and one class, and its target grew by a multiple of the row, the
+    multiple.
     """
 
     rows: NDArray[np.float64]
-    places: NDArray[np.intp]
-    before: NDArray[np.float64]
-    after: NDArray[np.float64]
-    gain: float | None
+    places: list[int]
+    gain: float | None = None
 
 
 class RunningSolution:
     """W = T (w G + r I)^-1, (C, M), while G gains rows, and T and the classes change.
 
-    Steps are only noted, and worked in when somebody asks. With P the inverse, one row v is
+    Solved anew for the first who asks. While questions go on to come every few rows, the inverse P
+    is kept and follows: with one row v
 
         P+ = P - g g',  g = sqrt(w / (1 + w v' P v)) P v,  W+ = W - (T g) g'
 
-    (Sherman and Morrison 1950), so O(M^2 + C M) in place of a solution from scratch; P is kept as
-    the inverse at the last :meth:`restart` less G'G of the rows g since. Several rows at once
-    are Woodbury's identity. P is never carried further than ``FOLD_ROWS`` rows, so rounding does
-    not build up, and the operations depend on the steps alone, never on who asked in between.
+    (Sherman and Morrison 1950), so O(M^2 + C M) in place of a solution from scratch; several rows
+    at once are Woodbury's identity. Where w or r changes, and every ``CARRY_ROWS`` rows, P is
+    inverted anew. When more than ``FEW_ROWS`` rows come without a question all is dropped, and
+    learning alone costs nothing here.
     """
 
     def __init__(self) -> None:
-        self._steps: list[Step] = []
-        self._classes = 0
-        self._forget()
+        self.drop()
 
-    def _forget(self) -> None:
-        self._done = 0
-        self._rows = 0
-        self._weights: NDArray[np.float64] | None = None
+    def drop(self) -> None:
+        """Solve anew when somebody asks next."""
+        self._steps: list[Step] | None = None
+        self._system = (0.0, 0.0)
+        self._new_rows = 0
+        self._carried = 0
+        self._weights = np.zeros((0, 0))
         self._targets = np.zeros((0, 0))
         self._inverse: NDArray[np.float64] | None = None
         self._gone = np.zeros((0, 0))
+        self._rows = 0
         self._scratch = np.zeros((0, 0))
 
-    def __len__(self) -> int:
-        """Steps since the last restart."""
-        return len(self._steps)
-
-    def restart(self, classes: int) -> None:
-        """Begin anew from what G and T are now: everything is folded in, with this many classes."""
-        self._steps = []
-        self._classes = classes
-        self._forget()
+    @property
+    def follows(self) -> bool:
+        """Whether somebody asked a few rows ago, so that steps are to be noted."""
+        return self._steps is not None
 
     def note(self, step: Step) -> None:
-        """Note what :meth:`weights` is to work in; fewer than ``FOLD_ROWS`` rows between restarts."""
-        self._steps.append(step)
+        """Note what :meth:`weights` is to work in."""
+        if self._steps is None:
+            return
+        self._new_rows += len(step.rows)
+        if self._new_rows > FEW_ROWS or len(self._steps) >= FEW_ROWS:
+            self.drop()
+        else:
+            self._steps.append(step)
 
     def weights(
-        self, gram: GramSum, weight: float, ridge: float, targets: Callable[[], NDArray[np.float64]]
+        self,
+        gram: GramSum,
+        weight: float,
+        ridge: float,
+        targets: Callable[[], NDArray[np.float64]],
+        targets_at: Callable[[list[int]], NDArray[np.float64]],
     ) -> NDArray[np.float64]:
         """W (C, M); to be read, not written.
 
         Args:
-            gram: G, with what is folded in as it was at the last restart.
-            weight: w, the same since then.
-            ridge: r, the same since then.
-            targets: gives T (C, M) as they are now.
+            gram: G.
+            weight: w.
+            ridge: r.
+            targets: gives T (C, M).
+            targets_at: gives some rows of T (m, M), as a new array.
         """
-        if self._weights is None:
-            start = targets()[: self._classes].copy()
-            for step in reversed(self._steps):
-                old = step.places < self._classes
-                start[step.places[old]] = step.before[old]
-            self._targets = start
-            solved: NDArray[np.float64] = np.linalg.solve(regularised(gram.folded, weight, ridge), start.T)
-            self._weights = solved.T.copy()
-        for step in self._steps[self._done :]:
-            if self._inverse is None:
-                matrix = regularised(gram.folded, weight, ridge)
-                self._inverse = np.asarray(np.linalg.inv(matrix), dtype=np.float64)
-                self._gone = np.empty((FOLD_ROWS, gram.width))
-            self._work_in(step, weight)
-        self._done = len(self._steps)
+        steps = self._steps
+        if steps is None:
+            system = regularised(gram.value(), weight, ridge)
+            self._weights = np.linalg.solve(system, targets().T).T
+        elif self._inverse is None or self._system != (weight, ridge) or self._carried > CARRY_ROWS:
+            self._invert(regularised(gram.value(), weight, ridge), targets())
+        elif len(steps) == 1 and steps[0].gain is not None:
+            self._work_in_one(steps[0], steps[0].gain, weight, targets_at(steps[0].places))
+        elif steps:
+            self._work_in(steps, weight, targets_at)
+        self._system = (weight, ridge)
+        self._steps = []
+        self._new_rows = 0
         return self._weights
+
+    def _invert(self, system: NDArray[np.float64], targets: NDArray[np.float64]) -> None:
+        width = len(system)
+        solved = np.linalg.solve(system, np.concatenate([np.eye(width), targets.T], axis=1))
+        self._inverse = np.ascontiguousarray(solved[:, :width])
+        self._weights = np.ascontiguousarray(solved[:, width:].T)
+        self._targets = targets.copy()
+        self._gone = np.empty((BLOCK_ROWS, width))
+        self._rows = self._carried = 0
 
     def _apply(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         """Rows (..., M) times P."""
@@ -104,38 +124,58 @@ class RunningSolution:
         value: NDArray[np.float64] = rows @ self._inverse - (rows @ gone.T) @ gone
         return value
 
-    def _work_in(self, step: Step, weight: float) -> None:
-        assert self._weights is not None
-        new = int(step.places.max()) + 1 - len(self._targets)
+    def _work_in_one(self, step: Step, gain: float, weight: float, target: NDArray[np.float64]) -> None:
+        place, row = step.places[0], step.rows[0]
+        self._make_room(place)
+        applied = self._apply(row)
+        growth = 1 + weight * float(row @ applied)
+        gone = applied * math.sqrt(weight / growth)
+        if self._scratch.shape != self._weights.shape:
+            self._scratch = np.empty_like(self._weights)
+        # A new array of this size for every sample would cost more than the arithmetic.
+        self._weights -= np.multiply((self._targets @ gone)[:, None], gone, out=self._scratch)
+        self._weights[place] += applied * (gain / growth)
+        self._targets[place] = target[0]
+        self._subtract(gone[None])
+
+    def _work_in(
+        self,
+        steps: list[Step],
+        weight: float,
+        targets_at: Callable[[list[int]], NDArray[np.float64]],
+    ) -> None:
+        places = sorted({place for step in steps for place in step.places})
+        self._make_room(places[-1])
+        rows = np.concatenate([step.rows for step in steps])
+        if len(rows):
+            applied = self._apply(rows)
+            middle = np.eye(len(rows)) + weight * (applied @ rows.T)
+            solved = np.linalg.solve(np.linalg.cholesky(middle), math.sqrt(weight) * applied)
+            gone = np.asarray(solved, dtype=np.float64)
+            self._weights -= (self._targets @ gone.T) @ gone
+            self._subtract(gone)
+        after = targets_at(places)
+        self._weights[places] += self._apply(after - self._targets[places])
+        self._targets[places] = after
+
+    def _make_room(self, place: int) -> None:
+        """Give W and T a row for the class at this place."""
+        new = place + 1 - len(self._targets)
         if new > 0:
             empty = np.zeros((new, self._targets.shape[1]))
             self._targets = np.concatenate([self._targets, empty])
             self._weights = np.concatenate([self._weights, empty])
-        if step.gain is not None:
-            row = step.rows[0]
-            applied = self._apply(row)
-            growth = 1 + weight * float(row @ applied)
-            gone = applied * math.sqrt(weight / growth)
-            if self._scratch.shape != self._weights.shape:
-                self._scratch = np.empty_like(self._weights)
-            self._weights -= np.multiply(
-                (self._targets @ gone)[:, None], gone, out=self._scratch
-            )  # a new array of this size for every sample would cost more than the arithmetic
-            self._weights[step.places] += applied * (step.gain / growth)
-            self._gone[self._rows] = gone
-            self._rows += 1
-        else:
-            count = len(step.rows)
-            if count:
-                applied = self._apply(step.rows)
-                middle = np.eye(count) + weight * (applied @ step.rows.T)
-                solved_rows = np.linalg.solve(np.linalg.cholesky(middle), math.sqrt(weight) * applied)
-                several = np.asarray(solved_rows, dtype=np.float64)
-                self._weights -= (self._targets @ several.T) @ several
-                self._gone[self._rows : self._rows + count] = several
-                self._rows += count
-            self._weights[step.places] += self._apply(step.after - step.before)
-        self._targets[step.places] = step.after
+
+    def _subtract(self, gone: NDArray[np.float64]) -> None:
+        """Subtract the outer products of rows (k, M) from P."""
+        if self._rows + len(gone) > BLOCK_ROWS:
+            waiting = self._gone[: self._rows]
+            # A copy, for numpy's product of an array with itself is the slower one at this size.
+            self._inverse -= waiting.T @ waiting.copy()
+            self._rows = 0
+        self._gone[self._rows : self._rows + len(gone)] = gone
+        self._rows += len(gone)
+        self._carried += len(gone)
 
 
 def regularised(gram: NDArray[np.float64], weight: float, ridge: float) -> NDArray[np.float64]:

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.heads.base import Head, Joined
-from everlearn_runtime.heads.gram import FOLD_ROWS, GramSum, packed_size
-from everlearn_runtime.heads.running import FEW_ROWS, RunningSolution, Step, rung
+from everlearn_runtime.heads.base import Head
+from everlearn_runtime.heads.gram import GramSum, packed_size
+from everlearn_runtime.heads.running import RunningSolution, Step, rung
 
 VANISHING = 1e-280
 
@@ -19,10 +19,9 @@ VANISHING = 1e-280
 class SecondOrder(Head):
     """A head with a sum of outer products G over all samples, solved as samples come.
 
-    The ridge is relative to ``size``, the trace of G on a ladder (:func:`rung`). Small updates
-    are noted as steps of the running solution; where the ladder's next rung is reached, rows have
-    piled up, or classes go, heads merge and features move, all is folded in and solved anew when
-    somebody asks. Both depend on what was learned alone.
+    The ridge is relative to the trace of G on a ladder (:func:`rung`). Small updates are noted as
+    steps of the running solution while somebody asks every few samples; after large ones, and
+    where classes go, heads merge and features move, it is solved anew when somebody asks.
     """
 
     ladder: ClassVar[float] = 10.0  # rungs for a factor of e in the trace
@@ -32,44 +31,41 @@ class SecondOrder(Head):
         super().__init__()
         self._gram = GramSum(0)
         self._seen = 0
-        self._size = 0.0
-        self._running = self._new_running()
-
-    def _new_running(self) -> RunningSolution:
-        return RunningSolution()
+        self._running = RunningSolution()
 
     @abstractmethod
     def _targets(self) -> NDArray[np.float64]:
         """What the classes' weights solve for, (C, M)."""
 
-    def _grow(
-        self, rows: NDArray[np.float64], joined: Joined, before: NDArray[np.float64], gain: float | None
-    ) -> None:
-        """Add rows to G, the targets of the joined classes having changed from ``before``."""
-        self._gram.add(rows)
-        if (
-            self._gram.waiting == 0
-            or len(rows) > FEW_ROWS
-            or len(self._running) + 1 >= FOLD_ROWS
-            or self._size != self._rung()
-        ):
-            self._settle_shared()
-        else:
-            after = self._targets_at(joined.places)
-            self._running.note(Step(rows, joined.places, before, after, gain))
-
     @abstractmethod
-    def _targets_at(self, places: NDArray[np.intp]) -> NDArray[np.float64]:
+    def _targets_at(self, places: list[int]) -> NDArray[np.float64]:
         """Copies of some rows of the targets, (m, M)."""
 
-    def _rung(self) -> float:
+    def _grow(self, rows: NDArray[np.float64], places: NDArray[np.intp]) -> None:
+        """Add rows to G, the targets of the classes at these places having changed."""
+        self._gram.add(rows)
+        if self._running.follows:
+            self._running.note(Step(rows, places.tolist()))
+
+    def _grow_one(self, row: NDArray[np.float64], place: int, gain: float) -> None:
+        """Add one row (M,) to G, the target of a class having grown by ``gain`` rows."""
+        rows = row[None]
+        self._gram.add(rows)
+        if self._running.follows:
+            self._running.note(Step(rows, [place], gain))
+
+    def _solved(self, weight: float, ridge: float) -> NDArray[np.float64]:
+        """Targets times (w G + r I)^-1, (C, M); to be read, not written."""
+        return self._running.weights(self._gram, weight, ridge, self._targets, self._targets_at)
+
+    def _size(self) -> float:
+        """The trace of G on its ladder; 0 where G vanishes."""
         trace = self._gram.trace
         return rung(trace, self.ladder) if trace > VANISHING * self._gram.width else 0.0
 
     def _settle_shared(self) -> None:
         self._gram.fold()
-        self._size = self._rung()
-        self._running.restart(len(self._counts))
+        self._running.drop()
 
     def _carry_shared(
         self, before: NDArray[np.float64], after: NDArray[np.float64], drift: NDArray[np.float64]

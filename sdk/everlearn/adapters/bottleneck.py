@@ -2,9 +2,12 @@
 
 import copy
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+
+from everlearn.backbones import Backbone, attend, feed_forward
 
 
 class Bottleneck(nn.Module):
@@ -45,3 +48,12 @@ class Bottleneck(nn.Module):
             folded.up.bias.mul_(self.scale)
         folded.scale = 1.0
         return folded
+
+
+def features_beside(backbone: Backbone, adapters: Iterable[nn.Module], images: Tensor) -> Tensor:
+    """Features (B, width) of images (B, 3, H, W) with an adapter beside each block's MLP."""
+    tokens, last = backbone.embed(images), backbone.depth - 1
+    for index, (block, adapter) in enumerate(zip(backbone.blocks(), adapters, strict=True)):
+        tokens = attend(block, tokens, backbone.pooled if index == last else None)
+        tokens = tokens + feed_forward(block, tokens) + adapter(tokens)
+    return backbone.pool(tokens)

@@ -80,11 +80,48 @@ class LoRA(nn.Module):
             merged.weight += self.delta()
         return merged
 
+    def follow(self, other: "LoRA", share: float) -> None:
+        """Move both factors by this share of the way to another's."""
+        with torch.no_grad():
+            self.down.lerp_(other.down, share)
+            self.up.lerp_(other.up, share)
+
     def _factors(self) -> tuple[Tensor, Tensor]:
         """Both factors as one matrix each: (parts r, d_in), and (d_out, parts r), zero off the blocks."""
         none = self.up.new_zeros(self.up.shape[1], 0)
         blocks = [self.up[self.parts.index(i)] if i in self.parts else none for i in range(self.of)]
         return self.down.flatten(0, 1), torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+
+
+class Shift(nn.Module):
+    """A frozen linear layer whose weights are shifted by a matrix: the average of `LoRA` updates.
+
+    Attributes:
+        delta: (d_out, d_in), zero at first.
+    """
+
+    delta: Tensor
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+        self.register_buffer("delta", torch.zeros_like(linear.weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., d_in) to (..., d_out)."""
+        return F.linear(x, self.linear.weight + self.delta, self.linear.bias)
+
+    def merged(self) -> nn.Linear:
+        """Make a plain layer that computes the same."""
+        merged = copy.deepcopy(self.linear)
+        with torch.no_grad():
+            merged.weight += self.delta
+        return merged
+
+    def follow(self, other: LoRA, share: float) -> None:
+        """Move by this share of the way to a LoRA's update."""
+        with torch.no_grad():
+            self.delta.lerp_(other.delta(), share)
 
 
 def insert_lora(

@@ -2,11 +2,13 @@
 
 import copy
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from everlearn.adapters.merge import merge
@@ -24,7 +26,7 @@ class Training:
 
     Attributes:
         epochs: passes over a task's images.
-        batch_size: images a step.
+        batch_size: images a step, of all processes together.
         lr: rate of the first epoch.
         optimizer: "sgd" or "adam".
         momentum: SGD's momentum; Adam does not look at it.
@@ -65,12 +67,25 @@ class TaskInfo:
         known: the classes known before this task, in the order of their arrival.
         prototypes: float32 (C, F), mean features of the known classes that are not in this
             task, as they were when they were learned.
+        columns: for each of this task's classes its place in the order of arrival, where the head
+            will have it: new ones behind the known ones, by default in the order they have here.
     """
 
     index: int
     classes: tuple[str, ...]
     known: tuple[str, ...]
     prototypes: Tensor
+    columns: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.columns:
+            order = list(dict.fromkeys((*self.known, *self.classes)))
+            object.__setattr__(self, "columns", tuple(map(order.index, self.classes)))
+
+    @property
+    def seen(self) -> int:
+        """How many classes are known with this task's."""
+        return max(len(self.known), *(column + 1 for column in self.columns))
 
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -83,12 +98,18 @@ class Method(nn.Module):
     Constructor arguments are the configuration: keyword-only, kept as attributes of the same
     name. ``Learner`` owns the loop and calls, in this order: `attach` once; for every task
     `begin_task` and `survey`, then `loss` and `after_step` for every batch, then `end_task`;
-    `features` whenever the head looks.
+    `features` whenever the head looks, and `teach` when it learns.
+
+    Attributes:
+        defaults: how this method is trained when the user says nothing else.
+        at_once: a benchmark gives it all tasks as one: a ceiling, and no continual learner.
+        grows: what of `learned` grows from task to task, by the start of its name, and with what:
+            "classes" or "images".
     """
 
     defaults: ClassVar[Training] = Training()
-    #: What the method keeps between tasks that grows with the classes or the images, in words.
-    grows: ClassVar[str | None] = None
+    at_once: ClassVar[bool] = False
+    grows: ClassVar[dict[str, str]] = {}
     backbone: Backbone
 
     def attach(self, backbone: Backbone) -> None:
@@ -108,6 +129,10 @@ class Method(nn.Module):
     def loss(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Named terms of the loss, weighted: the loop sums them.
 
+        Each of several processes calls it with its part of the batch, and its gradients are averaged
+        by the number of images: the same as by one process for terms that are means over images, or do
+        not look at images; terms that compare images with each other compare those of a part.
+
         Args:
             images: normalised float32 (B, 3, H, W).
             targets: int64 (B,), positions in the task's classes.
@@ -120,9 +145,22 @@ class Method(nn.Module):
     def end_task(self, batches: Batches) -> None:
         """Average, collect statistics; ``batches`` are the task's images as the head sees them."""
 
+    def teach(self, head: Head, features: NDArray[np.float32], labels: Sequence[str]) -> None:
+        """Let the head learn a task's features (N, F), when the task has ended."""
+        head.update(features, labels)
+
     def features(self, images: Tensor) -> Tensor:
         """Features (B, F) of normalised images (B, 3, H, W)."""
         return self.backbone.features(images)
+
+    def report(self, tasks: Sequence[Batches]) -> str:
+        """Say what this method itself can tell about a run, as text; empty when that is nothing.
+
+        Args:
+            tasks: images of each task learned, as the head sees them; targets are places in the
+                order in which the classes arrived.
+        """
+        return ""
 
     @property
     def sections(self) -> tuple[int, ...]:
@@ -159,9 +197,8 @@ class Method(nn.Module):
     def restore(self, learned: dict[str, Tensor]) -> None:
         """Put back what `learned` gave; ``ValueError`` when it is another configuration's."""
         for name, module in self.named_modules():
-            rows = learned.get(f"{name}.weight")
-            if rows is not None and hasattr(module, "grow"):
-                module.grow(len(rows))
+            if isinstance(module, Growing):
+                module.grow(len(learned.get(f"{name}.{module.counted}", ())))
         own = self.learned()
         shapes = {name: tuple(value.shape) for name, value in own.items()}
         if shapes != {name: tuple(value.shape) for name, value in learned.items()}:
@@ -185,8 +222,20 @@ class Features(nn.Module):
         return self.method.features(images)
 
 
+@runtime_checkable
+class Growing(Protocol):
+    """A module that makes room, so that there are so many rows of the tensor that is ``counted``."""
+
+    counted: ClassVar[str]
+
+    def grow(self, rows: int, /) -> None:
+        """Make room; rows that are there stay."""
+
+
 class LinearClassifier(nn.Module):
     """Logits ``w_c . features + b_c``; new classes start at zero."""
+
+    counted: ClassVar[str] = "weight"
 
     def __init__(self, width: int, classes: int = 0) -> None:
         super().__init__()
@@ -195,9 +244,10 @@ class LinearClassifier(nn.Module):
 
     def grow(self, classes: int) -> None:
         """Make room for further classes, so that there are this many; old rows stay."""
-        new = classes - len(self.weight)
-        self.weight = nn.Parameter(nn.functional.pad(self.weight.detach(), (0, 0, 0, new)))
-        self.bias = nn.Parameter(nn.functional.pad(self.bias.detach(), (0, new)))
+        new = max(classes - len(self.weight), 0)
+        trains = self.weight.requires_grad
+        self.weight = nn.Parameter(nn.functional.pad(self.weight.detach(), (0, 0, 0, new)), trains)
+        self.bias = nn.Parameter(nn.functional.pad(self.bias.detach(), (0, new)), trains)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B, C) of features (B, F)."""

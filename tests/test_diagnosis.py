@@ -10,7 +10,7 @@ import pytest
 from everlearn import NTKCL, Frozen, Images, Learner, Method
 from everlearn.cli import main
 from everlearn.data import load
-from everlearn.report import Diagnosis, diagnose, diagnose_run, regularisation_of
+from everlearn.diagnosis import Diagnosis, diagnose, diagnose_run, regularisation_of
 
 from .conftest import coloured, fit_all, make_learner
 

@@ -1,0 +1,45 @@
+"""APER: the pretrained and the tuned backbone side by side."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from everlearn.methods.base import Training
+from everlearn.methods.first_task import FirstTask
+from everlearn_runtime.heads import Head, Prototypes
+
+
+class APER(FirstTask):
+    """Tune a copy of the backbone to the first task, then take the nearest class mean by cosine.
+
+    The features are those of the backbone as it came, and behind them those of the tuned one: two
+    passes. The cosine is over the whole vector.
+
+    Args:
+        hidden, scale, dropout, sharpness: see `FirstTask`.
+
+    Source: Zhou et al., "Revisiting Class-Incremental Learning with Pre-Trained Models:
+    Generalizability and Adaptivity are All You Need", arXiv 2303.07338, section 4.2 (there also
+    called ADAM), in its form with adapters.
+    """
+
+    defaults: ClassVar[Training] = Training(epochs=20, batch_size=48, lr=0.01, weight_decay=5e-4)
+
+    def __init__(
+        self, *, hidden: int = 64, scale: float = 0.1, dropout: float = 0.1, sharpness: float = 10.0
+    ) -> None:
+        super().__init__(hidden=hidden, scale=scale, dropout=dropout, sharpness=sharpness)
+
+    @property
+    def sections(self) -> tuple[int, ...]:
+        """Widths of the pretrained and of the tuned features."""
+        return (self.backbone.width,) * 2
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features (B, F) of normalised images (B, 3, H, W): [pretrained ; tuned]."""
+        return torch.cat([self.backbone.features(images), self.adapted(images)], 1)
+
+    def head(self) -> Head:
+        """Prototypes in one section."""
+        return Prototypes()

@@ -1,0 +1,76 @@
+"""FineTune: a LoRA and a linear classifier, trained on one task after another."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from everlearn.adapters.lora import insert_lora
+from everlearn.backbones import Backbone
+from everlearn.methods.base import LinearClassifier, Method, TaskInfo, Training
+from everlearn_runtime.heads import Head, Linear
+
+
+class FineTune(Method):
+    """Fine-tune on each task as if there were no other: the floor.
+
+    LoRA on some layers of every block and a linear classifier over all classes seen so far, with
+    cross-entropy on the task's own images; nothing guards what was learned before. The classifier
+    itself is the head, and the device trains it on in the same way.
+
+    Args:
+        layers: those that LoRA is put around, see `everlearn.adapters.lora.LAYERS`.
+        rank: of the LoRA.
+
+    Attributes:
+        twin: the backbone with LoRA in it.
+        classifier: rows in the order in which the classes arrived.
+    """
+
+    defaults: ClassVar[Training] = Training(epochs=3, batch_size=32, lr=0.02, carry=False)
+    grows: ClassVar[dict[str, str]] = {"classifier": "classes"}
+
+    def __init__(self, *, layers: Sequence[str] = ("query", "value"), rank: int = 8) -> None:
+        super().__init__()
+        self.layers = list(layers)
+        self.rank = rank
+
+    def attach(self, backbone: Backbone) -> None:
+        """Put LoRA into a twin of the backbone."""
+        super().attach(backbone)
+        self.twin = backbone.twin()
+        self.adapters = insert_lora(self.twin, layers=self.layers, rank=self.rank)
+        self.classifier = LinearClassifier(backbone.width)
+
+    def begin_task(self, task: TaskInfo) -> None:
+        """Make room for the task's new classes."""
+        self.classifier.grow(task.seen)
+        self.columns = torch.tensor(task.columns, device=self.backbone.mean.device)
+
+    def loss(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy over all classes seen so far."""
+        return {"ce": self.cross_entropy(images, self.columns[targets])}
+
+    def cross_entropy(self, images: Tensor, columns: Tensor) -> Tensor:
+        """Mean over normalised images (B, 3, H, W); classes by their place in the order of arrival."""
+        return F.cross_entropy(self.classifier(self.twin.features(images)).float(), columns)
+
+    def teach(self, head: Head, features: NDArray[np.float32], labels: Sequence[str]) -> None:
+        """Hand the classifier to a linear head; let any other head learn."""
+        if isinstance(head, Linear):
+            weights, bias = (value.detach().cpu().numpy() for value in self.classifier.parameters())
+            head.learn_as(features, labels, weights, bias)
+        else:
+            super().teach(head, features, labels)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features (B, F) of normalised images (B, 3, H, W)."""
+        return self.twin.features(images)
+
+    def head(self) -> Head:
+        """Give the linear head that takes over the classifier."""
+        return Linear()

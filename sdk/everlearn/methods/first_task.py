@@ -1,0 +1,88 @@
+"""What methods share that tune the backbone to the first task only."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from everlearn.adapters.bottleneck import Bottleneck, features_beside
+from everlearn.backbones import Backbone
+from everlearn.methods.base import Batches, CosineClassifier, Method, TaskInfo
+
+
+class FirstTask(Method):
+    """Base of `RanPAC` and `APER`: bottlenecks beside the MLPs that learn the first task, then rest.
+
+    They are trained with the cross-entropy of a cosine classifier over the first task's classes,
+    which is then dropped. From the second task on nothing trains, so the features stay as they
+    are, and a head with exact statistics forgets nothing.
+
+    Args:
+        pet: tune at all; False leaves the backbone as it came, and then it may be no ViT.
+        hidden, scale, dropout: of the bottlenecks.
+        sharpness: start of the cosine classifier's learnable scale.
+
+    Attributes:
+        adapters: one `Bottleneck` a block, or none.
+        classifier: the first task's, None before and after it.
+        tuned: whether the first task is over.
+    """
+
+    tuned: Tensor
+
+    def __init__(
+        self,
+        *,
+        pet: bool = True,
+        hidden: int = 64,
+        scale: float = 0.1,
+        dropout: float = 0.1,
+        sharpness: float = 10.0,
+    ) -> None:
+        super().__init__()
+        self.pet = pet
+        self.hidden = hidden
+        self.scale = scale
+        self.dropout = dropout
+        self.sharpness = sharpness
+
+    def attach(self, backbone: Backbone) -> None:
+        """Put a bottleneck beside every block's MLP."""
+        super().attach(backbone)
+        self.adapters = nn.ModuleList(
+            Bottleneck(backbone.vit.embed_dim, hidden=self.hidden, dropout=self.dropout, scale=self.scale)
+            for _ in range(backbone.depth if self.pet else 0)
+        )
+        self.classifier: CosineClassifier | None = None
+        self.register_buffer("tuned", torch.tensor(False))
+
+    def begin_task(self, task: TaskInfo) -> None:
+        """Make the first task's classifier."""
+        if self.pet and task.index == 0:
+            classifier = CosineClassifier(self.backbone.width, len(task.classes), scale=self.sharpness)
+            self.classifier = classifier.to(self.backbone.mean)
+
+    def loss(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy over the first task's classes."""
+        assert self.classifier is not None
+        return {"ce": F.cross_entropy(self.classifier(self.adapted(images)).float(), targets)}
+
+    def end_task(self, batches: Batches) -> None:
+        """Let the bottlenecks rest, after the first task for good."""
+        self.classifier = None
+        self.tuned.fill_(True)
+        self.adapters.requires_grad_(False)
+
+    def restore(self, learned: dict[str, Tensor]) -> None:
+        """Put back what `learned` gave; ``ValueError`` when it is another configuration's."""
+        super().restore(learned)
+        self.adapters.requires_grad_(not self.tuned)
+
+    def adapted(self, images: Tensor) -> Tensor:
+        """Features (B, width) of the tuned backbone."""
+        if not self.pet:
+            return self.backbone.features(images)
+        return features_beside(self.backbone, self.adapters, images)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features (B, F) of normalised images (B, 3, H, W)."""
+        return self.adapted(images)
