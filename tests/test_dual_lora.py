@@ -300,6 +300,15 @@ def test_old_keys_and_values_drift_by_no_more_than_is_reported() -> None:
         assert drift.max() < 0.5 * strength * cls.norm(dim=1).max()  # a bound that says something
 
 
+def test_the_report_says_what_is_left_outside() -> None:
+    method = DualLoRA(energy=(0.9, 0.9), capacity=48)
+    learner = make_learner(method).fit(TASKS[0])
+    _, _, row = method.report([batches(learner, TASKS[0])]).splitlines()
+    name, number, *shares = row.split()
+    assert [name, number] == ["task", "1"]
+    assert [float(share) for share in shares] == [round(100 * left, 1) for left in method.left_out.tolist()]
+
+
 def test_at_the_cap_tasks_learn_by_the_orthogonal_branch_alone() -> None:
     method = Watched(rank=4, energy=(1.0, 1.0), tasks=2, directions=4, capacity=6)
     learner = make_learner(method, lr=0.01)

@@ -1,7 +1,7 @@
 """DualLoRA: low-rank updates in directions that old tasks leave free, and gated ones in each task's own."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from everlearn.adapters.gated import GatedLoRA
 from everlearn.adapters.lora import insert_lora
 from everlearn.backbones import Backbone
-from everlearn.methods.base import LinearClassifier, Method, TaskInfo, Training
+from everlearn.methods.base import Batches, LinearClassifier, Method, TaskInfo, Training
 from everlearn.subspaces import Subspace, dual_gpm, fewest_directions, principal, released_down
 from everlearn_runtime.heads import LDA, Head
 
@@ -170,7 +170,7 @@ class DualLoRA(Method):
         self.index = task.index
         self.classifier = LinearClassifier(sum(self.sections), len(task.classes)).to(self.backbone.mean)
 
-    def survey(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    def survey(self, batches: Batches) -> None:
         """Choose A and Phi_t of every block by the task's inputs."""
         for index, (branch, moment) in enumerate(zip(self.orthogonal, self.moments(batches), strict=True)):
             psi = self.psi(index)
@@ -190,7 +190,7 @@ class DualLoRA(Method):
         assert self.classifier is not None
         return {"ce": F.cross_entropy(self.classifier(self.features(images)), targets)}
 
-    def end_task(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    def end_task(self, batches: Batches) -> None:
         """Merge the orthogonal branch, keep the residual one, and take the inputs into Psi."""
         for branch in self.orthogonal:
             branch.linear = branch.merged()
@@ -209,8 +209,7 @@ class DualLoRA(Method):
                 psi = Subspace(torch.cat([basis, more]))
             self.free[index] = psi.free
             self.memory[index] = F.pad(psi.basis, (0, 0, 0, len(self.memory[index]) - len(psi.basis)))
-            share = psi.outside(moment).trace() / moment.trace()
-            self.left_out[index] = torch.maximum(self.left_out[index], share)
+            self.left_out[index].clamp_(min=self._left(index, moment) / moment.trace().item())
         self.classifier = None
 
     @property
@@ -226,7 +225,7 @@ class DualLoRA(Method):
         rows = self.memory[block]
         return Subspace(rows[rows.any(1)].double(), bool(self.free[block]))
 
-    def moments(self, batches: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    def moments(self, batches: Batches) -> list[Tensor]:
         """Second moments, not centred, of what enters keys and values of each block, float64 (d, d).
 
         Of CLS; for ``"inflora"`` of all tokens.
@@ -254,17 +253,32 @@ class DualLoRA(Method):
                 hook.remove()
         return [total / count for total, count in zip(sums, counts, strict=True)]
 
-    def outside(self, batches: Iterable[tuple[Tensor, Tensor]]) -> list[float]:
+    def outside(self, batches: Batches) -> list[float]:
         """Measure how much of these images' energy lies outside Psi, as a mean over them, block by block.
 
         By no more than ``|B|`` times its root does the next task's orthogonal branch move what the keys
         and values of these images are, in the root mean square. `left_out` has the largest share that
         was left outside when a task was taken in.
         """
-        return [
-            self.psi(index).outside(moment).trace().clamp(min=0).item()
-            for index, moment in enumerate(self.moments(batches))
+        return [self._left(index, moment) for index, moment in enumerate(self.moments(batches))]
+
+    def report(self, tasks: Sequence[Batches]) -> str:
+        """Give the share of each task's energy that lies outside Psi, block by block."""
+        lines = [
+            "Inputs outside Psi, in percent of their energy: what the next task can move",
+            f"{'block':>8}" + "".join(f"{block + 1:6}" for block in range(self.backbone.depth)),
         ]
+        for number, batches in enumerate(tasks, 1):
+            shares = [
+                100 * self._left(index, moment) / moment.trace().item()
+                for index, moment in enumerate(self.moments(batches))
+            ]
+            lines.append(f"{f'task {number}':>8}" + "".join(f"{share:6.1f}" for share in shares))
+        return "\n".join(lines)
+
+    def _left(self, block: int, moment: Tensor) -> float:
+        """Energy outside Psi."""
+        return max(self.psi(block).outside(moment).trace().item(), 0.0)
 
     def features(self, images: Tensor) -> Tensor:
         """Features (B, F) of normalised images (B, 3, H, W)."""
