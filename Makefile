@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint types clean
+.PHONY: quickstart test fidelity lint types clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py
 
 test: lint types
 	$(BIN)/python -m pytest --durations=10
+
+# How near released code is met: the tables in docs/fidelity.md, measured anew.
+fidelity: $(VENV)/.installed
+	$(BIN)/python -m pytest -q tests/fidelity --write docs/fidelity.md
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from everlearn import NTKCL, SLDA, DualLoRA, Frozen, ILoRA, Method, RanPAC, methods
+from everlearn import NTKCL, DualLoRA, Frozen, ILoRA, Method, RanPAC, methods
 
 from .conftest import vit
 from .contract import CHECKS, Check, MakeMethod
@@ -14,8 +14,6 @@ from .contract import CHECKS, Check, MakeMethod
 METHODS: dict[str, MakeMethod] = {name: getattr(methods, name) for name in methods.__all__}
 METHODS["RanPAC"] = partial(RanPAC, projection=200)
 METHODS["RanPAC(pet=False)"] = partial(RanPAC, pet=False, projection=200)
-METHODS["RanPAC(regularisation='newest')"] = partial(RanPAC, regularisation="newest", projection=200)
-METHODS["SLDA(variant='released')"] = partial(SLDA, variant="released")
 METHODS["Frozen(patches=True)"] = partial(Frozen, patches=True)
 METHODS["DualLoRA(subspace='inflora')"] = partial(DualLoRA, subspace="inflora", energy=(0.5, 1.0))
 METHODS["ILoRA"] = partial(ILoRA, memory=8, replay=2)

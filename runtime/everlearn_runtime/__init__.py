@@ -6,6 +6,7 @@ from everlearn_runtime.edge import EdgeLearner, Prediction
 from everlearn_runtime.errors import BundleError, MissingExtra, StateError
 from everlearn_runtime.heads import (
     LDA,
+    EvidenceLDA,
     FeCAM,
     Head,
     HeadState,
@@ -25,6 +26,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "EdgeLearner",
+    "EvidenceLDA",
     "FeCAM",
     "Head",
     "HeadState",

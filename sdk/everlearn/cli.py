@@ -17,9 +17,9 @@ from everlearn.learner import Learner
 from everlearn.stream import ClassIncremental
 from everlearn_runtime import cli as device
 from everlearn_runtime.errors import MissingExtra
-from everlearn_runtime.heads import LDA, Prototypes, Ridge
+from everlearn_runtime.heads import LDA, FeCAM, Prototypes, Ridge
 
-HEADS = {"prototypes": Prototypes, "lda": LDA, "ridge": Ridge}
+HEADS = {"prototypes": Prototypes, "lda": LDA, "ridge": Ridge, "fecam": FeCAM}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -84,6 +84,11 @@ class Learner:
             raise ValueError(f"precision must be 'fp32' or 'bf16', got {precision!r}")
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
+        if head is not None and not isinstance(head, Head):
+            raise ValueError(
+                f"head is a {type(head).__name__}, which is no head; give one of everlearn_runtime.heads, "
+                "for example LDA() or, where a method has its name, everlearn_runtime.heads.FeCAM()"
+            )
         self.method = NTKCL() if method is None else method
         given: dict[str, Any] = {
             "epochs": epochs,

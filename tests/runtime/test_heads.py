@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from everlearn_runtime import (
     LDA,
+    EvidenceLDA,
     FeCAM,
     Head,
     HeadState,
@@ -31,6 +32,7 @@ HEADS: dict[str, Callable[[], Head]] = {
     "prototypes": Prototypes,
     "prototypes in sections": lambda: Prototypes(sections=[2, 3], weights=[0.3, 0.1]),
     "lda": LDA,
+    "lda with evidence": lambda: EvidenceLDA(tasks=1),
     "lda 1e-4": lambda: LDA(shrinkage=1e-4),
     "ridge gcv": Ridge,
     "ridge 0.1": lambda: Ridge(regularisation=0.1),
@@ -394,6 +396,9 @@ def test_a_state_that_does_not_fit_is_refused(new: Callable[[], Head]) -> None:
         lambda: LDA(shrinkage=0),
         lambda: LDA(shrinkage=1.1),
         lambda: LDA(shrinkage=np.nan),
+        lambda: EvidenceLDA(tasks=0),
+        lambda: EvidenceLDA(strength=-1),
+        lambda: EvidenceLDA(margin=1.1),
         lambda: Ridge(regularisation=0),
         lambda: Ridge(regularisation="loo"),
         lambda: Ridge(projection=0),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from everlearn_runtime import LDA, Prototypes, Ridge
+from everlearn_runtime import LDA, FeCAM, Head, HeldOutRidge, Prototypes, Ridge
 
 Array = NDArray[np.float64]
 RTOL = 1e-9
@@ -29,12 +29,12 @@ def names(labels: NDArray[np.int64]) -> list[str]:
     return [str(label) for label in labels]
 
 
-def in_batches(head: Prototypes | LDA | Ridge, x: Array, y: NDArray[np.int64], size: int) -> None:
+def in_batches(head: Head, x: Array, y: NDArray[np.int64], size: int) -> None:
     for start in range(0, len(x), size):
         head.update(x[start : start + size], names(y[start : start + size]))
 
 
-def columns(head: Prototypes | LDA | Ridge, probes: Array) -> dict[str, Array]:
+def columns(head: Head, probes: Array) -> dict[str, Array]:
     return dict(zip(head.classes, head.scores(probes).T, strict=True))
 
 
@@ -131,6 +131,124 @@ def test_lda_is_exact_far_from_the_origin() -> None:
     near_scatter, far_scatter = near.state().arrays["scatter"], far.state().arrays["scatter"]
     np.testing.assert_allclose(far_scatter, near_scatter, atol=1e-6 * np.abs(near_scatter).max())
     assert far.predict(probes + 1e5) == near.predict(probes)
+
+
+def fecam_distances(x: Array, y: NDArray[np.int64], probes: Array, alphas: tuple[float, float]) -> Array:
+    """A column for each label, in ascending order."""
+    unit, asked = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (x, probes))
+    columns, diagonal = [], np.eye(x.shape[1], dtype=bool)
+    for label in np.unique(y):
+        own = unit[y == label]
+        correlations = np.eye(x.shape[1])
+        if len(own) > 1:
+            covariance = np.cov(own.T)
+            covariance += np.where(
+                diagonal, alphas[0] * np.diag(covariance).mean(), alphas[1] * covariance[~diagonal].mean()
+            )
+            deviation = np.sqrt(np.diag(covariance))
+            correlations = covariance / deviation / deviation[:, None]
+        gap = asked - own.mean(axis=0)
+        columns.append((gap * np.linalg.solve(correlations, gap.T).T).sum(axis=1))
+    return np.stack(columns, axis=1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=seeds,
+    n=st.integers(1, 100),
+    size=st.integers(1, 100),
+    alphas=st.sampled_from([(1.0, 0.0), (10.0, 10.0)]),
+    gone=st.sampled_from([None, 1]),
+)
+def test_fecam_is_the_batch_solution(
+    seed: int, n: int, size: int, alphas: tuple[float, float], gone: int | None
+) -> None:
+    """Classes of one sample are among them, and a class that goes leaves nothing behind."""
+    x, probes, y = data(seed, n)
+    head = FeCAM(*alphas)
+    in_batches(head, x, y, size)
+    if n > 4 and gone is not None:
+        head.remove(str(gone))
+        x, y = x[y != gone], y[y != gone]
+    wanted = -fecam_distances(x, y, probes, alphas)
+    assert_columns(columns(head, probes), dict(zip(names(np.unique(y)), wanted.T, strict=True)))
+
+
+def test_fecam_solves_anew_for_the_classes_of_an_update_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, probes, y = data(0, 60)
+    head, inverse = FeCAM(), np.linalg.inv
+    calls: list[Array] = []
+
+    def counted(matrix: Array) -> Array:
+        calls.append(matrix)
+        return np.asarray(inverse(matrix))
+
+    monkeypatch.setattr(np.linalg, "inv", counted)
+    for label, solved in ((None, 4), (None, 4), (2, 5), (0, 6)):
+        if label is not None:
+            head.update(x[y == label], names(y[y == label]))
+        elif not calls:
+            head.update(x, names(y))
+        head.scores(probes)
+        assert len(calls) == solved
+
+
+def test_fecam_of_like_samples_is_nearest_mean() -> None:
+    x, probes, _ = data(0, 3)
+    head = FeCAM()
+    for row, name in zip(x, "abc", strict=True):
+        for scale in (1.0, 1 / 3, 0.7):
+            head.update(scale * row[None], [name])
+    unit, asked = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (x, probes))
+    distances = ((asked[:, None] - unit) ** 2).sum(axis=2)
+    np.testing.assert_allclose(head.scores(probes), -distances, rtol=RTOL)
+
+
+def test_the_newest_tasks_hold_out_forgets_and_the_sum_remembers() -> None:
+    random = np.random.default_rng(0)
+    clear, noise = random.normal(size=(2, 100, 20))
+    sign, chance = names((clear[:, 0] > 0).astype(int)), names(random.integers(2, size=100))
+    newest, remembering = HeldOutRidge(), HeldOutRidge(remember=True)
+    for head in (newest, remembering):
+        head.update(100 * clear, sign)
+        assert head.strength < 1e7
+        head.update(noise, chance)
+    assert newest.strength == 1e8  # chance is best predicted by nothing
+    assert remembering.strength < 1e7
+    np.testing.assert_allclose(
+        remembering.state().arrays["errors"],
+        sum(learned.state().arrays["errors"] for learned in (one(100 * clear, sign), one(noise, chance))),
+        rtol=RTOL,
+    )
+
+
+def one(x: Array, labels: list[str]) -> HeldOutRidge:
+    head = HeldOutRidge()
+    head.update(x, labels)
+    return head
+
+
+def test_a_hold_out_of_rows_that_come_class_by_class_is_shuffled() -> None:
+    x, _, y = data(0, 100)
+    order = np.argsort(y)
+    by_class, mixed = HeldOutRidge(), HeldOutRidge(shuffle=False)
+    by_class.update(x[order], names(y[order]))
+    mixed.update(x, names(y))
+    in_order = HeldOutRidge(shuffle=False)
+    in_order.update(x[order], names(y[order]))
+    best = [head.state().arrays["errors"].min() for head in (by_class, mixed, in_order)]
+    assert best[0] < 1.5 * best[1] < best[2]
+
+
+def test_a_sample_alone_leaves_the_ridge_as_it_was() -> None:
+    x, _, y = data(0, 60)
+    head = HeldOutRidge()
+    head.update(x[:1], names(y[:1]))
+    assert head.strength == 1.0
+    head.update(x[1:], names(y[1:]))
+    chosen = head.strength
+    head.update(x[:1], names(y[:1]))
+    assert head.strength == chosen
 
 
 def hidden(x: Array, projection: int | None, seed: int) -> Array:
@@ -256,7 +374,7 @@ def released() -> dict[str, Array]:
         return {name: arrays[name] for name in arrays.files}
 
 
-def learned_by_task(released: dict[str, Array], head: Prototypes | LDA | Ridge) -> list[Array]:
+def learned_by_task(released: dict[str, Array], head: Head) -> list[Array]:
     """Scores for the test rows after each task, with the classes in columns."""
     scores = []
     for task in range(3):

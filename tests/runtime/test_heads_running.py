@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from everlearn_runtime import LDA, Head, HeadState, Ridge, from_state
+from everlearn_runtime import LDA, FeCAM, Head, HeadState, HeldOutRidge, Ridge, StreamingLDA, from_state
 
 Array = NDArray[np.float64]
 WIDTH, CLASSES = 6, 5
@@ -21,6 +21,9 @@ HEADS: dict[str, Callable[[], Head]] = {
     "ridge 0.03": lambda: Ridge(0.03),
     "ridge projected": lambda: Ridge(0.03, projection=20),
     "ridge gcv": Ridge,
+    "ridge held out": lambda: HeldOutRidge(grid=(0, 8)),
+    "streaming lda": StreamingLDA,
+    "fecam": FeCAM,
 }
 
 

@@ -1,6 +1,7 @@
 """Heads: what goes on learning on the device."""
 
 from everlearn_runtime.heads.base import Head, HeadState
+from everlearn_runtime.heads.evidence_lda import EvidenceLDA
 from everlearn_runtime.heads.fecam import FeCAM
 from everlearn_runtime.heads.held_out_ridge import HeldOutRidge
 from everlearn_runtime.heads.lda import LDA
@@ -11,6 +12,7 @@ from everlearn_runtime.heads.streaming_lda import StreamingLDA
 
 __all__ = [
     "LDA",
+    "EvidenceLDA",
     "FeCAM",
     "Head",
     "HeadState",
@@ -35,7 +37,7 @@ def from_state(state: HeadState) -> Head:
     >>> from_state(LDA(shrinkage=0.1).state()).options
     {'shrinkage': 0.1}
     """
-    heads = (Prototypes, LDA, Ridge, FeCAM, StreamingLDA, HeldOutRidge, Linear)
+    heads = (Prototypes, LDA, EvidenceLDA, Ridge, FeCAM, StreamingLDA, HeldOutRidge, Linear)
     kinds: dict[str, type[Head]] = {head.kind: head for head in heads}
     if state.kind not in kinds:
         raise ValueError(f"unknown head {state.kind!r}; this version knows {', '.join(kinds)}")

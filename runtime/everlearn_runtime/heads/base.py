@@ -223,7 +223,7 @@ class Head(ABC):
             )
         if self.width is None or np.array_equal(old, new):
             return
-        drift = linear_drift(old, new)
+        drift = self._drift(old, new)
         self._means = self._means @ drift
         self._carry_shared(old, new, drift)
         self._solution = None
@@ -350,6 +350,10 @@ class Head(ABC):
         weights, bias, factor = self._solution
         scores: NDArray[np.float64] = (self._map(rows) @ weights + bias) * factor
         return scores
+
+    def _drift(self, before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The map (F, F) by which means move along, from the same images' features (B, F)."""
+        return linear_drift(before, after)
 
     def _solve(self) -> Solution:
         """Weights (M, C), bias (C,) and a factor, from the statistics alone."""

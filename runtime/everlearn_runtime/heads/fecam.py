@@ -73,9 +73,9 @@ class FeCAM(Head):
     distance, which is also where a1 takes all classes as it grows (nearest class mean).
 
     Counts, means and scatters are sums, kept for each class alone, so updates are exact in any
-    order and ``remove`` leaves nothing behind. That takes d (d + 1) / 2 + 2 d + 1 numbers a class
-    for d features, and d^2 more in memory for each class that has been asked for: 0.6 MB and 1.2
-    MB a class at d = 384. After an update only the classes in it are solved anew, O(d^3) each.
+    order and ``remove`` leaves nothing behind. They take d (d + 1) / 2 + 2 d + 1 numbers a class
+    for d features, 0.6 MB at d = 384, and twice that while in use; once there are scores, R^-1 of
+    each class as much again. After an update only the classes in it are solved anew, O(d^3) each.
 
     Args:
         alpha1: a1, above 0; None: the variant's.
@@ -94,7 +94,7 @@ class FeCAM(Head):
 
     Source: Goswami, Liu, Twardowski and van de Weijer, "FeCAM: Exploiting the Heterogeneity of
     Class Distributions in Exemplar-Free Continual Learning", NeurIPS 2023, arXiv 2309.14062,
-    sections 3.2 and 3.3.
+    section 3, and the released code.
 
     >>> head = FeCAM()
     >>> head.update(np.array([[2.0, 0.0], [3.0, 0.0], [0.0, 1.0]]), ["a", "a", "b"])

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from everlearn_runtime.heads.base import Joined, Solution
 from everlearn_runtime.heads.ridge import Ridge
-from everlearn_runtime.heads.running import regularised
 
 
 class HeldOutRidge(Ridge):
@@ -90,9 +89,8 @@ class HeldOutRidge(Ridge):
 
     def _solve(self) -> Solution:
         least = float(np.finfo(np.float64).eps) * self._gram.trace  # below it the sum is G as before
-        matrix = regularised(self._gram.value(), 1.0, max(self.strength, least))
-        weights = np.asarray(np.linalg.solve(matrix, self._targets().T), dtype=np.float64)
-        return weights, np.zeros(len(self._counts)), 1
+        weights = self._solved(1.0, max(self.strength, least))
+        return weights.T, np.zeros(len(self._counts)), 1
 
     def _learn_shared(
         self,
@@ -109,7 +107,6 @@ class HeldOutRidge(Ridge):
             errors = held_out_errors(hidden[order], targets[order], self._grid)
             self._errors = self._errors + errors if self._remember else errors
         super()._learn_shared(rows, means, codes, joined)
-        self._settle_shared()
 
     def _merge_shared(self, other: Ridge, joined: Joined) -> None:
         assert isinstance(other, HeldOutRidge)

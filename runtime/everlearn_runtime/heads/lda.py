@@ -58,7 +58,7 @@ class LDA(SecondOrder):
         return {"shrinkage": self._shrinkage}
 
     def _solve(self) -> Solution:
-        means = self._means
+        means = self._targets()
         square = float(np.vdot(means, means)) / len(means)
         size = self._size()
         if size == 0 or self._gram.trace <= self._seen * square * 1e-24:

@@ -31,9 +31,8 @@ class StreamingLDA(LDA):
     Args:
         shrinkage: s.
         covariance: "stream", as above from the first sample on; "base": the first update is
-            learned at once, S the oracle approximating shrinkage estimate (Chen, Wiesel, Eldar
-            and Hero 2010, eq. 23) of its samples less their class's mean, and what follows as
-            above; "fixed": the same, and S stays.
+            learned at once, S the oracle approximating shrinkage estimate (:func:`oas`) of its
+            samples less their class's mean, and what follows as above; "fixed": the same, and S stays.
 
     Raises:
         ValueError: An argument out of range.
@@ -103,7 +102,9 @@ def running_means(rows: NDArray[np.float64], codes: NDArray[np.intp], joined: Jo
 def oas(centred: NDArray[np.float64]) -> tuple[float, float]:
     """Weight of the identity in the oracle approximating shrinkage estimate, and what is weighted.
 
-    Of rows (n, d) of mean zero: the covariance is (1 - weight) S + weight * variance * I.
+    Of rows (n, d) of mean zero: the covariance is (1 - weight) S + weight * variance * I. Chen,
+    Wiesel, Eldar and Hero 2010, eq. 23, in scikit-learn's form, which leaves out what vanishes as
+    2 / d.
 
     >>> oas(np.array([[1.0, 0.0], [-1.0, 0.0]]))
     (1.0, 0.5)

@@ -20,8 +20,8 @@ class APER(FirstTask):
         hidden, scale, dropout, sharpness: see `FirstTask`.
 
     Source: Zhou et al., "Revisiting Class-Incremental Learning with Pre-Trained Models:
-    Generalizability and Adaptivity are All You Need", arXiv 2303.07338, section 4.2 (there also
-    called ADAM), in its form with adapters.
+    Generalizability and Adaptivity are All You Need", arXiv 2303.07338: "AdaPt and mERge",
+    ADAM in its first version, in the form with adapters.
     """
 
     defaults: ClassVar[Training] = Training(epochs=20, batch_size=48, lr=0.01, weight_decay=5e-4)

@@ -122,6 +122,9 @@ class Method(nn.Module):
     def survey(self, batches: Batches) -> None:
         """Look at the task's images once before they train; ``batches`` are as the head sees them.
 
+        Every one of several processes sees all images, here and in `end_task`; what they find is then
+        made the main process's.
+
         A run that is resumed calls `begin_task` again but not this: what it finds has to lie in
         parameters or buffers.
         """
@@ -131,7 +134,8 @@ class Method(nn.Module):
 
         Each of several processes calls it with its part of the batch, and its gradients are averaged
         by the number of images: the same as by one process for terms that are means over images, or do
-        not look at images; terms that compare images with each other compare those of a part.
+        not look at images; terms that compare images with each other compare those of a part, and
+        old images that a step replays are drawn by each process for itself.
 
         Args:
             images: normalised float32 (B, 3, H, W).

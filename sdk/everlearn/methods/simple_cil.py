@@ -11,7 +11,7 @@ class SimpleCIL(Frozen):
         patches: as in `Frozen`; the cosine is over the whole vector.
 
     Source: Zhou et al., "Revisiting Class-Incremental Learning with Pre-Trained Models:
-    Generalizability and Adaptivity are All You Need", arXiv 2303.07338, section 4.1.
+    Generalizability and Adaptivity are All You Need", arXiv 2303.07338: its baseline of the same name.
     """
 
     def head(self) -> Head:
