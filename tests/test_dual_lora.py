@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,6 +21,7 @@ from everlearn.subspaces import (
     principal,
     released_down,
 )
+from everlearn_runtime import EvidenceLDA
 
 from .conftest import coloured, fit_all, make_learner, vit
 
@@ -342,6 +344,44 @@ def test_only_the_residual_branch_stays_in_the_graph(learner: Learner) -> None:
     assert (GatedLinear in kinds) == method.residual
 
 
+def test_evidence_finds_the_task_and_reaches_the_head() -> None:
+    """Shares of the tasks so far, from the task's own images on; later slots are empty."""
+    method = DualLoRA(energy=(0.9, 0.9), tasks=4, evidence=True)
+    learner = make_learner(method, lr=0.01)
+    assert isinstance(learner.head, EvidenceLDA)
+    for number, task in enumerate(TASKS, 1):
+        learner.fit(task)
+        shares = learner.features(task)[:, -4:]
+        np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-5)
+        assert not shares[:, number:].any()
+        of_class = np.array(task.labels) == learner.classes[-1]
+        np.testing.assert_allclose(learner.head.prototypes[-1, -4:], shares[of_class].mean(0), rtol=1e-5)
+    shares = np.stack([learner.features(task)[:, -4:].mean(0) for task in TASKS])
+    for number in range(len(TASKS)):  # its own images look more like a task than those of the others
+        assert shares[number, number] > np.delete(shares[:, number], number).mean()
+
+
+def test_evidence_is_the_standardised_mean_of_omega() -> None:
+    method = DualLoRA(energy=(0.9, 0.9), tasks=3, evidence=True)
+    learner = fit_all(make_learner(method, lr=0.01), TASKS[:2])
+    ((images, _),) = batches(learner, TASKS[1])
+    seen: list[Tensor] = []
+    hooks = [
+        gated.register_forward_pre_hook(lambda layer, given: seen.append(layer.omega(given[0][:, 0])))
+        for gated in method.residual_branch
+    ]
+    features = method.features(images)
+    for hook in hooks:
+        hook.remove()
+    omega = torch.stack(seen).mean(0)
+    assert omega[:, 1].mean().item() == pytest.approx(method.usual[1].item(), abs=1e-5)
+    assert omega[:, 1].std(correction=0).item() == pytest.approx(method.spread[1].item(), abs=1e-5)
+    expected = ((omega - method.usual) / method.spread)[:, :2].softmax(1)
+    torch.testing.assert_close(features[:, -3:-1], expected, rtol=0, atol=1e-4)
+    plain = method.twin.features(images, patches=True)
+    torch.testing.assert_close(features[:, :-3], plain, rtol=0, atol=1e-6)
+
+
 def test_a_released_rule_that_ends_leaves_the_learner_as_it_was() -> None:
     learner = make_learner(DualLoRA(subspace="inflora", energy=(1.0, 1.0)))
     with pytest.raises(ValueError, match=r"the first task takes .* take the energy rule"):
@@ -359,6 +399,7 @@ def test_a_released_rule_that_ends_leaves_the_learner_as_it_was() -> None:
             "has no residual branch and no capacity, got residual=True",
         ),
         ({"subspace": "inflora", "capacity": 9}, "capacity=9; leave both out"),
+        ({"residual": False, "evidence": True}, "got evidence=True without it; leave one out"),
         ({"rank": 0}, "rank must be a whole number of at least 1, got 0"),
         ({"tasks": True}, "tasks must be a whole number of at least 1, got True"),
         ({"energy": (0.9, 0.8)}, "energy must be two shares, 0 < first <= last <= 1, got"),

@@ -1,20 +1,25 @@
 """DualLoRA: low-rank updates in directions that old tasks leave free, and gated ones in each task's own."""
 
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from everlearn.adapters.gated import GatedLoRA
+from everlearn.adapters.gated import GatedLinear, GatedLoRA
 from everlearn.adapters.lora import insert_lora
 from everlearn.backbones import Backbone
 from everlearn.methods.base import Batches, LinearClassifier, Method, TaskInfo, Training
 from everlearn.subspaces import Subspace, dual_gpm, fewest_directions, principal, released_down
-from everlearn_runtime.heads import LDA, Head
+from everlearn_runtime.heads import LDA, EvidenceLDA, Head
+
+# Least standard deviation of omega that evidence is measured by: that of one image is zero, and a
+# smaller one would make of float32's rounding what the exported graph may not show.
+SPREAD = 0.01
 
 
 class DualLoRA(Method):
@@ -40,6 +45,12 @@ class DualLoRA(Method):
     that finds no slot or no room trains what is left: fewer residual directions or none, and always
     the orthogonal branch. What does not fit into Psi is not protected from later tasks.
 
+    With ``evidence`` the head is told how much an image looks like each task: the mean of omega over the
+    blocks, standardised by its figures on the task's own images, in a softmax over the tasks. Where one
+    is clearly ahead, `EvidenceLDA` adds its logarithm to the scores of that task's classes. It is off by
+    default: on four tasks of Split Tiny-ImageNet-B, held-out training images, it found 42 % of the
+    tasks, the LDA head by itself 61 %, and together they had 52.1 % of the classes right, LDA 52.6.
+
     ``subspace="inflora"`` does what InfLoRA's released code does, the residual branch being off:
     moments of all tokens, A from the left singular vectors of (I - P) M over sqrt(3), Psi by
     `dual_gpm` with a threshold that never reaches its end, without a cap on its size.
@@ -57,6 +68,7 @@ class DualLoRA(Method):
         capacity: most directions in Psi; None: half of the width.
         residual: whether there is a residual branch; None: unless it is ``"inflora"``.
         patches: let classifier and head see the mean of the patch tokens behind CLS.
+        evidence: append the shares of the tasks, one for each slot, to the features.
 
     Attributes:
         twin: the backbone with adapters inside.
@@ -65,6 +77,8 @@ class DualLoRA(Method):
         residual_branch: the `GatedLoRA` of each block, where there is one.
         memory: Psi of each block, (blocks, capacity, d): unused rows are zero.
         free: true where the memory holds what is left free, see `Subspace`, (blocks,).
+        usual, spread: mean and standard deviation of omega on each task's own images, (tasks,); a
+            spread of zero where there is no such task.
         left_out: largest share of a task's energy outside Psi when it was taken in, (blocks,).
         classifier: of the current task's classes, None between tasks.
 
@@ -79,6 +93,8 @@ class DualLoRA(Method):
     memory: Tensor
     free: Tensor
     left_out: Tensor
+    usual: Tensor
+    spread: Tensor
 
     def __init__(
         self,
@@ -91,6 +107,7 @@ class DualLoRA(Method):
         capacity: int | None = None,
         residual: bool | None = None,
         patches: bool = True,
+        evidence: bool = False,
     ) -> None:
         super().__init__()
         if subspace not in ("energy", "inflora"):
@@ -118,6 +135,11 @@ class DualLoRA(Method):
         self.capacity = capacity
         self.residual = not released if residual is None else residual
         self.patches = patches
+        self.evidence = evidence
+        if evidence and not self.residual:
+            raise ValueError(
+                "evidence comes from the residual branch, got evidence=True without it; leave one out"
+            )
 
     def attach(self, backbone: Backbone) -> None:
         """Put both branches around keys and values of every block of a twin."""
@@ -154,21 +176,24 @@ class DualLoRA(Method):
         self.register_buffer("memory", like.new_zeros(blocks, capacity, width))
         self.register_buffer("free", torch.zeros(blocks, dtype=torch.bool, device=like.device))
         self.register_buffer("left_out", like.new_zeros(blocks))
+        self.register_buffer("usual", like.new_zeros(self.tasks))
+        self.register_buffer("spread", like.new_zeros(self.tasks))
         self.classifier: LinearClassifier | None = None
 
     @property
     def sections(self) -> tuple[int, ...]:
-        """Widths of CLS and of the mean patch."""
-        return self.twin.sections(self.patches)
+        """Widths of CLS, of the mean patch, and of the evidence."""
+        return self.twin.sections(self.patches) + ((self.tasks,) if self.evidence else ())
 
     def head(self) -> Head:
-        """LDA."""
-        return LDA()
+        """LDA; the one that looks at the evidence, where there is some."""
+        return EvidenceLDA(tasks=self.tasks) if self.evidence else LDA()
 
     def begin_task(self, task: TaskInfo) -> None:
         """Make the task's classifier."""
         self.index = task.index
-        self.classifier = LinearClassifier(sum(self.sections), len(task.classes)).to(self.backbone.mean)
+        width = sum(self.twin.sections(self.patches))
+        self.classifier = LinearClassifier(width, len(task.classes)).to(self.backbone.mean)
 
     def survey(self, batches: Batches) -> None:
         """Choose A and Phi_t of every block by the task's inputs."""
@@ -188,7 +213,8 @@ class DualLoRA(Method):
     def loss(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Cross-entropy over the task's own classes."""
         assert self.classifier is not None
-        return {"ce": F.cross_entropy(self.classifier(self.features(images)), targets)}
+        features = self.twin.features(images, patches=self.patches)
+        return {"ce": F.cross_entropy(self.classifier(features), targets)}
 
     def end_task(self, batches: Batches) -> None:
         """Merge the orthogonal branch, keep the residual one, and take the inputs into Psi."""
@@ -198,7 +224,14 @@ class DualLoRA(Method):
         own = [gated.keep().double() for gated in self.residual_branch]
         later = max(self.tasks - 1 - self.index, 0) if self.residual else 0
         reserved = later * self.directions
-        for index, moment in enumerate(self.moments(batches)):
+        omega: list[list[Tensor]] = [[] for _ in own]
+
+        def look(block: int, gated: GatedLoRA, given: tuple[Tensor]) -> None:
+            omega[block].append(gated.omega(given[0][:, 0]))
+
+        with _looking(self.residual_branch if self.evidence else [], look):
+            moments = self.moments(batches)
+        for index, moment in enumerate(moments):
             psi = self.psi(index)
             if self.subspace == "inflora":
                 psi = dual_gpm(moment, psi if self.index else None, self.threshold)
@@ -210,6 +243,10 @@ class DualLoRA(Method):
             self.free[index] = psi.free
             self.memory[index] = F.pad(psi.basis, (0, 0, 0, len(self.memory[index]) - len(psi.basis)))
             self.left_out[index].clamp_(min=self._left(index, moment) / moment.trace().item())
+        if self.evidence and self.index < self.tasks:
+            own_task = torch.stack([torch.cat(parts) for parts in omega]).mean(0)[:, self.index]
+            self.usual[self.index] = own_task.mean()
+            self.spread[self.index] = own_task.std(correction=0).clamp(min=SPREAD)
         self.classifier = None
 
     @property
@@ -240,17 +277,9 @@ class DualLoRA(Method):
             sums[index] += rows.T @ rows
             counts[index] += len(rows)
 
-        hooks = [
-            branch.register_forward_pre_hook(partial(collect, index))
-            for index, branch in enumerate(self.orthogonal)
-        ]
-        try:
-            with torch.no_grad():
-                for images, _ in batches:
-                    self.features(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with torch.no_grad(), _looking(self.orthogonal, collect):
+            for images, _ in batches:
+                self.twin.features(images)
         return [total / count for total, count in zip(sums, counts, strict=True)]
 
     def outside(self, batches: Batches) -> list[float]:
@@ -282,4 +311,33 @@ class DualLoRA(Method):
 
     def features(self, images: Tensor) -> Tensor:
         """Features (B, F) of normalised images (B, 3, H, W)."""
-        return self.twin.features(images, patches=self.patches)
+        if not self.evidence:
+            return self.twin.features(images, patches=self.patches)
+        features, omega = self._with_omega(images)
+        known = self.spread > 0
+        standard = (omega - self.usual) / self.spread.clamp(min=1e-6)
+        shares = torch.where(known, standard, torch.full_like(standard, -1e4)).softmax(1)
+        return torch.cat([features, shares * known], 1)
+
+    def _with_omega(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features without evidence, and the mean of omega over the blocks, (B, tasks)."""
+        tokens = self.twin.embed(images)
+        omega = self.usual.new_zeros(1, self.tasks)
+        for block in self.twin.blocks():
+            layer = block.attn.qkv
+            if isinstance(layer, GatedLinear):  # one in which nothing is stored may be merged away
+                omega = omega + layer.omega(block.norm1(tokens[:, 0])) / self.backbone.depth
+            tokens = block(tokens)
+        features = self.twin.both(tokens).flatten(1) if self.patches else self.twin.pool(tokens)
+        return features, omega
+
+
+@contextlib.contextmanager
+def _looking(modules: Sequence[nn.Module], look: Callable[[int, Any, tuple[Tensor]], None]) -> Iterator[None]:
+    """Call ``look`` with number, module and inputs whenever one of the modules is called."""
+    hooks = [module.register_forward_pre_hook(partial(look, number)) for number, module in enumerate(modules)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
