@@ -58,7 +58,9 @@ class Clock:
 
 def make_learner(method: Method, **settings: Any) -> Learner:
     """A learner on the tiny ViT that takes a task in a few steps."""
-    given: dict[str, Any] = {"backbone": vit(), "epochs": 2, "batch_size": 5, "lr": 0.05, "device": "cpu"}
+    # A scale of a whole layer moves features much further than a weight does.
+    lr = 0.0005 if getattr(method, "adapter", None) == "ssf" else 0.05
+    given: dict[str, Any] = {"backbone": vit(), "epochs": 2, "batch_size": 5, "lr": lr, "device": "cpu"}
     given |= settings
     return Learner(given.pop("backbone"), method, **given)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from everlearn import APER, NTKCL, SLDA, FeCAM, Frozen, Learner, Method, RanPAC, SimpleCIL
-from everlearn.adapters.bottleneck import Bottleneck, features_beside
+from everlearn.adapters.bottleneck import Bottleneck, Bottlenecks
 from everlearn.backbones import load_backbone
 from everlearn_runtime import heads
 
@@ -51,7 +51,7 @@ def test_aper_puts_the_tuned_features_behind_the_pretrained_ones() -> None:
     assert isinstance(method, APER)
     with torch.no_grad():
         both, plain = method.features(IMAGES), backbone.features(IMAGES)
-        tuned = features_beside(backbone, method.adapters, IMAGES)
+        tuned = method.adapters(backbone, IMAGES)
     assert method.sections == (48, 48)
     assert torch.equal(both, torch.cat([plain, tuned], 1))
     assert (tuned - plain).abs().max() > 1e-4
@@ -60,17 +60,18 @@ def test_aper_puts_the_tuned_features_behind_the_pretrained_ones() -> None:
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_medium_patch16_reg4_gap_256"])
 def test_bottlenecks_stand_beside_the_mlps(name: str) -> None:
     backbone = vit(name)
-    adapters = [Bottleneck(48, hidden=4).eval() for _ in range(2)]
+    adapters = Bottlenecks(backbone, hidden=4).eval()
     with torch.no_grad():
-        fresh = features_beside(backbone, adapters, IMAGES)
+        fresh = adapters(backbone, IMAGES)
         torch.testing.assert_close(fresh, backbone.features(IMAGES))
         tokens = backbone.embed(IMAGES)
         for block, adapter in zip(backbone.blocks(), adapters, strict=True):
+            assert isinstance(adapter, Bottleneck)
             adapter.up.weight.normal_(generator=torch.Generator().manual_seed(1))
             attended = tokens + block.ls1(block.attn(block.norm1(tokens)))
             tokens = attended + block.ls2(block.mlp(block.norm2(attended))) + adapter(attended)
         expected = backbone.vit.forward_head(backbone.vit.norm(tokens), pre_logits=True)
-        torch.testing.assert_close(features_beside(backbone, adapters, IMAGES), expected)
+        torch.testing.assert_close(adapters(backbone, IMAGES), expected)
         assert (expected - fresh).abs().max() > 0.1
 
 

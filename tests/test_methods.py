@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from everlearn import NTKCL, DualLoRA, Frozen, ILoRA, Method, RanPAC, methods
+from everlearn import NTKCL, SAFE, DualLoRA, Frozen, ILoRA, Method, RanPAC, methods
 
 from .conftest import vit
 from .contract import CHECKS, Check, MakeMethod
@@ -22,6 +22,10 @@ METHODS["ILoRA(average='delta')"] = partial(ILoRA, memory=8, replay=2, average="
 METHODS["NTKCL(view='hybrid')"] = partial(NTKCL, view="hybrid")
 METHODS["NTKCL(variant='released')"] = partial(NTKCL, variant="released")
 METHODS["NTKCL(view='hybrid', ptm=True)"] = partial(NTKCL, view="hybrid", ptm=True)
+METHODS["SAFE"] = partial(SAFE, projection=64)  # its own is for wider features, and slow here
+METHODS["SAFE(adapter='ssf')"] = partial(SAFE, adapter="ssf", projection=64)
+METHODS["SAFE(adapter='vpt')"] = partial(SAFE, adapter="vpt", projection=64)
+METHODS["SAFE(variant='released')"] = partial(SAFE, variant="released", projection=64)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: str(check.__name__))
@@ -31,7 +35,7 @@ def test_contract(make: MakeMethod, check: Check, tmp_path: Path) -> None:
 
 
 def test_the_suite_finds_every_method() -> None:
-    assert METHODS.keys() >= {"DualLoRA", "FineTune", "Frozen", "ILoRA", "Joint", "NTKCL"}
+    assert METHODS.keys() >= {"DualLoRA", "FineTune", "Frozen", "ILoRA", "Joint", "NTKCL", "SAFE"}
     assert all(issubclass(getattr(methods, name), Method) for name in methods.__all__)
     assert len(CHECKS) == len({check.__name__ for check in CHECKS}) > 10
 

@@ -6,6 +6,7 @@ from everlearn_runtime.edge import EdgeLearner, Prediction
 from everlearn_runtime.errors import BundleError, MissingExtra, StateError
 from everlearn_runtime.heads import (
     LDA,
+    Aggregate,
     EvidenceLDA,
     FeCAM,
     Head,
@@ -22,6 +23,7 @@ from everlearn_runtime.images import InputSpec, open_image, prepare
 __all__ = [
     "FORMAT",
     "LDA",
+    "Aggregate",
     "Backend",
     "Bundle",
     "BundleError",

@@ -31,6 +31,7 @@ from everlearn.learner import Learner  # noqa: E402
 from everlearn.methods import (  # noqa: E402
     APER,
     NTKCL,
+    SAFE,
     SLDA,
     DualLoRA,
     FeCAM,
@@ -44,14 +45,16 @@ from everlearn.methods import (  # noqa: E402
 from everlearn.methods.base import Method  # noqa: E402
 from everlearn.metrics import AccuracyMatrix  # noqa: E402
 from everlearn.stream import ClassIncremental, Task  # noqa: E402
-from everlearn_runtime.heads import LDA, Prototypes, Ridge  # noqa: E402
+from everlearn_runtime.heads import LDA, Aggregate, Prototypes, Ridge  # noqa: E402
 
 __all__ = [
     "APER",
     "LDA",
     "NTKCL",
+    "SAFE",
     "SLDA",
     "AccuracyMatrix",
+    "Aggregate",
     "Augmentation",
     "Backbone",
     "ClassIncremental",

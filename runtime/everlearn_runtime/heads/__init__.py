@@ -1,5 +1,6 @@
 """Heads: what goes on learning on the device."""
 
+from everlearn_runtime.heads.aggregate import PARTS, Aggregate
 from everlearn_runtime.heads.base import Head, HeadState
 from everlearn_runtime.heads.evidence_lda import EvidenceLDA
 from everlearn_runtime.heads.fecam import FeCAM
@@ -12,6 +13,7 @@ from everlearn_runtime.heads.streaming_lda import StreamingLDA
 
 __all__ = [
     "LDA",
+    "Aggregate",
     "EvidenceLDA",
     "FeCAM",
     "Head",
@@ -37,8 +39,7 @@ def from_state(state: HeadState) -> Head:
     >>> from_state(LDA(shrinkage=0.1).state()).options
     {'shrinkage': 0.1}
     """
-    heads = (Prototypes, LDA, EvidenceLDA, Ridge, FeCAM, StreamingLDA, HeldOutRidge, Linear)
-    kinds: dict[str, type[Head]] = {head.kind: head for head in heads}
+    kinds: dict[str, type[Head]] = {**PARTS, Aggregate.kind: Aggregate}
     if state.kind not in kinds:
         raise ValueError(f"unknown head {state.kind!r}; this version knows {', '.join(kinds)}")
     return kinds[state.kind].from_state(state)

@@ -351,10 +351,6 @@ class Head(ABC):
         scores: NDArray[np.float64] = (self._map(rows) @ weights + bias) * factor
         return scores
 
-    def _drift(self, before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The map (F, F) by which means move along, from the same images' features (B, F)."""
-        return linear_drift(before, after)
-
     def _solve(self) -> Solution:
         """Weights (M, C), bias (C,) and a factor, from the statistics alone."""
         raise NotImplementedError
@@ -407,6 +403,10 @@ class Head(ABC):
         self, before: NDArray[np.float64], after: NDArray[np.float64], drift: NDArray[np.float64]
     ) -> None:
         """Move along, given the same images' features (B, F) before and after, and their drift."""
+
+    def _drift(self, before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The map (F, F) by which the features of some images have moved."""
+        return linear_drift(before, after)
 
     def _settle_shared(self) -> None:  # noqa: B027
         """Work in what waits."""

@@ -70,7 +70,7 @@ def check_arrays(
 ) -> dict[str, NDArray[Any]]:
     """Copies of a state's arrays, after checking names, shapes, dtypes and that all is finite.
 
-    ``counts`` and ``seen`` are int64, the rest is float64.
+    ``counts`` and ``seen`` are int64, the rest is float64; of a name with dots the last part counts.
 
     Raises:
         ValueError: The arrays are not what a head of these shapes keeps.
@@ -80,7 +80,7 @@ def check_arrays(
     checked = {}
     for name, shape in shapes.items():
         array = np.asarray(arrays[name])
-        dtype = np.int64 if name in ("counts", "seen") else np.float64
+        dtype = np.int64 if name.rpartition(".")[2] in ("counts", "seen") else np.float64
         if array.dtype != dtype or array.shape != shape:
             raise ValueError(
                 f"{name} is {array.dtype} of shape {array.shape}; expected {np.dtype(dtype)} of shape {shape}"

@@ -87,6 +87,12 @@ class HeldOutRidge(Ridge):
             return 1.0
         return float(self._grid[self._errors.argmin()])
 
+    def order(self, rows: int) -> NDArray[np.intp]:
+        """The order of an update's rows in which the last fifth is held out."""
+        if not self._shuffle:
+            return np.arange(rows)
+        return np.random.RandomState(self._seed).permutation(rows)
+
     def _solve(self) -> Solution:
         least = float(np.finfo(np.float64).eps) * self._gram.trace  # below it the sum is G as before
         weights = self._solved(1.0, max(self.strength, least))
@@ -101,9 +107,7 @@ class HeldOutRidge(Ridge):
     ) -> None:
         if len(rows) > 1:
             targets = (codes[:, None] == joined.places).astype(np.float64)
-            hidden, order = self._map(rows), np.arange(len(rows))
-            if self._shuffle:
-                order = np.random.RandomState(self._seed).permutation(len(rows))
+            hidden, order = self._map(rows), self.order(len(rows))
             errors = held_out_errors(hidden[order], targets[order], self._grid)
             self._errors = self._errors + errors if self._remember else errors
         super()._learn_shared(rows, means, codes, joined)

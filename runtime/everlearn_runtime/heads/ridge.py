@@ -94,9 +94,13 @@ class Ridge(SecondOrder):
         if self._projection is None:
             return rows
         if self._random is None:
-            random = np.random.RandomState(self._seed)
-            self._random = random.standard_normal((rows.shape[1], self._projection))
+            self._random = self.random_projection(rows.shape[1])
         return np.maximum(rows @ self._random, 0.0)
+
+    def random_projection(self, width: int) -> NDArray[np.float64]:
+        """Draw R, (width, M), from the seed; a subclass may have it from elsewhere."""
+        random = np.random.RandomState(self._seed)
+        return random.standard_normal((width, self._projection or width))
 
     def _solve(self) -> Solution:
         bias = np.zeros(len(self._counts))

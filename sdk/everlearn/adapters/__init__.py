@@ -1,19 +1,25 @@
 """Adapters: small trainable modules that are put between the frozen parts of a backbone."""
 
-from everlearn.adapters.bottleneck import Bottleneck
+from everlearn.adapters.bottleneck import Bottleneck, Bottlenecks
 from everlearn.adapters.gated import GatedLinear, GatedLoRA
 from everlearn.adapters.hybrid import Hybrid
 from everlearn.adapters.lora import LoRA, insert_lora
 from everlearn.adapters.merge import merge
 from everlearn.adapters.prompt import PromptGenerator
+from everlearn.adapters.ssf import ScaleShift, insert_ssf
+from everlearn.adapters.vpt import DeepPrompts
 
 __all__ = [
     "Bottleneck",
+    "Bottlenecks",
+    "DeepPrompts",
     "GatedLinear",
     "GatedLoRA",
     "Hybrid",
     "LoRA",
     "PromptGenerator",
+    "ScaleShift",
     "insert_lora",
+    "insert_ssf",
     "merge",
 ]

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -50,10 +49,66 @@ class Bottleneck(nn.Module):
         return folded
 
 
-def features_beside(backbone: Backbone, adapters: Iterable[nn.Module], images: Tensor) -> Tensor:
-    """Features (B, width) of images (B, 3, H, W) with an adapter beside each block's MLP."""
-    tokens, last = backbone.embed(images), backbone.depth - 1
-    for index, (block, adapter) in enumerate(zip(backbone.blocks(), adapters, strict=True)):
-        tokens = attend(block, tokens, backbone.pooled if index == last else None)
-        tokens = tokens + feed_forward(block, tokens) + adapter(tokens)
-    return backbone.pool(tokens)
+class Bottlenecks(nn.ModuleList):
+    """A `Bottleneck` beside the MLP of each block; calling it gives the adapted features.
+
+    Args:
+        backbone: the ViT that it is for; ``ValueError`` when it is none.
+        hidden, dropout, scale: see `Bottleneck`.
+
+    >>> from everlearn import load_backbone
+    >>> backbone = load_backbone()
+    >>> bottlenecks = Bottlenecks(backbone, hidden=4)
+    >>> bottlenecks(backbone, torch.zeros(1, 3, 64, 64)).shape
+    torch.Size([1, 192])
+    """
+
+    def __init__(
+        self, backbone: Backbone, *, hidden: int = 64, dropout: float = 0.1, scale: float = 0.1
+    ) -> None:
+        width = backbone.vit.embed_dim
+        super().__init__(
+            Bottleneck(width, hidden=hidden, dropout=dropout, scale=scale) for _ in backbone.blocks()
+        )
+
+    def forward(self, backbone: Backbone, images: Tensor) -> Tensor:
+        """Features (B, width) of normalised images (B, 3, H, W)."""
+        return backbone.pool(
+            beside_mlps(backbone, *first_block(backbone, images), self, wanted=backbone.pooled)
+        )
+
+
+def first_block(backbone: Backbone, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens before and after the first block's MLP, without any adapter: what all branches share."""
+    first, *_ = backbone.blocks()
+    tokens = attend(first, backbone.embed(images))
+    return tokens, tokens + feed_forward(first, tokens)
+
+
+def beside_mlps(
+    backbone: Backbone,
+    tokens: Tensor,
+    after: Tensor,
+    bottlenecks: nn.Module | None,
+    wanted: int | None = None,
+) -> Tensor:
+    """Run the blocks with bottlenecks beside their MLPs: out = u + MLP(LN2 u) + bottleneck(u).
+
+    Args:
+        backbone: a ViT.
+        tokens, after: what `first_block` gives, (B, N, d) each.
+        bottlenecks: a list of one a block; None runs the blocks as they are.
+        wanted: how many of the last tokens, from the front; None: all.
+
+    Returns:
+        The last block's tokens, (B, N, d) or (B, wanted, d).
+    """
+    last = backbone.depth - 1
+    beside = [None] * (last + 1) if bottlenecks is None else bottlenecks.children()
+    for index, (block, bottleneck) in enumerate(zip(backbone.blocks(), beside, strict=True)):
+        if index:
+            tokens = attend(block, after, wanted if index == last else None)
+            after = tokens + feed_forward(block, tokens)
+        if bottleneck is not None:
+            after = after + bottleneck(tokens)
+    return after

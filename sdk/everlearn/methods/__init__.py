@@ -9,12 +9,14 @@ from everlearn.methods.i_lora import ILoRA
 from everlearn.methods.joint import Joint
 from everlearn.methods.ntkcl import NTKCL
 from everlearn.methods.ranpac import RanPAC
+from everlearn.methods.safe import SAFE
 from everlearn.methods.simple_cil import SimpleCIL
 from everlearn.methods.slda import SLDA
 
 __all__ = [
     "APER",
     "NTKCL",
+    "SAFE",
     "SLDA",
     "DualLoRA",
     "FeCAM",

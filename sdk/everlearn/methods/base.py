@@ -259,13 +259,22 @@ class LinearClassifier(nn.Module):
 
 
 class CosineClassifier(nn.Module):
-    """Logits ``scale * cos(features, w_c)`` with a learnable scale."""
+    """Logits ``scale * cos(features, w_c)`` with a learnable scale; classes added later start at zero."""
+
+    counted: ClassVar[str] = "weight"
 
     def __init__(self, width: int, classes: int, *, scale: float = 1.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(classes, width))
         self.scale = nn.Parameter(torch.tensor(scale))
-        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        if classes:
+            nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+
+    def grow(self, classes: int) -> None:
+        """Make room for further classes, so that there are this many; old rows stay."""
+        new = max(classes - len(self.weight), 0)
+        rows = nn.functional.pad(self.weight.detach(), (0, 0, 0, new))
+        self.weight = nn.Parameter(rows, self.weight.requires_grad)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B, C) of features (B, F)."""

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from everlearn.adapters.bottleneck import Bottleneck, features_beside
+from everlearn.adapters.bottleneck import Bottlenecks
 from everlearn.backbones import Backbone
 from everlearn.methods.base import Batches, CosineClassifier, Method, TaskInfo
 
@@ -48,10 +48,9 @@ class FirstTask(Method):
     def attach(self, backbone: Backbone) -> None:
         """Put a bottleneck beside every block's MLP."""
         super().attach(backbone)
-        self.adapters = nn.ModuleList(
-            Bottleneck(backbone.vit.embed_dim, hidden=self.hidden, dropout=self.dropout, scale=self.scale)
-            for _ in range(backbone.depth if self.pet else 0)
-        )
+        self.adapters: nn.ModuleList = nn.ModuleList()
+        if self.pet:
+            self.adapters = Bottlenecks(backbone, hidden=self.hidden, dropout=self.dropout, scale=self.scale)
         self.classifier: CosineClassifier | None = None
         self.register_buffer("tuned", torch.tensor(False))
 
@@ -81,7 +80,8 @@ class FirstTask(Method):
         """Features (B, width) of the tuned backbone."""
         if not self.pet:
             return self.backbone.features(images)
-        return features_beside(self.backbone, self.adapters, images)
+        adapted: Tensor = self.adapters(self.backbone, images)
+        return adapted
 
     def features(self, images: Tensor) -> Tensor:
         """Features (B, F) of normalised images (B, 3, H, W)."""

@@ -8,9 +8,8 @@ from everlearn.methods.base import Method
 class Frozen(Method):
     """Train nothing: the head learns on the features of the backbone as it came.
 
-    With prototypes it is SimpleCIL (Zhou et al., arXiv 2303.07338), with LDA it is SLDA (Hayes
-    and Kanan, arXiv 1909.01520), with a projected ridge it is RanPAC without adapters (McDonnell
-    et al., arXiv 2307.02251). Without ``patches`` it needs no tokens, so any timm model will do.
+    `SimpleCIL`, `SLDA` and `FeCAM` are this with a head of their own, and so is `RanPAC` without
+    tuning. Without ``patches`` it needs no tokens, so any timm model will do.
 
     Args:
         patches: put the mean of the patch tokens behind CLS, as `NTKCL` does; for ViTs.

@@ -1,6 +1,6 @@
-"""The terms of NTK-CL's loss that act on features: dissimilarity and orthogonality.
+"""Terms of losses that act on features: NTK-CL's dissimilarity and orthogonality, SAFE's transfer.
 
-Each exists twice: as the paper (arXiv 2407.17120, section 4) means it, and as the authors'
+NTK-CL's exist twice: as the paper (arXiv 2407.17120, section 4) means it, and as the authors'
 released code computes it. They are told apart by their names here, and by ``NTKCL(variant=...)``.
 """
 
@@ -94,3 +94,32 @@ def complement_sum(features: Tensor, basis: Tensor) -> Tensor:
     """
     unit = F.normalize(features, dim=1)
     return (unit - unit @ basis.T @ basis).sum()
+
+
+def transfer(features: Tensor, pretrained: Tensor) -> tuple[Tensor, Tensor]:
+    """How far features are from pretrained ones, and how redundant: SAFE's transfer loss.
+
+    With C as `cross_correlation` gives it.
+
+    Args:
+        features: (B, d).
+        pretrained: (B, d); no gradient goes into it.
+
+    Returns:
+        sum_i (C_ii - 1)^2 and sum_{i != j} C_ij^2.
+
+    Source: SAFE, arXiv 2411.02175, section 4.1, as released: C is not standardised.
+
+    >>> diagonal, redundancy = transfer(torch.eye(2), 3 * torch.eye(2))
+    >>> diagonal.item(), redundancy.item()
+    (0.5, 0.0)
+    """
+    correlation = cross_correlation(features, pretrained.detach())
+    own = correlation.diagonal()
+    return (own - 1).square().sum(), correlation.square().sum() - own.square().sum()
+
+
+def cross_correlation(features: Tensor, others: Tensor) -> Tensor:
+    """C = S' P / B, (d, d), of features (B, d) each, with S and P their rows at unit length."""
+    correlation: Tensor = F.normalize(features, dim=1).T @ F.normalize(others, dim=1) / len(features)
+    return correlation

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from everlearn.adapters.bottleneck import Bottleneck
+from everlearn.adapters.bottleneck import Bottlenecks, beside_mlps, first_block
 from everlearn.adapters.hybrid import Hybrid
 from everlearn.adapters.prompt import PromptGenerator, insert, strip
 from everlearn.backbones import Backbone, attend, feed_forward
@@ -148,8 +148,8 @@ class NTKCL(Method):
         width, blocks, tokens = backbone.vit.embed_dim, range(backbone.depth), backbone.tokens
         super().attach(backbone)
         self.cur = nn.ModuleDict()
-        self.cur["channel"] = nn.ModuleList(
-            Bottleneck(width, hidden=self.hidden, dropout=self.dropout, scale=self.scale) for _ in blocks
+        self.cur["channel"] = Bottlenecks(
+            backbone, hidden=self.hidden, dropout=self.dropout, scale=self.scale
         )
         if self.view == "hybrid":
             self.cur["patch"] = nn.ModuleList(
@@ -249,7 +249,7 @@ class NTKCL(Method):
 
     def views(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Give z_c, z_p and z_m, (B, F) each, of normalised images (B, 3, H, W); four passes."""
-        shared = self._first(images)
+        shared = first_block(self.backbone, images)
         channel, patch = [], []
         with torch.no_grad():
             if self.ptm:
@@ -266,33 +266,14 @@ class NTKCL(Method):
 
     def _one_pass(self, images: Tensor, adapters: nn.Module) -> Tensor:
         """CLS and the mean patch, (B, 2, d), or CLS alone, (B, 1, d), of the branch with bottlenecks."""
+        shared = first_block(self.backbone, images)
         if len(self.sections) == 1:
-            return self._channel_section(*self._first(images), adapters)[:, None]
-        return self.backbone.both(self._channel_tokens(*self._first(images), adapters))
-
-    def _first(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens before and after the first block's MLP, without any adapter: all branches share them."""
-        first, *_ = self.backbone.blocks()
-        tokens = attend(first, self.backbone.embed(images))
-        return tokens, tokens + feed_forward(first, tokens)
+            return self._channel_section(*shared, adapters)[:, None]
+        return self.backbone.both(beside_mlps(self.backbone, *shared, adapters))
 
     def _channel_section(self, tokens: Tensor, after: Tensor, adapters: nn.Module | None) -> Tensor:
         """Features of the branch with bottlenecks, or with none, from what all branches share."""
-        return self.backbone.pool(self._channel_tokens(tokens, after, adapters, self.backbone.pooled))
-
-    def _channel_tokens(
-        self, tokens: Tensor, after: Tensor, adapters: nn.Module | None, wanted: int | None = None
-    ) -> Tensor:
-        """Last tokens of that branch, the first ``wanted`` of them or all."""
-        last = self.backbone.depth - 1
-        beside = [None] * (last + 1) if adapters is None else adapters.children()
-        for index, (block, adapter) in enumerate(zip(self.backbone.blocks(), beside, strict=True)):
-            if index:
-                tokens = attend(block, after, wanted if index == last else None)
-                after = tokens + feed_forward(block, tokens)
-            if adapter is not None:
-                after = after + adapter(tokens)
-        return after
+        return self.backbone.pool(beside_mlps(self.backbone, tokens, after, adapters, self.backbone.pooled))
 
     def _patch_section(self, tokens: Tensor, after: Tensor, generators: nn.Module) -> Tensor:
         """Features of the branch with prompts, from what all branches share."""

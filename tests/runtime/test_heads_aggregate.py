@@ -1,0 +1,107 @@
+"""A head of heads: each on its own section, weighted by how sure it is of a sample."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from everlearn_runtime import LDA, Aggregate, EdgeLearner, Ridge
+from everlearn_runtime.heads.aggregate import aggregate
+
+from .conftest import MakeBundle, MakeImages
+
+
+def test_a_certain_learner_outweighs_an_uncertain_one() -> None:
+    scores = np.array([[[9.0, 0.0, 0.0]], [[0.1, 0.2, 0.0]]])
+    p = np.exp(scores[:, 0]) / np.exp(scores[:, 0]).sum(1, keepdims=True)
+    entropies = -(p * np.log(p + 1e-9)).sum(1)
+    for gamma in (0.0, 1.0, 100.0):
+        both, weights = aggregate(scores, gamma)
+        expected = np.exp(-gamma * entropies) / np.exp(-gamma * entropies).sum()
+        np.testing.assert_allclose(weights[:, 0], expected)
+        np.testing.assert_allclose(both[0], expected @ scores[:, 0])
+    assert weights[0, 0] > 0.999
+
+
+def test_each_learner_has_statistics_of_its_own() -> None:
+    random = np.random.default_rng(0)
+    features, labels = random.normal(size=(30, 8)), list("abc" * 10)
+    ridges = [Ridge(0.1, projection=20, seed=2) for _ in range(2)]
+    head = Aggregate([4, 4], ridges)
+    head.update(features, labels)
+    for part, columns in zip(head.heads, (slice(0, 4), slice(4, 8)), strict=True):
+        alone = Ridge(0.1, projection=20, seed=2)
+        alone.update(features[:, columns], labels)
+        for name, array in alone.state().arrays.items():
+            np.testing.assert_array_equal(part.state().arrays[name], array)
+    each = [
+        10 * part.scores(features[:, s]) for part, s in zip(head.heads, (slice(4), slice(4, 8)), strict=True)
+    ]
+    np.testing.assert_allclose(head.scores(features), aggregate(np.stack(each), 1.0)[0])
+
+
+def test_shared_statistics_hold_both_learners_as_released() -> None:
+    random = np.random.default_rng(0)
+    batches = [(random.normal(size=(30, 8)), list("abc" * 10)) for _ in range(2)]
+    ridge = Ridge(0.1, projection=20)
+    head, alone = Aggregate([4, 4], [ridge, ridge], shared=True), Ridge(0.1, projection=20)
+    for features, labels in batches:
+        head.update(features, labels)
+        for place in (1, 0):  # fast first: slow's ridge has seen all, fast's all but slow's newest
+            alone.update(features[:, 4 * place : 4 * place + 4], labels)
+            arrays = head.heads[place].state().arrays
+            np.testing.assert_allclose(arrays["gram"], alone.state().arrays["gram"])
+            np.testing.assert_allclose(arrays["sums"], alone.state().arrays["sums"])
+    assert not head.exact
+    assert head.counts.tolist() == [20, 20, 20]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"sections": [4]},
+        {"sections": [4, 0]},
+        {"heads": [LDA()]},
+        {"heads": [LDA(), {"kind": "oracle", "options": {}}]},
+        {"gamma": -1.0},
+        {"sharpness": 0.0},
+        {"sharpness": [1.0, 2.0, 3.0]},
+        {"shared": True},
+        {"shared": True, "sections": [4, 3], "heads": [Ridge(projection=8)] * 2},
+    ],
+)
+def test_wrong_arguments_of_the_aggregate_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"give|need"):
+        Aggregate(**{"sections": [4, 4], "heads": [LDA(), LDA()], **wrong})
+
+
+def test_a_head_that_knows_classes_is_no_part() -> None:
+    taught = LDA()
+    taught.update(np.eye(4), list("abcd"))
+    with pytest.raises(ValueError, match="already knows 4 classes; give a new one"):
+        Aggregate([4, 4], [taught, LDA()])
+
+
+def test_a_device_learns_forgets_and_comes_back_with_it(
+    make_bundle: MakeBundle, make_images: MakeImages, tmp_path: Path
+) -> None:
+    head = Aggregate([4, 2], [Ridge(projection=30), LDA()], gamma=2.0, sharpness=[10.0, 1.0])
+    bundle, state = make_bundle(head=head), tmp_path / "device.db"
+    names = ("mug", "pen", "cup")
+    assert {file.name for file in bundle.iterdir()} == {"manifest.json", "features.onnx", "head.safetensors"}
+    with EdgeLearner.open(bundle, state=state, threads=1) as edge:
+        for name in names:
+            edge.learn(make_images(name, 6), [name] * 6)
+        edge.forget("pen")
+        edge.learn(make_images("pen", 5, seed=1), ["pen"] * 5)
+        before = edge.predict(make_images("cup", seed=2))
+        assert edge.counts == {"mug": 6, "cup": 6, "pen": 5}
+        for name in names:
+            assert edge.predict(make_images(name, seed=2)).labels == [name] * 4
+    with EdgeLearner.open(bundle, state=state, threads=1) as edge:
+        again = edge.predict(make_images("cup", seed=2))
+        assert again.classes == before.classes
+        np.testing.assert_array_equal(again.scores, before.scores)
