@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from everlearn import NTKCL, SAFE, Frozen, ILoRA, Method, RanPAC, methods
+from everlearn import NTKCL, SAFE, DualLoRA, Frozen, ILoRA, Method, RanPAC, methods
 
 from .conftest import vit
 from .contract import CHECKS, Check, MakeMethod
@@ -15,6 +15,8 @@ METHODS: dict[str, MakeMethod] = {name: getattr(methods, name) for name in metho
 METHODS["RanPAC"] = partial(RanPAC, projection=200)
 METHODS["RanPAC(pet=False)"] = partial(RanPAC, pet=False, projection=200)
 METHODS["Frozen(patches=True)"] = partial(Frozen, patches=True)
+METHODS["DualLoRA(subspace='inflora')"] = partial(DualLoRA, subspace="inflora", energy=(0.5, 1.0))
+METHODS["DualLoRA(evidence=True)"] = partial(DualLoRA, evidence=True, tasks=4)
 METHODS["ILoRA"] = partial(ILoRA, memory=8, replay=2)
 METHODS["ILoRA(average='delta')"] = partial(ILoRA, memory=8, replay=2, average="delta")
 METHODS["NTKCL(view='hybrid')"] = partial(NTKCL, view="hybrid")
@@ -33,7 +35,7 @@ def test_contract(make: MakeMethod, check: Check, tmp_path: Path) -> None:
 
 
 def test_the_suite_finds_every_method() -> None:
-    assert METHODS.keys() >= {"FineTune", "Frozen", "ILoRA", "Joint", "NTKCL", "SAFE"}
+    assert METHODS.keys() >= {"DualLoRA", "FineTune", "Frozen", "ILoRA", "Joint", "NTKCL", "SAFE"}
     assert all(issubclass(getattr(methods, name), Method) for name in methods.__all__)
     assert len(CHECKS) == len({check.__name__ for check in CHECKS}) > 10
 

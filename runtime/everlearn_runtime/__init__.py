@@ -7,6 +7,7 @@ from everlearn_runtime.errors import BundleError, MissingExtra, StateError
 from everlearn_runtime.heads import (
     LDA,
     Aggregate,
+    EvidenceLDA,
     FeCAM,
     Head,
     HeadState,
@@ -27,6 +28,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "EdgeLearner",
+    "EvidenceLDA",
     "FeCAM",
     "Head",
     "HeadState",

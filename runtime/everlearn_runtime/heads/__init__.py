@@ -2,6 +2,7 @@
 
 from everlearn_runtime.heads.aggregate import PARTS, Aggregate
 from everlearn_runtime.heads.base import Head, HeadState
+from everlearn_runtime.heads.evidence_lda import EvidenceLDA
 from everlearn_runtime.heads.fecam import FeCAM
 from everlearn_runtime.heads.held_out_ridge import HeldOutRidge
 from everlearn_runtime.heads.lda import LDA
@@ -13,6 +14,7 @@ from everlearn_runtime.heads.streaming_lda import StreamingLDA
 __all__ = [
     "LDA",
     "Aggregate",
+    "EvidenceLDA",
     "FeCAM",
     "Head",
     "HeadState",

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from everlearn_runtime.heads.base import Head, HeadState, Joined
 from everlearn_runtime.heads.drift import linear_drift
+from everlearn_runtime.heads.evidence_lda import EvidenceLDA
 from everlearn_runtime.heads.fecam import FeCAM
 from everlearn_runtime.heads.held_out_ridge import HeldOutRidge
 from everlearn_runtime.heads.lda import LDA
@@ -20,7 +21,8 @@ from everlearn_runtime.heads.ridge import Ridge
 from everlearn_runtime.heads.streaming_lda import StreamingLDA
 
 PARTS: dict[str, type[Head]] = {
-    head.kind: head for head in (Prototypes, LDA, Ridge, FeCAM, StreamingLDA, HeldOutRidge, Linear)
+    head.kind: head
+    for head in (Prototypes, LDA, EvidenceLDA, Ridge, FeCAM, StreamingLDA, HeldOutRidge, Linear)
 }
 """Heads that can be put together, by kind."""
 

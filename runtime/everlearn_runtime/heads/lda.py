@@ -59,7 +59,7 @@ class LDA(SecondOrder):
         return {"shrinkage": self._shrinkage}
 
     def _solve(self) -> Solution:
-        means = self._means
+        means = self._targets()
         size = self._size()
         square = float(np.vdot(means, means)) / len(means)
         if size == 0 or self._gram.trace <= self._seen * square * 1e-24:

@@ -1,6 +1,7 @@
 """Adapters: small trainable modules that are put between the frozen parts of a backbone."""
 
 from everlearn.adapters.bottleneck import Bottleneck, Bottlenecks
+from everlearn.adapters.gated import GatedLinear, GatedLoRA
 from everlearn.adapters.hybrid import Hybrid
 from everlearn.adapters.lora import LoRA, insert_lora
 from everlearn.adapters.merge import merge
@@ -12,6 +13,8 @@ __all__ = [
     "Bottleneck",
     "Bottlenecks",
     "DeepPrompts",
+    "GatedLinear",
+    "GatedLoRA",
     "Hybrid",
     "LoRA",
     "PromptGenerator",

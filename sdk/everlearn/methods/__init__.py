@@ -1,6 +1,7 @@
 """Continual-learning methods: one file and one class each."""
 
 from everlearn.methods.aper import APER
+from everlearn.methods.dual_lora import DualLoRA
 from everlearn.methods.fecam import FeCAM
 from everlearn.methods.fine_tune import FineTune
 from everlearn.methods.frozen import Frozen
@@ -17,6 +18,7 @@ __all__ = [
     "NTKCL",
     "SAFE",
     "SLDA",
+    "DualLoRA",
     "FeCAM",
     "FineTune",
     "Frozen",
