@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from everlearn import LDA, NTKCL, ClassIncremental, Frozen, Images, Learner, Method, Ridge
+from everlearn import LDA, NTKCL, ClassIncremental, Frozen, Images, Learner, Method, Ridge, methods
 from everlearn.bench import FILE, Bench, bench
 from everlearn.features import FeatureStore
 from everlearn.measure import OWN, Run, measure
@@ -128,15 +128,24 @@ def test_the_table_has_a_row_for_each_method_and_head(tmp_path: Path) -> None:
     assert lines[-1].startswith("* features computed once")
 
 
+def test_every_method_of_the_package_can_be_benched(tmp_path: Path) -> None:
+    found = run_bench(tmp_path, data=data("abcd"), methods=None, seeds=[0], epochs=1)
+    assert [run.method for run in found.runs] == methods.__all__
+    for run in found.runs:
+        assert (run.scores[OWN].average is None) == getattr(methods, run.method).at_once
+        assert run.scores[OWN].bytes > 0
+        assert (run.reused is None) == bool(run.trained)
+
+
 # What is reused
 
 
 def test_frozen_features_are_computed_once_and_told_of(tmp_path: Path) -> None:
     clock, said = Clock(), list[str]()
     train, test = clock.watch(coloured("abcdef", 4)), clock.watch(coloured("abcdef", 2, seed=1))
-    methods = {"one": Frozen, "two": Frozen}
+    makers = {"one": Frozen, "two": Frozen}
     images = len(train) + len(test)
-    found = run_bench(tmp_path, data=(train, test), methods=methods, say=said.append)
+    found = run_bench(tmp_path, data=(train, test), methods=makers, say=said.append)
     assert clock.reads == 2 * images  # once to know the data again, once for their features
     assert all(run.reused is not None for run in found.runs)
     assert sum("features of 36 images computed" in line for line in said) == 1
@@ -196,8 +205,8 @@ def test_a_stopped_bench_goes_on_to_the_same_figures(tmp_path: Path) -> None:
     def watched() -> tuple[Images, Images]:
         return tuple(map(clock.watch, data()))  # type: ignore[return-value]
 
-    methods = {"NTK-CL": NTKCL, "frozen": Frozen}
-    given: dict[str, Any] = {"methods": methods, "seeds": [0], "heads": ["ridge"]}
+    makers = {"NTK-CL": NTKCL, "frozen": Frozen}
+    given: dict[str, Any] = {"methods": makers, "seeds": [0], "heads": ["ridge"]}
     expected = run_bench(tmp_path / "whole", data=watched(), **given)
     total = clock.reads
     first = sum(map(len, data()))  # to know the data again
