@@ -155,6 +155,10 @@ def options(*more: str) -> Callable[[Path], list[str]]:
     return lambda data: ["train", str(data), "--out", str(data / "../run"), *more]
 
 
+def bench_options(*more: str) -> Callable[[Path], list[str]]:
+    return lambda data: ["bench", str(data), "--out", str(data / "../run"), *more]
+
+
 MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "data": (lambda _: ["train", "nowhere", "--out", "run"], "'nowhere' is not a data set"),
     "empty class": (no_images, "has no image directly in it"),
@@ -178,6 +182,13 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "seed": (options("--seed", "-1"), "--seed is -1"),
     "device": (options("--device", "nonesuch"), "device='nonesuch' cannot be used here"),
     "rate": (options("--epochs", "2", "--lr", "1e30"), "the loss is no longer finite"),
+    "bench seed": (bench_options("--seeds", "1", "-1"), "--seeds has -1"),
+    "bench classes": (bench_options("--classes-per-task", "0"), "classes_per_task is 0; expected 1 to 5"),
+    "bench tokens": (
+        bench_options("--methods", "NTKCL", "--backbone", "resnet10t", "--weights", "random"),
+        "no plain Vision Transformer",
+    ),
+    "no report": (lambda _: ["report", "nowhere"], "no learner is saved at nowhere"),
     "no run": (lambda _: ["export", "nowhere", "--out", "bundle"], "no learner is saved at nowhere"),
     "no bundle": (lambda _: ["predict", "nowhere", "image.png"], "nowhere"),
 }
@@ -210,9 +221,80 @@ def test_a_run_on_other_data_is_refused(data: Path, tmp_path: Path, capsys: Outp
     assert (tmp_path / "run" / FILE).read_bytes() == before
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["export"], ["predict"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["bench"], ["report"], ["export"], ["predict"]])
 def test_help_says_what_there_is(command: list[str], capsys: Output) -> None:
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])
     assert stop.value.code == 0
     assert "usage: everlearn" in capsys.readouterr().out
+
+
+# Methods beside each other, and the report
+
+
+def compare(data: Path, run: Path, *more: str) -> int:
+    quick = ["--methods", "Frozen", "NTKCL", "--epochs", "1", "--batch-size", "8", "--lr", "0.05"]
+    return main(["bench", str(data), "--out", str(run), "--classes-per-task", "3", *quick, *more])
+
+
+def test_bench_prints_a_table_and_report_draws_it(data: Path, tmp_path: Path, capsys: Output) -> None:
+    run = tmp_path / "run"
+    assert compare(data, run, "--seeds", "0", "1", "--heads", "lda") == 0
+    lines = capsys.readouterr().out.splitlines()
+    table = lines[-6:]
+    assert table[0].split()[:4] == ["method", "head", "A_bar", "A_T"]
+    assert [line.split()[0] for line in table[1:5]] == ["Frozen", "Frozen", "NTKCL", "NTKCL"]
+    assert any("features of 25 images computed" in line for line in lines[:-6])
+    assert any("features reused" in line for line in lines[:-6])
+
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().out == f"{run / 'report' / 'index.html'}\n"
+    assert (run / "report" / "confusion-NTKCL.png").is_file()
+    assert main(["report", str(run), str(data)]) == 2
+    assert f"{run} is a benchmark, which keeps no learner; leave {data} out" in capsys.readouterr().err
+
+
+def test_a_stopped_bench_says_that_it_goes_on(
+    data: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(80)
+
+    def watched(*given: Any) -> tuple[Images, Images]:
+        train, test = load_data(*given)
+        return clock.watch(train), clock.watch(test)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "load", watched)
+        assert compare(data, tmp_path / "run", "--seeds", "0") == 130
+    assert capsys.readouterr().err == (
+        "everlearn: interrupted; the same command goes on where this one stopped\n"
+    )
+    assert compare(data, tmp_path / "run", "--seeds", "0") == 0
+    assert "1 of 2 runs reused" in capsys.readouterr().out
+    assert compare(data, tmp_path / "run", "--precision", "bf16") == 2
+    assert "was begun with precision fp32, not bf16" in capsys.readouterr().err
+
+
+def test_a_stopped_report_promises_nothing(tmp_path: Path, capsys: Output, monkeypatch: Any) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "write_report", stop)
+    assert main(["report", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "everlearn: interrupted\n"
+
+
+def test_report_of_a_training_has_the_diagnosis_and_the_confusion(
+    data: Path, tmp_path: Path, capsys: Output
+) -> None:
+    run = tmp_path / "run"
+    assert train(data, run, "--method", "Frozen", "--classes-per-task", "3") == 0
+    assert main(["report", str(run)]) == 0
+    assert not (run / "report" / "confusion-Frozen.png").exists()
+    capsys.readouterr()
+    assert main(["report", str(run), str(data), "--samples", "6"]) == 0
+    out = capsys.readouterr().out
+    assert "verdict: " in out
+    assert out.endswith(f"{run / 'report' / 'index.html'}\n")
+    assert (run / "report" / "confusion-Frozen.png").is_file()
+    assert "verdict: " in (run / "report" / "index.html").read_text()

@@ -11,6 +11,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = {"sdk": "everlearn", "export": "everlearn_export", "runtime": "everlearn_runtime"}
 WORKSTATION = {
     "accelerate",
+    "jinja2",
+    "matplotlib",
     "torch",
     "torchvision",
     "timm",

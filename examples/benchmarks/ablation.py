@@ -9,12 +9,15 @@ goes on where a stopped one was.
 """
 
 import argparse
+from functools import partial
 from typing import Any
 
 import numpy as np
-from measure import HEADS, measure, parser, remembered, table
+from measure import parser, remembered
 
 from everlearn import NTKCL, Augmentation, ClassIncremental, Frozen, Images, Learner, npz
+from everlearn.bench import Bench
+from everlearn.measure import HEADS, Run, measure
 
 CHANGES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -38,23 +41,26 @@ def main() -> None:
     options.add_argument("--tasks", type=int, default=10, help="of ten classes each; default %(default)s")
     arguments = options.parse_args()
     images, _ = npz(arguments.data)
-    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for change in dict.fromkeys(["default", *arguments.changes]):
-        for seed in arguments.seeds:
-            file = arguments.out / f"{change}-{arguments.tasks}-{seed}.json"
-            results = remembered(file, run, change, seed, images, arguments)
-            for head, figures in results.items():
-                rows.setdefault((change, head), []).append(figures)
-    print(table(rows))
+    runs = [
+        remembered(
+            arguments.out / f"{change}-{arguments.tasks}-{seed}.json", run, change, seed, images, arguments
+        )
+        for change in dict.fromkeys(["default", *arguments.changes])
+        for seed in arguments.seeds
+    ]
+    found = Bench({}, tuple(runs))
+    print(found.table())
     print("\nA_T, difference to the default, in points")
+    rows = found.rows()
     for (change, head), seeds in rows.items():
         difference = [
-            100 * (a["last"] - b["last"]) for a, b in zip(seeds, rows["default", head], strict=True)
+            100 * (a.scores[head].last - b.scores[head].last)
+            for a, b in zip(seeds, rows["default", head], strict=True)
         ]
-        print(f"{change:28}{head:32}{np.mean(difference):+8.2f} ± {np.std(difference):.2f}")
+        print(f"{change:32}{head:16}{np.mean(difference):+8.2f} ± {np.std(difference):.2f}")
 
 
-def run(change: str, seed: int, images: Images, arguments: argparse.Namespace) -> dict[str, Any]:
+def run(change: str, seed: int, images: Images, arguments: argparse.Namespace) -> Run:
     """The figures of each head, on images held out of the training images."""
     train, held_out = images.split(0.75, seed)
     stream = ClassIncremental(train, held_out, classes_per_task=10, seed=seed)
@@ -70,9 +76,11 @@ def run(change: str, seed: int, images: Images, arguments: argparse.Namespace) -
         augmentation=Augmentation(scale=(crops, 1.0)),
         precision=arguments.precision,
         seed=seed,
+        beside={name: make(seed) for name, make in HEADS.items()},
         **{name: value for name, value in changed.items() if name in TRAINING},
     )
-    return measure(learner, stream, heads=tuple(HEADS), name=f"{change}, seed {seed}")
+    say = partial(print, f"{change}, seed {seed},", flush=True)
+    return measure(learner, stream, name=change, after_task=say)
 
 
 if __name__ == "__main__":

@@ -9,48 +9,27 @@ Test images are used to report, never to choose. Results are kept as they come: 
 goes on where a stopped one was.
 """
 
-import argparse
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from measure import measure, parser, remembered, table
-from torch import Tensor, nn
+from measure import parser
+from tqdm import tqdm
 
-from everlearn import NTKCL, Augmentation, ClassIncremental, Frozen, Images, Learner, Method, npz
+from everlearn import NTKCL, Augmentation, Frozen, Images, Learner, Method, npz
+from everlearn.bench import bench
+from everlearn.files import read_json, write_json
+from everlearn.measure import HEADS, Run
 from everlearn_runtime.backends import OnnxRuntime
 from everlearn_runtime.images import prepare
 
 METHODS: dict[str, Callable[[], Method]] = {
-    "Frozen": lambda: Remembering(),
-    "Frozen, CLS and patches": lambda: Remembering(patches=True),
+    "Frozen": Frozen,
+    "Frozen, CLS and patches": lambda: Frozen(patches=True),
     "NTK-CL": NTKCL,
     "NTK-CL, CLS alone": lambda: NTKCL(patches=False),
     "NTK-CL, four passes": lambda: NTKCL(view="hybrid"),
 }
-
-
-class Remembering(Frozen):
-    """Frozen, which computes the features of an image once: they never change, for no seed."""
-
-    known: ClassVar[dict[tuple[bool, bytes], Tensor]] = {}
-
-    def features(self, images: Tensor) -> Tensor:
-        """Look up what is known, and compute the rest."""
-        keys = [(self.patches, hashlib.sha256(image.numpy().tobytes()).digest()) for image in images]
-        new = [index for index, key in enumerate(keys) if key not in self.known]
-        if new:
-            self.known.update(zip([keys[i] for i in new], super().features(images[new]), strict=True))
-        return torch.stack([self.known[key] for key in keys])
-
-    def deployable(self) -> nn.Module:
-        """Export without the memory."""
-        method = Frozen(patches=self.patches)
-        method.attach(self.backbone)
-        return method.deployable()
 
 
 def main() -> None:
@@ -60,41 +39,37 @@ def main() -> None:
     options.add_argument("--lr", type=float, help="default: the method's")
     arguments = options.parse_args()
     train, test = npz(arguments.data)
-    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    exports: list[dict[str, float]] = []
-    for method in arguments.methods:
-        for seed in arguments.seeds:
-            file = arguments.out / f"{method}-{seed}.json"
-            results = remembered(file, run, method, seed, train, test, arguments)
-            exports.append(results.pop("export"))
-            for head, figures in results.items():
-                rows.setdefault((method, head), []).append(figures)
-    print(table(rows))
+
+    def export(run: Run, learner: Learner) -> None:
+        path = arguments.out / "bundles" / f"{run.method}-{run.seed}"
+        write_json(path.with_suffix(".json"), compare_export(learner, test, path))
+
+    found = bench(
+        train,
+        test,
+        arguments.out,
+        classes_per_task=10,
+        methods={name: METHODS[name] for name in arguments.methods},
+        seeds=arguments.seeds,
+        heads=list(HEADS),
+        augmentation=Augmentation(scale=(0.3, 1.0)),
+        precision=arguments.precision,
+        say=tqdm.write,
+        finished=export,
+        **{name: getattr(arguments, name) for name in ("epochs", "lr") if getattr(arguments, name)},
+    )
+    print(found.table())
+    exports = [read_json(file, "an export") for file in (arguments.out / "bundles").glob("*.json")]
     worst = max(export["max_abs_difference"] for export in exports)
     agree = min(export["top1_agreement"] for export in exports)
     print(f"exported graphs: features within {worst:.1e} of torch, {agree:.2%} of the test classes agree")
-
-
-def run(method: str, seed: int, train: Images, test: Images, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train one method on one seed; the figures of each head, and of the exported graph."""
-    stream = ClassIncremental(train, test, classes_per_task=10, seed=seed)
-    learner = Learner(
-        method=METHODS[method](),
-        epochs=arguments.epochs,
-        lr=arguments.lr,
-        augmentation=Augmentation(scale=(0.3, 1.0)),
-        precision=arguments.precision,
-        seed=seed,
-    )
-    results: dict[str, Any] = measure(learner, stream, name=f"{method}, seed {seed}")
-    results["export"] = compare_export(learner, test, arguments.out / f"{method}-{seed}-bundle")
-    return results
 
 
 def compare_export(learner: Learner, test: Images, path: Path) -> dict[str, float]:
     """How far the exported graph is from torch on all test images, and how often classes agree."""
     manifest = learner.export(path, overwrite=True)
     pixels = np.stack([prepare(image, manifest.input) for image, _ in test])
+    learner.reuse = None  # torch's features are to be computed, too
     features = learner.features(test)
     backend = OnnxRuntime(path / "features.onnx")
     exported = backend.run(pixels)

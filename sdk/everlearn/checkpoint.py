@@ -18,7 +18,7 @@ from everlearn import methods
 from everlearn.augmentation import Augmentation
 from everlearn.backbones import Backbone, load_backbone
 from everlearn.methods.base import Method
-from everlearn_runtime.heads import HeadState, from_state
+from everlearn_runtime.heads import Head, HeadState, from_state
 
 if TYPE_CHECKING:
     from everlearn.learner import Learner
@@ -50,14 +50,18 @@ class Unfinished:
 
 def save(learner: "Learner", path: Path) -> None:
     """Write a learner into a folder; the file there is replaced whole or not at all."""
-    head = learner.head.state()
+    head, beside = learner.head.state(), [other.state() for other in learner.beside.values()]
+    states = {"head": head, **{f"beside.{index}": state for index, state in enumerate(beside)}}
     tensors = {f"method.{name}": value for name, value in learner.method.learned().items()}
-    tensors |= {f"head.{name}": torch.from_numpy(value) for name, value in head.arrays.items()}
+    for name, state in states.items():
+        tensors |= {f"{name}.{key}": torch.from_numpy(value) for key, value in state.arrays.items()}
     settings = learner.record() | {
         "format": FORMAT,
         "everlearn": version("everlearn"),
         "fingerprint": learner.backbone.fingerprint(),
-        "head": {"kind": head.kind, "classes": head.classes, "options": head.options},
+        "head": _about(head),
+        "beside": {name: _about(state) for name, state in zip(learner.beside, beside, strict=True)},
+        "effort": {"seconds": learner.seconds, "trained": learner.trained},
         "unfinished": None,
     }
     if learner.unfinished is not None:
@@ -67,8 +71,8 @@ def save(learner: "Learner", path: Path) -> None:
             "columns": learner.unfinished.columns,
             "epochs": learner.unfinished.epochs,
         }
-        for index, state in enumerate(learner.unfinished.optimizer):
-            tensors |= {f"optimizer.{index:06d}.{name}": value for name, value in state.items()}
+        for index, moments in enumerate(learner.unfinished.optimizer):
+            tensors |= {f"optimizer.{index:06d}.{name}": value for name, value in moments.items()}
         if learner.unfinished.features is not None:
             tensors["features"] = torch.from_numpy(learner.unfinished.features)
     path.mkdir(parents=True, exist_ok=True)
@@ -111,18 +115,14 @@ def load(
                 f"{path} was saved with a method of the caller's own, {name}; pass an instance as method="
             )
         method = getattr(methods, name)(**settings["method"]["config"])
-    head = settings["head"]
     learner = learner_class(
         backbone,
         method,
-        head=from_state(
-            HeadState(
-                head["kind"],
-                tuple(head["classes"]),
-                head["options"],
-                {name: value.numpy() for name, value in _part(tensors, "head").items()},
-            )
-        ),
+        head=_head(settings["head"], _part(tensors, "head")),
+        beside={
+            name: _head(about, _part(tensors, f"beside.{index}"))
+            for index, (name, about) in enumerate(settings.get("beside", {}).items())
+        },
         **settings["training"],
         augmentation=_augmentation(settings["augmentation"]),
         seed=settings["seed"],
@@ -130,6 +130,8 @@ def load(
         **options,
     )
     learner.tasks = [tuple(classes) for classes in settings["tasks"]]
+    effort = settings.get("effort", {})  # files of earlier versions have none
+    learner.seconds, learner.trained = effort.get("seconds", 0.0), effort.get("trained", 0)
     if settings["unfinished"] is not None:
         classes = tuple(settings["unfinished"]["classes"])
         learner.unfinished = Unfinished(
@@ -154,6 +156,20 @@ def load(
     return learner
 
 
+def summary(path: Path) -> dict[str, Any]:
+    """What a saved learner says of itself, without making it: `Learner.record`, and more.
+
+    Of the rest, "bytes" is what method and head keep between tasks, "effort" has the learner's
+    ``seconds`` and ``trained``, and "head" the kind of its head.
+
+    Raises:
+        ValueError: when the file is missing, damaged, or from a newer format.
+    """
+    settings, tensors = _read(path / FILE)
+    kept = {**_part(tensors, "method"), **_part(tensors, "head")}
+    return {"effort": {}, **settings, "bytes": sum(value.nbytes for value in kept.values())}
+
+
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not file.is_file():
         raise ValueError(f"no learner is saved at {file.parent}; expected the file {FILE} there")
@@ -172,6 +188,15 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"format {FORMAT}: pip install --upgrade everlearn"
         )
     return settings, tensors
+
+
+def _about(state: HeadState) -> dict[str, Any]:
+    return {"kind": state.kind, "classes": state.classes, "options": state.options}
+
+
+def _head(about: dict[str, Any], tensors: dict[str, Tensor]) -> Head:
+    arrays = {name: value.numpy() for name, value in tensors.items()}
+    return from_state(HeadState(about["kind"], tuple(about["classes"]), about["options"], arrays))
 
 
 def _augmentation(stored: dict[str, Any] | None) -> Augmentation | None:

@@ -1,4 +1,4 @@
-"""The command line: everlearn train | export | report | predict."""
+"""The command line: everlearn train | bench | report | export | predict."""
 
 import argparse
 import sys
@@ -7,19 +7,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from everlearn import methods, processes, recipes
 from everlearn.augmentation import Augmentation
 from everlearn.backbones import BUNDLED, load_backbone
+from everlearn.bench import FILE as BENCH
+from everlearn.bench import bench
 from everlearn.checkpoint import FILE
 from everlearn.data import Images, load
 from everlearn.diagnosis import diagnose_run
 from everlearn.learner import Learner
+from everlearn.measure import HEADS
+from everlearn.report import write_report
 from everlearn.stream import ClassIncremental
 from everlearn_runtime import cli as device
 from everlearn_runtime.errors import MissingExtra
-from everlearn_runtime.heads import LDA, FeCAM, Prototypes, Ridge
 
-HEADS = {"prototypes": Prototypes, "lda": LDA, "ridge": Ridge, "fecam": FeCAM}
+_DATA = "a folder of class folders, a .npz file, or 'digits'"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +53,8 @@ def _run(argv: Sequence[str] | None) -> int:
         print(f"everlearn: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("everlearn: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        goes_on = "; the same command goes on where this one stopped" if parsed.goes_on else ""
+        print(f"everlearn: interrupted{goes_on}", file=sys.stderr)
         return 130
     return 0
 
@@ -57,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="everlearn", description="Train a continual learner, and export it for devices."
     )
+    parser.set_defaults(goes_on=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser(
@@ -65,26 +72,38 @@ def _parser() -> argparse.ArgumentParser:
         description="Learn a data set, a few classes at a time, and print the accuracy matrix. "
         "After an interrupt the same command goes on where it stopped.",
     )
-    train.set_defaults(run=_train)
-    train.add_argument("data", metavar="DATA", help="a folder of class folders, a .npz file, or 'digits'")
+    train.set_defaults(run=_train, goes_on=True)
+    train.add_argument("data", metavar="DATA", help=_DATA)
     train.add_argument("--out", metavar="RUN", required=True, help="folder for the learner")
     train.add_argument("--recipe", metavar="NAME", help="published settings, such as cifar100")
-    train.add_argument("--backbone", help=f"any timm model; default {BUNDLED}, or the recipe's")
-    train.add_argument("--weights", default="pretrained", help="'pretrained', 'random' or a .safetensors")
     train.add_argument("--method", choices=methods.__all__, help="default: NTKCL")
     train.add_argument("--head", choices=list(HEADS), help="default: the method's own")
-    train.add_argument(
-        "--classes-per-task", type=int, metavar="N", help="default: enough for five tasks, or the recipe's"
-    )
-    train.add_argument("--epochs", type=int, metavar="N", help="default: the method's, or the recipe's")
-    train.add_argument("--batch-size", type=int, metavar="N", help="default: the method's, or the recipe's")
-    train.add_argument("--lr", type=float, metavar="RATE", help="default: the method's, or the recipe's")
-    train.add_argument("--no-flip", action="store_true", help="do not mirror: for writing and signs")
-    train.add_argument("--smallest-crop", type=float, default=0.05, metavar="SHARE", help="default 0.05")
     train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    train.add_argument("--device", help="a torch device; default: CUDA where there is one")
-    train.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load images")
+    _learning_options(train, ", or the recipe's")
+
+    bench = commands.add_parser(
+        "bench",
+        help="compare methods on one data set, over several seeds",
+        description="Learn a data set, a few classes at a time, with every method and every seed, and print "
+        "a table. What methods share that train nothing is computed once. After an interrupt the same "
+        "command goes on where it stopped; more methods or seeds can be asked for later.",
+    )
+    bench.set_defaults(run=_bench, goes_on=True)
+    bench.add_argument("data", metavar="DATA", help=_DATA)
+    bench.add_argument("--out", metavar="RUN", required=True, help="folder for the results")
+    bench.add_argument(
+        "--methods", nargs="+", choices=methods.__all__, metavar="METHOD", help="default: all of them"
+    )
+    bench.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+    bench.add_argument(
+        "--heads",
+        nargs="+",
+        choices=list(HEADS),
+        default=[],
+        metavar="HEAD",
+        help=f"to learn beside each method's own: {', '.join(HEADS)}",
+    )
+    _learning_options(bench)
 
     export = commands.add_parser("export", help="write the bundle that a device opens")
     export.set_defaults(run=_export)
@@ -95,13 +114,16 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser(
         "report",
-        help="say what limits a run: samples, tasks or regularisation",
-        description="Say which of three factors limits a run, by the neural tangent kernel on a sample of "
+        help="draw what a run found, and say what limits it",
+        description="Write a page with the pictures of a run, RUN/report/index.html. With the data that it "
+        "was trained on, also say which of three factors limits it, by the neural tangent kernel on some of "
         "its training images: too few samples, entangled tasks, or too little (or too much) regularisation.",
     )
     report.set_defaults(run=_report)
-    report.add_argument("learner", metavar="RUN", help="what train wrote")
-    report.add_argument("data", metavar="DATA", help="the data set that it was trained on")
+    report.add_argument("learner", metavar="RUN", help="what train or bench wrote")
+    report.add_argument(
+        "data", metavar="DATA", nargs="?", help="the data set that it was trained on, for what train wrote"
+    )
     report.add_argument("--samples", type=int, default=32, metavar="N", help="images a task; default 32")
     report.add_argument(
         "--readouts", type=int, default=8, metavar="K", help="random readouts of the features; default 8"
@@ -110,6 +132,35 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("predict", help="classify images with a bundle: predict BUNDLE IMAGES...")
     return parser
+
+
+def _learning_options(command: argparse.ArgumentParser, recipe: str = "") -> None:
+    """The options of commands that learn; ``recipe`` ends the help of what a recipe has, too."""
+    command.add_argument("--backbone", help=f"any timm model; default: {BUNDLED}{recipe}")
+    command.add_argument("--weights", default="pretrained", help="'pretrained', 'random' or a .safetensors")
+    command.add_argument(
+        "--classes-per-task", type=int, metavar="N", help=f"default: enough for five tasks{recipe}"
+    )
+    command.add_argument("--epochs", type=int, metavar="N", help=f"default: the method's{recipe}")
+    command.add_argument("--batch-size", type=int, metavar="N", help=f"default: the method's{recipe}")
+    command.add_argument("--lr", type=float, metavar="RATE", help=f"default: the method's{recipe}")
+    command.add_argument("--no-flip", action="store_true", help="do not mirror: for writing and signs")
+    command.add_argument("--smallest-crop", type=float, default=0.05, metavar="SHARE", help="default 0.05")
+    command.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    command.add_argument("--device", help="a torch device; default: CUDA where there is one")
+    command.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load images")
+
+
+def _shared(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `_learning_options` asks for, as arguments of `Learner`; the backbone is left out."""
+    asked = {name: getattr(arguments, name) for name in ("epochs", "batch_size", "lr")}
+    return {
+        "augmentation": Augmentation(scale=(arguments.smallest_crop, 1.0), flip=not arguments.no_flip),
+        "device": arguments.device,
+        "precision": arguments.precision,
+        "workers": arguments.workers,
+        **{name: value for name, value in asked.items() if value is not None},
+    }
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -133,15 +184,10 @@ def _train(arguments: argparse.Namespace) -> None:
         print(f"{arguments.out} has {len(learner.tasks)} of {len(stream)} tasks; going on with its settings")
     else:
         options: dict[str, Any] = {
-            "head": HEADS[arguments.head]() if arguments.head else None,
-            "augmentation": Augmentation(scale=(arguments.smallest_crop, 1.0), flip=not arguments.no_flip),
+            "head": HEADS[arguments.head](arguments.seed) if arguments.head else None,
             "seed": arguments.seed,
-            "device": arguments.device,
-            "precision": arguments.precision,
-            "workers": arguments.workers,
+            **_shared(arguments),
         }
-        asked = {name: getattr(arguments, name) for name in ("epochs", "batch_size", "lr")}
-        options |= {name: value for name, value in asked.items() if value is not None}
         if recipe:
             recipe = replace(recipe, backbone=arguments.backbone or recipe.backbone)
             learner = recipe.learner(weights=arguments.weights, **options)
@@ -158,8 +204,32 @@ def _stream(
     if recipe and per_task is None:
         return recipe.stream(train, test)
     if per_task is None:
-        per_task = -(-len(train.classes) // 5)
+        per_task = _fifth(train)
     return ClassIncremental(train, test, per_task, seed=recipe.seed if recipe else arguments.seed)
+
+
+def _fifth(images: Images) -> int:
+    return -(-len(images.classes) // 5)
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    if min(arguments.seeds) < 0:
+        raise ValueError(f"--seeds has {min(arguments.seeds)}; give whole numbers of at least 0")
+    # The same images are held out for all seeds, so that methods can share what never changes.
+    train, test = load(arguments.data)
+    found = bench(
+        train,
+        test,
+        arguments.out,
+        classes_per_task=_fifth(train) if arguments.classes_per_task is None else arguments.classes_per_task,
+        methods=arguments.methods,
+        seeds=arguments.seeds,
+        heads=arguments.heads,
+        backbone=load_backbone(arguments.backbone or BUNDLED, weights=arguments.weights),
+        say=tqdm.write,
+        **_shared(arguments),
+    )
+    print(found.table())
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -175,14 +245,21 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
+    if arguments.data is None:
+        print(write_report(arguments.learner))
+        return
+    if (Path(arguments.learner) / BENCH).is_file():
+        raise ValueError(
+            f"{arguments.learner} is a benchmark, which keeps no learner; leave {arguments.data} out"
+        )
     learner = Learner.load(arguments.learner)
-    images, _ = load(arguments.data, learner.seed)  # split as it was for training
-    print(
-        diagnose_run(
-            learner,
-            [images.of_classes(classes) for classes in learner.tasks],
-            samples=arguments.samples,
-            readouts=arguments.readouts,
-            seed=arguments.seed,
-        ).text()
-    )
+    train, test = load(arguments.data, learner.seed)  # split as it was for training
+    diagnosis = diagnose_run(
+        learner,
+        [train.of_classes(classes) for classes in learner.tasks],
+        samples=arguments.samples,
+        readouts=arguments.readouts,
+        seed=arguments.seed,
+    ).text()
+    print(diagnosis)
+    print(f"\n{write_report(arguments.learner, learner=learner, test=test, diagnosis=diagnosis)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -67,6 +69,23 @@ class Images:
 
     def __iter__(self) -> Iterator[tuple[Image.Image, str]]:
         return (self[i] for i in range(len(self)))
+
+    @property
+    def origins(self) -> list[tuple[int, int]]:
+        """Where each image comes from: equal for the same image of a data set and its subsets.
+
+        Good while the data set exists, and in this process only.
+        """
+        return [(id(self._load), position) for position in self._positions]
+
+    def digest(self, after_image: Callable[[], object] = lambda: None) -> str:
+        """Sha256 of labels, sizes and pixels, in this order; reads every image."""
+        whole = hashlib.sha256()
+        for image, label in self:
+            whole.update(json.dumps([label, *image.size]).encode())
+            whole.update(image.tobytes())
+            after_image()
+        return whole.hexdigest()
 
     def subset(self, indices: Iterable[int]) -> Images:
         """The images at these positions, in this order; none is decoded.

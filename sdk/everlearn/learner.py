@@ -5,7 +5,8 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from everlearn.augmentation import Augmentation
 from everlearn.backbones import BUNDLED, Backbone, load_backbone
 from everlearn.checkpoint import Unfinished
 from everlearn.data import Images, as_images, photographs
+from everlearn.features import FeatureStore
+from everlearn.files import read_json, write_json
 from everlearn.loader import plain_batches, train_batches
 from everlearn.methods import NTKCL
 from everlearn.methods.base import Method, TaskInfo, Training
@@ -43,6 +46,7 @@ class Learner:
         backbone: a name (the bundled one, or any timm model) or a `Backbone`.
         method: what adapts the backbone; NTK-CL when none is given.
         head: what turns features into classes; the method's own when none is given.
+        beside: further heads by name, which learn from the same features, to be compared.
         weights: see `load_backbone`.
         epochs, batch_size, lr, optimizer, momentum, weight_decay, carry: see `Training`; what is
             left out is the method's own.
@@ -53,6 +57,12 @@ class Learner:
         precision: ``"fp32"``, or ``"bf16"`` to train under autocast (features stay fp32).
         workers: processes that load images; the result does not depend on it.
         progress: show progress bars; by default where there is a terminal.
+        reuse: features that other learners may have computed already, see `FeatureStore`.
+
+    Attributes:
+        seconds: spent in `fit` so far, also by the processes that this one goes on from; what an
+            interrupt undid does not count, nor do the heads beside its own.
+        trained: the largest number of parameters that a task has trained.
 
     Raises:
         ValueError: for settings outside their range, an unknown backbone, or a method that
@@ -65,6 +75,7 @@ class Learner:
         method: Method | None = None,
         *,
         head: Head | None = None,
+        beside: Mapping[str, Head] | None = None,
         weights: str | Path = "pretrained",
         epochs: int | None = None,
         batch_size: int | None = None,
@@ -79,6 +90,7 @@ class Learner:
         precision: str = "fp32",
         workers: int = 0,
         progress: bool | None = None,
+        reuse: FeatureStore | None = None,
     ) -> None:
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision must be 'fp32' or 'bf16', got {precision!r}")
@@ -108,6 +120,10 @@ class Learner:
         self.precision = precision
         self.workers = workers
         self.progress = progress
+        self.reuse = reuse
+        self.seconds = 0.0
+        self.trained = 0
+        self._start = 0.0
         self.backbone = load_backbone(backbone, weights=weights) if isinstance(backbone, str) else backbone
         self.backbone.fuse_attention(self.device.type != "cpu")
         with self._seeded(_ATTACH):
@@ -115,7 +131,9 @@ class Learner:
         self.method.to(self.device).eval()
         self.head = self.method.head() if head is None else head
         # A head of another width is told of now, not after the first task's training.
-        copy.deepcopy(self.head).update(np.ones((1, sum(self.method.sections))), ["probe"])
+        for one in (self.head, *(beside or {}).values()):
+            copy.deepcopy(one).update(np.ones((1, sum(self.method.sections))), ["probe"])
+        self.beside = dict(beside or {})
         self.tasks: list[tuple[str, ...]] = []
         self.unfinished: Unfinished | None = None
         self._seen: Images | None = None
@@ -150,7 +168,8 @@ class Learner:
             )
         processes.agree(bytes.fromhex(labels), "the labels of this task")
         keep = {id(self.backbone): self.backbone, **self.backbone.shared()}  # frozen: no copy is needed
-        before = *copy.deepcopy((self.method, self.head), keep), self.unfinished
+        before = *copy.deepcopy((self.method, self.head, self.beside), keep), self.unfinished
+        effort, self._start = (self.seconds, self.trained), time.perf_counter() - self.seconds
         try:
             if self.unfinished is None:
                 old_features = self.features(images) if self._carries() else None
@@ -170,13 +189,15 @@ class Learner:
                 self.method.end_task(self._on_device(batches))
             processes.same(self.method.learned().values())
             features = self.features(images)
-            if old_features is not None:
-                self.head.carry(old_features, features)
-            self.method.teach(self.head, features, images.labels)
-            self.head.settle()  # so that saving changes nothing, not even the last bits
+            self._teach(self.head, old_features, features, images.labels)
+            seconds = time.perf_counter() - self._start
+            for head in self.beside.values():
+                self._teach(head, old_features, features, images.labels)
         except BaseException:
-            self.method, self.head, self.unfinished = before
+            self.method, self.head, self.beside, self.unfinished = before
+            self.seconds, self.trained = effort
             raise
+        self.seconds = seconds
         self.tasks.append(images.classes)
         self.unfinished = None
         self._seen = images
@@ -199,7 +220,7 @@ class Learner:
         record = None if checkpoint is None else Path(checkpoint) / "accuracy.json"
         matrix = AccuracyMatrix()
         if self.tasks and record is not None and record.is_file():
-            recorded = AccuracyMatrix.from_dict(json.loads(record.read_text()))
+            recorded = AccuracyMatrix.from_dict(read_json(record, "an accuracy matrix"))
             if len(recorded) <= len(self.tasks):  # otherwise of a run that this one replaced
                 matrix = recorded
         for task, done in zip(stream, self.tasks, strict=False):
@@ -219,7 +240,7 @@ class Learner:
                     )
                 matrix.record(*self._accuracies(stream, task.index))
                 if record is not None and processes.is_main():
-                    record.write_text(json.dumps(matrix.to_dict()))
+                    write_json(record, matrix.to_dict())
         return matrix
 
     def evaluate(self, data: object) -> float:
@@ -235,6 +256,13 @@ class Learner:
     def features(self, data: object) -> NDArray[np.float32]:
         """What the head sees, float32 (N, F), of anything that `as_images` takes."""
         images = as_images(data)
+        if self.reuse is not None:
+            known = self.reuse.look_up(images, self.method, self._compute)
+            if known is not None:
+                return known
+        return self._compute(images)
+
+    def _compute(self, images: Images) -> NDArray[np.float32]:
         batches = plain_batches(images, self.backbone.input, workers=self.workers, shared=True)
         self.method.eval()
         parts = [np.zeros((0, sum(self.method.sections)), np.float32)]  # a process may have no batch
@@ -313,7 +341,8 @@ class Learner:
         Args:
             path: the folder.
             options: ``backbone``, ``method`` or ``weights`` where they cannot be found again by
-                what was saved; ``device``, ``workers`` and ``progress`` as in the constructor.
+                what was saved; ``device``, ``workers``, ``progress`` and ``reuse`` as in the
+                constructor.
 
         Raises:
             ValueError: when the file is missing, corrupt, from a newer format, or does not fit
@@ -346,6 +375,18 @@ class Learner:
         """Whether the head has statistics that training would leave behind."""
         return self.training.carry and bool(self.tasks) and bool(self.method.trainable())
 
+    def _teach(
+        self,
+        head: Head,
+        old_features: NDArray[np.float32] | None,
+        features: NDArray[np.float32],
+        labels: Sequence[str],
+    ) -> None:
+        if old_features is not None:
+            head.carry(old_features, features)
+        self.method.teach(head, features, labels)
+        head.settle()  # so that saving changes nothing, not even the last bits
+
     def _train(
         self,
         images: Images,
@@ -356,6 +397,7 @@ class Learner:
         checkpoint: str | Path | None,
     ) -> None:
         parameters = self.method.trainable()
+        self.trained = max(self.trained, sum(parameter.numel() for parameter in parameters))
         if not parameters:
             return
         setting, index = self.training, len(self.tasks)
@@ -387,6 +429,7 @@ class Learner:
             if checkpoint is not None and epoch + 1 < setting.epochs:
                 states = tuple(optimizer.state[parameter] for parameter in parameters)
                 self.unfinished = Unfinished(images.classes, labels, columns, epoch + 1, states, old_features)
+                self.seconds = time.perf_counter() - self._start
                 self.save(checkpoint)
 
     def _step(self, optimizer: torch.optim.Optimizer, images: Tensor, targets: Tensor) -> dict[str, str]:

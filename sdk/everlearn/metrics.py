@@ -220,3 +220,53 @@ class AccuracyMatrix:
         if not self._rows:
             raise ValueError("the accuracy matrix is empty; call `record` after the first task")
         return self._rows
+
+
+def confusion(predicted: Sequence[str], actual: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64]:
+    """How often each class was taken for each: int64 (C, C), a row for each actual class.
+
+    Rows and columns are in the order of `classes`; raises `ValueError` for a name that is not
+    among them.
+
+    >>> confusion(["mug", "pen", "mug"], ["mug", "pen", "pen"], ["mug", "pen"])
+    array([[1, 0],
+           [1, 1]])
+    """
+    place = {name: index for index, name in enumerate(classes)}
+    unknown = ({*predicted} | {*actual}) - place.keys()
+    if unknown:
+        raise ValueError(f"{sorted(unknown)[0]!r} is none of the {len(place)} classes; name them all")
+    counts = np.zeros((len(place), len(place)), dtype=np.int64)
+    np.add.at(counts, ([place[name] for name in actual], [place[name] for name in predicted]), 1)
+    return counts
+
+
+def task_accuracy(predicted: Sequence[str], actual: Sequence[str], tasks: Sequence[Sequence[str]]) -> float:
+    """Share of predictions whose class is of the right task: how well the task is known without its id.
+
+    >>> task_accuracy(["mug", "pen", "cup"], ["mug", "mug", "pen"], [["mug", "pen"], ["cup"]])
+    0.6666666666666666
+    """
+    task = {name: str(index) for index, classes in enumerate(tasks) for name in classes}
+    return accuracy([task[name] for name in predicted], [task[name] for name in actual])
+
+
+def within_task_accuracy(
+    scores: NDArray[np.floating],
+    classes: Sequence[str],
+    actual: Sequence[str],
+    tasks: Sequence[Sequence[str]],
+) -> float:
+    """Share of images whose class has the largest score of its own task: accuracy with the task id.
+
+    `scores` is (N, C), a column for each of `classes`.
+
+    >>> within_task_accuracy(np.array([[3, 1, 5], [3, 4, 5]]), "abc", "aa", ["ab", "c"])
+    0.5
+    """
+    place = {name: index for index, name in enumerate(classes)}
+    own = {name: [place[other] for other in group] for group in tasks for name in group}
+    best = [
+        classes[own[name][int(np.argmax(row[own[name]]))]] for row, name in zip(scores, actual, strict=True)
+    ]
+    return accuracy(best, actual)

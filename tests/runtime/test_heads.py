@@ -158,6 +158,23 @@ def test_looking_changes_nothing(new: Callable[[], Head]) -> None:
     assert snapshot(watched) == snapshot(quiet)
 
 
+@pytest.mark.parametrize("classes", [1, 4, 26])
+def test_looking_between_single_samples_changes_no_bit(new: Callable[[], Head], classes: int) -> None:
+    features, labels = make_samples(0, 300, classes)
+    labels[100:140] = [labels[0]] * 40
+    quiet, watched = new(), new()
+    for number, (row, label) in enumerate(zip(features, labels, strict=True)):
+        for head in (quiet, watched):
+            head.update(row[None], [label])
+        if number % 7 == 0:
+            watched.scores(features[:1])
+        if number % 11 == 0:
+            assert watched.counts.sum() == number + 1
+        if number % 13 == 0:
+            watched.state()
+    assert snapshot(watched) == snapshot(quiet)
+
+
 def test_rows_do_not_pile_up() -> None:
     gram = GramSum(WIDTH)
     rows = make_samples(0, 1000)[0]

@@ -92,11 +92,13 @@ class Head(ABC):
     @property
     def counts(self) -> NDArray[np.int64]:
         """Samples per class, int64 (C,), in the order of ``classes``."""
+        self._catch_up()
         return np.array(self._counts)
 
     @property
     def prototypes(self) -> NDArray[np.float64]:
         """Class means, float64 (C, F), in the order of ``classes``."""
+        self._catch_up()
         return np.array(self._means)
 
     @property
@@ -147,8 +149,10 @@ class Head(ABC):
         rows, names = self.check(features, labels)
         self._set_width(rows.shape[1])
         if len(rows) == 1:  # the same, without the detours
-            self._learn_one(rows, self._places(names)[0])
+            place = self._index.get(names[0])
+            self._learn_one(rows, self._places(names)[0] if place is None else place)
         else:
+            self._catch_up()
             codes = np.array(self._places(names), dtype=np.intp)
             places, counts, sums = group_sums(rows, codes)
             means = sums / counts[:, None]
@@ -171,6 +175,7 @@ class Head(ABC):
         if label not in self._index:
             known = ", ".join(map(repr, self._index)) or "none"
             raise ValueError(f"no class {label!r} to remove; known classes: {known}")
+        self._catch_up()
         place = self._index[label]
         names = [name for name in self._index if name != label]
         self._index = {name: number for number, name in enumerate(names)}
@@ -197,6 +202,8 @@ class Head(ABC):
         if self.width is not None and other.width != self.width:
             raise ValueError(f"cannot merge a head of {other.width} features into one of {self.width}")
         self._set_width(other.width)
+        self._catch_up()
+        other._catch_up()
         places = np.array(self._places(list(other._index)), dtype=np.intp)
         self._merge_shared(other, self._combine(places, other._counts, other._means))
         self._solution = None
@@ -223,6 +230,7 @@ class Head(ABC):
             )
         if self.width is None or np.array_equal(old, new):
             return
+        self._catch_up()
         drift = self._drift(old, new)
         self._means = self._means @ drift
         self._carry_shared(old, new, drift)
@@ -242,7 +250,9 @@ class Head(ABC):
         """
         if not self._index:
             raise ValueError("this head knows no class yet; update it with labelled features first")
-        return self._score(self._rows(features))
+        rows = self._rows(features)
+        self._catch_up()
+        return self._score(rows)
 
     def predict(self, features: ArrayLike) -> list[str]:
         """The best class of each row of features (B, F); raises like :meth:`scores`."""
@@ -255,10 +265,12 @@ class Head(ABC):
         Updates gather rows and work them in together; when they do so shows in the last bits.
         After this, a head and one rebuilt from its :meth:`state` go on to the same bits.
         """
+        self._catch_up()
         self._settle_shared()
 
     def state(self) -> HeadState:
         """A copy of all statistics; ``from_state`` brings the head back to the bit."""
+        self._catch_up()
         arrays = {"counts": self.counts, "means": self.prototypes, **self._shared_arrays()}
         return HeadState(self.kind, self.classes, self.options, arrays)
 
@@ -338,10 +350,14 @@ class Head(ABC):
         """Learn one sample (1, F) of the class at this place."""
         count = int(self._counts[place])
         mean = self._means[place]
-        gap = rows[0] - mean
-        mean += gap * (1 / (count + 1))
+        before = mean[None].copy()
+        gap = rows - before
+        mean += gap[0] * (1 / (count + 1))
         self._counts[place] = count + 1
-        self._learn_one_shared(rows, place, count, gap)
+        gap *= math.sqrt(count / (count + 1))
+        places = np.array([place], dtype=np.intp)
+        joined = Joined(places, np.array([count]), before, gap if count else gap[:0])
+        self._learn_shared(rows, rows, places, joined)
 
     def _score(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         """Scores (B, C) of checked features (B, F); a head whose scores are not linear overrides this."""
@@ -379,23 +395,6 @@ class Head(ABC):
     ) -> None:
         """Learn from rows (B, F), given for each the mean and place of its class in this batch."""
 
-    def _learn_one_shared(
-        self,
-        rows: NDArray[np.float64],
-        place: int,
-        count: int,
-        gap: NDArray[np.float64],
-    ) -> None:
-        """:meth:`_learn_shared` for one sample (1, F); a head that many come to overrides this too.
-
-        ``count`` is the number of the class's earlier samples, ``gap`` (F,) the sample less their
-        mean; the arrays are the callee's to keep or change.
-        """
-        codes = np.array([place], dtype=np.intp)
-        between = math.sqrt(count / (count + 1)) * gap[None]
-        joined = Joined(codes, np.array([count]), rows - gap, between if count else between[:0])
-        self._learn_shared(rows, rows, codes, joined)
-
     def _merge_shared(self, other: Any, joined: Joined) -> None:  # noqa: B027
         """Add the other head's shared statistics."""
 
@@ -407,6 +406,9 @@ class Head(ABC):
     def _drift(self, before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
         """The map (F, F) by which the features of some images have moved."""
         return linear_drift(before, after)
+
+    def _catch_up(self) -> None:  # noqa: B027
+        """Work in single samples that wait; the bits must not depend on when this happens."""
 
     def _settle_shared(self) -> None:  # noqa: B027
         """Work in what waits."""

@@ -107,11 +107,11 @@ class EvidenceLDA(LDA):
     ) -> None:
         super()._learn_shared(self._map(rows), self._map(means), codes, self._joined(joined))
 
-    def _learn_one_shared(
-        self, rows: NDArray[np.float64], place: int, count: int, gap: NDArray[np.float64]
-    ) -> None:
-        # A class's first sample goes by way of `_learn_shared`, which cuts the evidence off itself.
-        super()._learn_one_shared(rows, place, count, gap[: -self._tasks] if count else gap)
+    def _join_each(
+        self, rows: NDArray[np.float64], places: list[int]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        gaps, earlier = super()._join_each(rows, places)
+        return self._map(gaps).copy(), earlier
 
     def _merge_shared(self, other: LDA, joined: Joined) -> None:
         super()._merge_shared(other, self._joined(joined))

@@ -82,6 +82,11 @@ class GramSum:
         return packed
 
     @property
+    def room(self) -> int:
+        """How many more rows may wait; with that many they are folded in."""
+        return self._limit - self._rows
+
+    @property
     def trace(self) -> float:
         """The sum of all squares."""
         for rows in self._pending[self._traced :]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from everlearn_runtime.heads.base import Joined, Solution
 from everlearn_runtime.heads.gram import GramSum
+from everlearn_runtime.heads.running import Step, row_products
 from everlearn_runtime.heads.second_order import SecondOrder
 
 
@@ -59,14 +60,12 @@ class LDA(SecondOrder):
 
     def _solve(self) -> Solution:
         means = self._targets()
-        square = float(np.vdot(means, means)) / len(means)
         size = self._size()
+        square = float(np.vdot(means, means)) / len(means)
         if size == 0 or self._gram.trace <= self._seen * square * 1e-24:
-            weights, factor = means, 1
-        else:
-            weights = self._solved(1 - self._shrinkage, self._ridge(size))
-            factor = self._seen
-        return weights.T, -0.5 * np.einsum("cf,cf->c", means, weights), factor
+            return means.T, -0.5 * row_products(means, means), 1
+        weights = self._solved(1 - self._shrinkage, self._ridge(size))
+        return weights.T, -0.5 * self._running.products, self._seen
 
     def _ridge(self, size: float) -> float:
         """What is added to the diagonal of the shrunk scatter."""
@@ -91,19 +90,14 @@ class LDA(SecondOrder):
         self._seen += len(rows)
         self._grow(np.concatenate([rows - means, joined.between]), joined.places)
 
-    def _learn_one_shared(
-        self,
-        rows: NDArray[np.float64],
-        place: int,
-        count: int,
-        gap: NDArray[np.float64],
-    ) -> None:
-        if count:  # the mean moves along the row by which the scatter grows
-            self._seen += 1
-            gap *= math.sqrt(count / (count + 1))
-            self._grow_one(gap, place, 1 / math.sqrt(count * (count + 1)))
-        else:
-            super()._learn_one_shared(rows, place, count, gap)
+    def _learn_each(self, rows: NDArray[np.float64], places: list[int]) -> None:
+        gaps, earlier = self._join_each(rows, places)
+        gaps *= np.sqrt(earlier / (earlier + 1))[:, None]
+        self._gram.add(gaps if earlier.all() else gaps[earlier > 0])
+        if self._running.follows:  # a mean moves along the row by which the scatter grows
+            for place, count, gap in zip(places, earlier.tolist(), gaps, strict=True):
+                gain = 1 / math.sqrt(count * (count + 1)) if count else None
+                self._running.note(Step(gap[None][: min(count, 1)], [place], gain))
 
     def _merge_shared(self, other: LDA, joined: Joined) -> None:
         self._gram.merge(other._gram)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.heads.base import Head, Joined
+from everlearn_runtime.heads.base import Joined
 from everlearn_runtime.heads.lda import LDA
 
 COVARIANCES = ("stream", "base", "fixed")
@@ -85,8 +85,6 @@ class StreamingLDA(LDA):
             self._gram.add(math.sqrt(1 - shrinkage) * centred)
             self._gram.add(math.sqrt(shrinkage * len(rows) * variance) * np.eye(rows.shape[1]))
         self._settle_shared()
-
-    _learn_one_shared = Head._learn_one_shared  # one sample is a batch here
 
 
 def running_means(rows: NDArray[np.float64], codes: NDArray[np.intp], joined: Joined) -> NDArray[np.float64]:

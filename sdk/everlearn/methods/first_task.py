@@ -52,7 +52,8 @@ class FirstTask(Method):
         if self.pet:
             self.adapters = Bottlenecks(backbone, hidden=self.hidden, dropout=self.dropout, scale=self.scale)
         self.classifier: CosineClassifier | None = None
-        self.register_buffer("tuned", torch.tensor(False))
+        # Without adapters there is nothing to keep, and features can be reused (`FeatureStore`).
+        self.register_buffer("tuned", torch.tensor(False), persistent=self.pet)
 
     def begin_task(self, task: TaskInfo) -> None:
         """Make the first task's classifier."""
