@@ -47,7 +47,6 @@ class EvidenceLDA(LDA):
     """
 
     kind: ClassVar[str] = "evidence_lda"
-    _gathers = False  # `_learn_shared` is where the evidence is cut off
 
     def __init__(
         self, shrinkage: float = 1e-2, tasks: int = 1, strength: float = 1.0, margin: float = 0.0
@@ -107,6 +106,12 @@ class EvidenceLDA(LDA):
         joined: Joined,
     ) -> None:
         super()._learn_shared(self._map(rows), self._map(means), codes, self._joined(joined))
+
+    def _join_each(
+        self, rows: NDArray[np.float64], places: list[int]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        gaps, earlier = super()._join_each(rows, places)
+        return self._map(gaps).copy(), earlier
 
     def _merge_shared(self, other: LDA, joined: Joined) -> None:
         super()._merge_shared(other, self._joined(joined))
