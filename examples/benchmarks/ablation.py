@@ -69,11 +69,11 @@ def run(change: str, seed: int, images: Images, arguments: argparse.Namespace) -
         train.of_classes(kept), held_out.of_classes(kept), classes_per_task=10, seed=seed
     )
     changed = dict(CHANGES[change])
-    crops = changed.pop("crops", 0.3)
+    crops = changed.pop("crops", None)
     method = NTKCL(**{name: value for name, value in changed.items() if name not in TRAINING})
     learner = Learner(
         method=Frozen(patches=True) if change == "nothing trained" else method,
-        augmentation=Augmentation(scale=(crops, 1.0)),
+        augmentation=Augmentation(scale=(crops, 1.0)) if crops else Augmentation(),
         precision=arguments.precision,
         seed=seed,
         beside={name: make(seed) for name, make in HEADS.items()},

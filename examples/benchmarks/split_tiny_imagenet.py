@@ -16,7 +16,7 @@ import numpy as np
 from measure import parser
 from tqdm import tqdm
 
-from everlearn import NTKCL, Augmentation, Frozen, Images, Learner, Method, npz
+from everlearn import NTKCL, Frozen, Images, Learner, Method, npz
 from everlearn.bench import bench
 from everlearn.files import read_json, write_json
 from everlearn.measure import HEADS, Run
@@ -52,7 +52,6 @@ def main() -> None:
         methods={name: METHODS[name] for name in arguments.methods},
         seeds=arguments.seeds,
         heads=list(HEADS),
-        augmentation=Augmentation(scale=(0.3, 1.0)),
         precision=arguments.precision,
         say=tqdm.write,
         finished=export,

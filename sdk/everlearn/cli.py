@@ -145,17 +145,25 @@ def _learning_options(command: argparse.ArgumentParser, recipe: str = "") -> Non
     command.add_argument("--batch-size", type=int, metavar="N", help=f"default: the method's{recipe}")
     command.add_argument("--lr", type=float, metavar="RATE", help=f"default: the method's{recipe}")
     command.add_argument("--no-flip", action="store_true", help="do not mirror: for writing and signs")
-    command.add_argument("--smallest-crop", type=float, default=0.05, metavar="SHARE", help="default 0.05")
+    command.add_argument(
+        "--smallest-crop",
+        type=float,
+        metavar="SHARE",
+        help=f"of an image; default: {Augmentation().scale[0]}{recipe}",
+    )
     command.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     command.add_argument("--device", help="a torch device; default: CUDA where there is one")
     command.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load images")
 
 
-def _shared(arguments: argparse.Namespace) -> dict[str, Any]:
+def _shared(arguments: argparse.Namespace, usual: Augmentation) -> dict[str, Any]:
     """What `_learning_options` asks for, as arguments of `Learner`; the backbone is left out."""
+    smallest = usual.scale[0] if arguments.smallest_crop is None else arguments.smallest_crop
     asked = {name: getattr(arguments, name) for name in ("epochs", "batch_size", "lr")}
     return {
-        "augmentation": Augmentation(scale=(arguments.smallest_crop, 1.0), flip=not arguments.no_flip),
+        "augmentation": replace(
+            usual, scale=(smallest, usual.scale[1]), flip=usual.flip and not arguments.no_flip
+        ),
         "device": arguments.device,
         "precision": arguments.precision,
         "workers": arguments.workers,
@@ -186,7 +194,7 @@ def _train(arguments: argparse.Namespace) -> None:
         options: dict[str, Any] = {
             "head": HEADS[arguments.head](arguments.seed) if arguments.head else None,
             "seed": arguments.seed,
-            **_shared(arguments),
+            **_shared(arguments, recipe.augmentation if recipe else Augmentation()),
         }
         if recipe:
             recipe = replace(recipe, backbone=arguments.backbone or recipe.backbone)
@@ -227,7 +235,7 @@ def _bench(arguments: argparse.Namespace) -> None:
         heads=arguments.heads,
         backbone=load_backbone(arguments.backbone or BUNDLED, weights=arguments.weights),
         say=tqdm.write,
-        **_shared(arguments),
+        **_shared(arguments, Augmentation()),
     )
     print(found.table())
 

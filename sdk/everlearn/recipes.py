@@ -66,7 +66,7 @@ class Recipe:
     input: dict[str, Any] = field(
         default_factory=lambda: {"mean": [0.0] * 3, "std": [1.0] * 3, "crop_pct": 0.875}
     )
-    augmentation: Augmentation = Augmentation()  # noqa: RUF009
+    augmentation: Augmentation = Augmentation(scale=(0.05, 1.0))  # noqa: RUF009
     seed: int = 1993
 
     @property
