@@ -36,7 +36,8 @@ def test_takes_parts_of_the_size_and_ratio_asked_for() -> None:
     shares, ratios = [], []
     for _ in range(500):
         # Red and green rise by 255 over the whole image, so their rise gives the part's size.
-        pixels = np.asarray(Augmentation(flip=False)(gradient(256, 256), (64, 64), rng), dtype=np.float64)
+        view = Augmentation(scale=(0.05, 1.0), flip=False)(gradient(256, 256), (64, 64), rng)
+        pixels = np.asarray(view, dtype=np.float64)
         width = (pixels[32, -1, 0] - pixels[32, 0, 0]) / 255 * 64 / 63
         height = (pixels[-1, 32, 1] - pixels[0, 32, 1]) / 255 * 64 / 63
         shares.append(width * height)
