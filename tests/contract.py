@@ -17,6 +17,7 @@ from PIL import Image
 
 from everlearn import Images, Learner, Method
 from everlearn.checkpoint import FILE
+from everlearn.diagnosis import diagnose_run, method_report
 from everlearn_runtime import EdgeLearner, OnnxRuntime, from_state
 
 from .conftest import Clock, coloured, digests, fit_all, make_learner, pixels, state
@@ -248,6 +249,22 @@ def deployable_equals_features(make: MakeMethod, folder: Path) -> None:
         torch.testing.assert_close(learner.method.features(images), expected, rtol=0, atol=0)
     assert not module.training
     assert not any(parameter.requires_grad for parameter in module.parameters())
+    assert state(learner) == before
+
+
+@promise
+def a_run_can_be_diagnosed(make: MakeMethod, folder: Path) -> None:
+    """What limits a run, and what the method itself has to say, can be asked of every learner."""
+    tasks = [coloured("ab"), coloured("cd")]
+    learner = fit_all(make_learner(make()), tasks)
+    before = state(learner)
+    found = diagnose_run(learner, tasks, samples=4, readouts=2)
+    assert all(np.isfinite(gain) for gain in found.gains.values())
+    own = method_report(learner, tasks)
+    assert bool(own) == (type(learner.method).report is not Method.report)
+    assert method_report(learner, tasks) == own
+    with pytest.raises(ValueError, match="there are images of 'e', which the learner does not know"):
+        method_report(learner, [coloured("e")])
     assert state(learner) == before
 
 

@@ -267,6 +267,17 @@ def test_a_mistake_is_one_line(data: Path, run: Path, options: list[str], says: 
     assert err.count("\n") == 1
 
 
+def test_what_the_method_itself_says_stands_behind_it(data: Path, tmp_path: Path, capsys: Output) -> None:
+    run, usual = tmp_path / "run", ["--epochs", "1", "--backbone", "test_vit", "--weights", "random"]
+    assert main(["train", str(data), "--out", str(run), "--method", "ILoRA", *usual]) == 0
+    capsys.readouterr()
+    assert main(["report", str(run), str(data), "--samples", "4"]) == 0
+    out = capsys.readouterr().out
+    assert "verdict: " in out
+    assert "Mode connectivity: accuracy of the classifier along" in out
+    assert "Mode connectivity" in (run / "report" / "index.html").read_text()
+
+
 def test_the_wrong_folders_are_told(data: Path, run: Path, capsys: Output) -> None:
     assert main(["report", str(data), str(data)]) == 2
     assert "no learner is saved at" in capsys.readouterr().err

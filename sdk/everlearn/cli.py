@@ -16,7 +16,7 @@ from everlearn.bench import FILE as BENCH
 from everlearn.bench import bench
 from everlearn.checkpoint import FILE
 from everlearn.data import Images, load
-from everlearn.diagnosis import diagnose_run
+from everlearn.diagnosis import diagnose_run, method_report
 from everlearn.learner import Learner
 from everlearn.measure import HEADS
 from everlearn.report import write_report
@@ -262,12 +262,11 @@ def _report(arguments: argparse.Namespace) -> None:
         )
     learner = Learner.load(arguments.learner)
     train, test = load(arguments.data, learner.seed)  # split as it was for training
-    diagnosis = diagnose_run(
-        learner,
-        [train.of_classes(classes) for classes in learner.tasks],
-        samples=arguments.samples,
-        readouts=arguments.readouts,
-        seed=arguments.seed,
-    ).text()
+    tasks = [train.of_classes(classes) for classes in learner.tasks]
+    found = diagnose_run(
+        learner, tasks, samples=arguments.samples, readouts=arguments.readouts, seed=arguments.seed
+    )
+    own = method_report(learner, [test.of_classes(classes) for classes in learner.tasks])
+    diagnosis = "\n\n".join(text for text in (found.text(), own) if text)
     print(diagnosis)
     print(f"\n{write_report(arguments.learner, learner=learner, test=test, diagnosis=diagnosis)}")

@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -318,6 +318,41 @@ def diagnose_run(
         regularisation=known if len(known) == len(sizes) else None,
         name=name,
     )
+
+
+def method_report(learner: Learner, tasks: Iterable[object]) -> str:
+    """Give what a learner's method itself says about the run, `Method.report`; empty where nothing.
+
+    Args:
+        learner: after at least one task.
+        tasks: images of each task that it learned, in that order: anything that `as_images` takes.
+
+    Raises:
+        ValueError: for images of a class that the learner does not know.
+    """
+    place = {name: column for column, name in enumerate(learner.classes)}
+    batches = []
+    for images in map(as_images, tasks):
+        unknown = [name for name in images.classes if name not in place]
+        if unknown:
+            raise ValueError(f"there are images of {unknown[0]!r}, which the learner does not know")
+        targets = [place[name] for name in images.labels]
+        batches.append(_Batches(learner, images, targets))
+    learner.method.eval()
+    return learner.method.report(batches)
+
+
+class _Batches:
+    """Images as the head sees them, batch by batch, as often as somebody asks."""
+
+    def __init__(self, learner: Learner, images: Images, targets: Sequence[int]) -> None:
+        self.learner = learner
+        self.batches = plain_batches(images, learner.backbone.input, targets=targets, workers=learner.workers)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        device = self.learner.device
+        for images, targets in self.batches:
+            yield self.learner.backbone.normalise(images.to(device)), targets.to(device)
 
 
 def regularisation_of(learner: Learner, images: int) -> float | None:
