@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from everlearn import LDA, NTKCL, ClassIncremental, Frozen, Images, Learner, Method, Ridge, methods
 from everlearn.bench import FILE, Bench, bench
@@ -184,11 +185,20 @@ def test_features_of_another_backbone_or_other_data_are_not_taken(tmp_path: Path
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_damaged_features_are_computed_anew(tmp_path: Path) -> None:
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-50])
+
+
+def of_fewer_images(file: Path) -> None:
+    save_file({name: part[1:] for name, part in load_file(file).items()}, file, {"seconds": "[1, 1]"})
+
+
+@pytest.mark.parametrize("damage", [cut, of_fewer_images])
+def test_damaged_features_are_computed_anew(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     train, test = data()
     expected = make_learner(Frozen(), reuse=FeatureStore(tmp_path, train, test)).features(train)
     (file,) = tmp_path.iterdir()
-    file.write_bytes(file.read_bytes()[:-50])
+    damage(file)
     said: list[str] = []
     store = FeatureStore(tmp_path, train, test, say=said.append)
     np.testing.assert_array_equal(make_learner(Frozen(), reuse=store).features(train), expected)

@@ -123,6 +123,9 @@ class FeatureStore:
             with safe_open(file, "np") as kept:
                 seconds = json.loads(kept.metadata()["seconds"])
                 parts = tuple(kept.get_tensor(str(part)) for part in range(len(self._data)))
+            for part, images in zip(parts, self._data, strict=True):
+                if part.ndim != 2 or len(part) != len(images) or part.dtype != np.float32:
+                    raise ValueError(f"{part.dtype} of shape {part.shape} for {len(images)} images")
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             self.say(f"{file} is damaged ({error}): computing its features anew")
             return None
