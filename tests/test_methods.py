@@ -13,6 +13,7 @@ from .contract import CHECKS, Check, MakeMethod
 
 METHODS: dict[str, MakeMethod] = {name: getattr(methods, name) for name in methods.__all__}
 METHODS["RanPAC"] = partial(RanPAC, projection=200)
+METHODS["RanPAC(regularisation='gcv')"] = partial(RanPAC, regularisation="gcv", projection=200)
 METHODS["RanPAC(pet=False)"] = partial(RanPAC, pet=False, projection=200)
 METHODS["Frozen(patches=True)"] = partial(Frozen, patches=True)
 METHODS["DualLoRA(subspace='inflora')"] = partial(DualLoRA, subspace="inflora", energy=(0.5, 1.0))

@@ -12,7 +12,7 @@ from everlearn.files import read_json, write_json
 from everlearn.learner import Learner
 from everlearn.metrics import AccuracyMatrix, confusion, task_accuracy, within_task_accuracy
 from everlearn.stream import ClassIncremental
-from everlearn_runtime.heads import LDA, FeCAM, Head, Prototypes, Ridge
+from everlearn_runtime.heads import LDA, FeCAM, Head, HeldOutRidge, Prototypes, Ridge
 
 OWN = "own"
 """Name of the method's own head among the scores of a run."""
@@ -23,8 +23,9 @@ HEADS: dict[str, Callable[[int], Head]] = {
     "ridge": lambda seed: Ridge(),
     "fecam": lambda seed: FeCAM(),
     "random-ridge": lambda seed: Ridge(projection=2000, seed=seed),
+    "held-out-ridge": lambda seed: HeldOutRidge(True, projection=2000, seed=seed),
 }
-"""Heads by name, made with a seed; "random-ridge" is a ridge on 2,000 random features."""
+"""Heads by name, made with a seed; the last two are ridges on 2,000 random features: RanPAC's."""
 
 _ROWS = "rows.json"
 

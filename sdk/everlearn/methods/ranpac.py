@@ -17,11 +17,12 @@ class RanPAC(FirstTask):
             nothing.
         projection: how many random features M. The head keeps M (M + 1) / 2 numbers and solves in
             O(M^3): 16 MB with 2,000, which suits small backbones, 400 MB with the paper's 10,000.
-        regularisation: how the ridge's strength is chosen: ``"gcv"``, by generalised
-            cross-validation over all that was learned, in any order (`everlearn_runtime.Ridge`);
-            ``"newest"``, as released: by hold-out on a fifth of the newest task, which decides
-            for all classes; ``"remembering"``: by the sum of all tasks' hold-out errors
-            (`everlearn_runtime.HeldOutRidge`).
+        regularisation: how the ridge's strength is chosen: ``"newest"``, as released: by hold-out
+            on a fifth of the newest task, which decides for all classes; ``"remembering"``: by the
+            sum of all tasks' hold-out errors (`everlearn_runtime.HeldOutRidge`); ``"gcv"``, by
+            generalised cross-validation over all that was learned, in any order
+            (`everlearn_runtime.Ridge`). The last is exact, and finds the smallest squared error; with
+            100 classes the others, which take a smaller ridge, name more images right.
         seed: of the random features.
         hidden, scale, dropout, sharpness: see `FirstTask`.
 
@@ -36,7 +37,7 @@ class RanPAC(FirstTask):
         *,
         pet: bool = True,
         projection: int = 2000,
-        regularisation: str = "gcv",
+        regularisation: str = "remembering",
         seed: int = 0,
         hidden: int = 64,
         scale: float = 0.1,
