@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from everlearn import Backbone, Images, Learner, Method, arrays, load_backbone
+from everlearn import Augmentation, Backbone, Images, Learner, Method, arrays, load_backbone
 from everlearn_runtime import prepare
 
 SIDE = 32
@@ -61,7 +61,8 @@ def make_learner(method: Method, **settings: Any) -> Learner:
     # A scale of a whole layer moves features much further than a weight does.
     lr = 0.0005 if getattr(method, "adapter", None) == "ssf" else 0.05
     given: dict[str, Any] = {"backbone": vit(), "epochs": 2, "batch_size": 5, "lr": lr, "device": "cpu"}
-    given |= settings
+    # Strong crops, as a random ViT soon learns a few images by heart.
+    given |= {"augmentation": Augmentation(scale=(0.05, 1.0))} | settings
     return Learner(given.pop("backbone"), method, **given)
 
 

@@ -10,7 +10,18 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from everlearn import LDA, NTKCL, ClassIncremental, Frozen, Images, Learner, Method, Ridge, methods
+from everlearn import (
+    LDA,
+    NTKCL,
+    Augmentation,
+    ClassIncremental,
+    Frozen,
+    Images,
+    Learner,
+    Method,
+    Ridge,
+    methods,
+)
 from everlearn.bench import FILE, Bench, bench
 from everlearn.features import FeatureStore
 from everlearn.measure import OWN, Run, measure
@@ -56,7 +67,7 @@ def test_figures_are_those_of_the_learner_alone(tmp_path: Path) -> None:
     ]
     for run in found.runs:
         settings = {name: value for name, value in QUICK.items() if name != "device"}
-        learner = make_learner(MAKERS[run.method](), seed=run.seed, **settings)
+        learner = make_learner(MAKERS[run.method](), seed=run.seed, augmentation=Augmentation(), **settings)
         stream = ClassIncremental(*data(), classes_per_task=2, seed=run.seed)
         matrix, score = learner.run(stream), run.scores[OWN]
         assert score.average == matrix.average
