@@ -1,7 +1,6 @@
 """Save and load a learner: one safetensors file, its settings as JSON in the header."""
 
 import json
-import os
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 from everlearn import methods
 from everlearn.augmentation import Augmentation
 from everlearn.backbones import Backbone, load_backbone
+from everlearn.files import replacing
 from everlearn.methods.base import Method
 from everlearn_runtime.heads import Head, HeadState, from_state
 
@@ -75,16 +75,12 @@ def save(learner: "Learner", path: Path) -> None:
             tensors |= {f"optimizer.{index:06d}.{name}": value for name, value in moments.items()}
         if learner.unfinished.features is not None:
             tensors["features"] = torch.from_numpy(learner.unfinished.features)
-    path.mkdir(parents=True, exist_ok=True)
-    partial = path / f".{FILE}.partial"
-    save_file(
-        {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
-        partial,
-        metadata={"everlearn": json.dumps(settings)},
-    )
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    partial.replace(path / FILE)
+    with replacing(path / FILE) as partial:
+        save_file(
+            {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
+            partial,
+            metadata={"everlearn": json.dumps(settings)},
+        )
 
 
 def load(

@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from everlearn.data import Images, as_images
 from everlearn.learner import Learner
-from everlearn.loader import plain_batches
+from everlearn.loader import Normalised, plain_batches
 from everlearn.ntk import adapters, block_norms, estimate_spectrum, ntk, orthogonality, regress
 from everlearn.ntk.regression import check_kernel, check_regularisation, check_targets
 
@@ -337,22 +337,10 @@ def method_report(learner: Learner, tasks: Iterable[object]) -> str:
         if unknown:
             raise ValueError(f"there are images of {unknown[0]!r}, which the learner does not know")
         targets = [place[name] for name in images.labels]
-        batches.append(_Batches(learner, images, targets))
+        plain = plain_batches(images, learner.backbone.input, targets=targets, workers=learner.workers)
+        batches.append(Normalised(plain, learner.backbone, learner.device))
     learner.method.eval()
     return learner.method.report(batches)
-
-
-class _Batches:
-    """Images as the head sees them, batch by batch, as often as somebody asks."""
-
-    def __init__(self, learner: Learner, images: Images, targets: Sequence[int]) -> None:
-        self.learner = learner
-        self.batches = plain_batches(images, learner.backbone.input, targets=targets, workers=learner.workers)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        device = self.learner.device
-        for images, targets in self.batches:
-            yield self.learner.backbone.normalise(images.to(device)), targets.to(device)
 
 
 def regularisation_of(learner: Learner, images: int) -> float | None:
@@ -393,4 +381,4 @@ def _draw(images: Images, count: int, key: Sequence[int]) -> Images:
 
 def _pixels(learner: Learner, images: Images) -> Tensor:
     batches = plain_batches(images, learner.backbone.input, workers=learner.workers)
-    return torch.cat([learner.backbone.normalise(batch.to(learner.device)) for batch, _ in batches])
+    return torch.cat([batch for batch, _ in Normalised(batches, learner.backbone, learner.device)])

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import time
 import weakref
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from everlearn.data import Images, photographs
+from everlearn.files import replacing
 from everlearn.methods.base import Method
 
 Features = NDArray[np.float32]
@@ -139,13 +139,9 @@ class FeatureStore:
             parts.append(compute(images))
             seconds.append(time.perf_counter() - start)
         file = self._file(kind)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
         tensors = {str(number): part for number, part in enumerate(parts)}
-        save_file(tensors, partial, metadata={"seconds": json.dumps(seconds)})
-        with partial.open("rb+") as written:
-            os.fsync(written.fileno())
-        partial.replace(file)
+        with replacing(file) as partial:
+            save_file(tensors, partial, metadata={"seconds": json.dumps(seconds)})
         count = sum(len(images) for images in self._data)
         self.say(
             f"{type(method).__name__}: features of {count:,} images computed in {sum(seconds):.0f} s, "

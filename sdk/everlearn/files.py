@@ -1,20 +1,31 @@
-"""Text files that are written whole or not at all, and read with one clear error."""
+"""Files that are written whole or not at all, and JSON that is read with one clear error."""
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file: whatever stops this, the file is the old one or the new one, never a part."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path beside a file, to write to; what is there takes the file's place when the block ends.
+
+    Whatever stops this, the file is the old one or the new one, never a part. Folders are made.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
+    yield partial
+    with partial.open("rb+") as file:
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, see `replacing`."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, data: Any) -> None:

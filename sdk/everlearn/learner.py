@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from everlearn.checkpoint import Unfinished
 from everlearn.data import Images, as_images, photographs
 from everlearn.features import FeatureStore
 from everlearn.files import read_json, write_json
-from everlearn.loader import plain_batches, train_batches
+from everlearn.loader import Batches, Normalised, plain_batches, train_batches
 from everlearn.methods import NTKCL
 from everlearn.methods.base import Method, TaskInfo, Training
 from everlearn.metrics import AccuracyMatrix, accuracy
@@ -179,14 +179,15 @@ class Learner:
                 old_features, columns = self.unfinished.features, self.unfinished.columns
             position = {name: index for index, name in enumerate(images.classes)}
             targets = [position[label] for label in images.labels]
-            batches = plain_batches(images, self.backbone.input, targets=targets, workers=self.workers)
+            plain = plain_batches(images, self.backbone.input, targets=targets, workers=self.workers)
+            batches = Normalised(plain, self.backbone, self.device)
             if self.unfinished is None:
                 with self._seeded(_SURVEY, len(self.tasks)):
-                    self.method.survey(self._on_device(batches))
+                    self.method.survey(batches)
                 processes.same(self.method.learned().values())
             self._train(images, targets, labels, columns, old_features, checkpoint)
             with self._seeded(_END, len(self.tasks)):
-                self.method.end_task(self._on_device(batches))
+                self.method.end_task(batches)
             processes.same(self.method.learned().values())
             features = self.features(images)
             self._teach(self.head, old_features, features, images.labels)
@@ -267,7 +268,7 @@ class Learner:
         self.method.eval()
         parts = [np.zeros((0, sum(self.method.sections)), np.float32)]  # a process may have no batch
         with torch.inference_mode():
-            for batch, _ in self._bar(self._on_device(batches), "features", len(batches), "batch"):
+            for batch, _ in self._bar(batches, "features", "batch"):
                 parts.append(self.method.features(batch).cpu().numpy())
         return processes.gather(np.concatenate(parts))
 
@@ -422,7 +423,7 @@ class Learner:
             self.method.train()
             with self._seeded(_EPOCH, index, epoch, *processes.key()):
                 name = f"task {index + 1}, epoch {epoch + 1}/{setting.epochs}"
-                for batch, target in (bar := self._bar(self._on_device(batches), name, len(batches), "step")):
+                for batch, target in (bar := self._bar(batches, name, "step")):
                     bar.set_postfix(self._step(optimizer, batch, target), refresh=False)
             self.method.eval()
             processes.same(self.method.learned().values())
@@ -468,14 +469,17 @@ class Learner:
         tasks = [[hit for name in stream[i].classes for hit in right[name]] for i in range(last + 1)]
         return [float(np.mean(hits)) for hits in tasks], [len(hits) for hits in tasks]
 
-    def _on_device(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, targets in batches:
-            yield self.backbone.normalise(images.to(self.device)), targets.to(self.device)
-
-    def _bar(self, batches: Iterator[tuple[Tensor, Tensor]], name: str, total: int, unit: str) -> Any:
+    def _bar(self, batches: Batches, name: str, unit: str) -> Any:
         quiet = None if self.progress is None else not self.progress  # None: quiet without a terminal
         quiet = quiet if processes.is_main() else True
-        return tqdm(batches, desc=name, total=total, unit=unit, disable=quiet, leave=False)
+        return tqdm(
+            Normalised(batches, self.backbone, self.device),
+            desc=name,
+            total=len(batches),
+            unit=unit,
+            disable=quiet,
+            leave=False,
+        )
 
     @contextlib.contextmanager
     def _seeded(self, *key: int) -> Iterator[None]:

@@ -4,7 +4,7 @@ All randomness comes from (seed, task, epoch, image), never from a worker or a g
 an epoch is the same whether or not another one ran before it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -13,10 +13,24 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from everlearn import processes
 from everlearn.augmentation import Augmentation
+from everlearn.backbones import Backbone
 from everlearn.data import Images
 from everlearn_runtime.images import InputSpec, prepare
 
 Batches = DataLoader[tuple[Tensor, Tensor]]
+
+
+class Normalised:
+    """Batches as methods take them: normalised and on a device, as often as somebody asks."""
+
+    def __init__(self, batches: Batches, backbone: Backbone, device: torch.device) -> None:
+        self.batches = batches
+        self.backbone = backbone
+        self.device = device
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, targets in self.batches:
+            yield self.backbone.normalise(images.to(self.device)), targets.to(self.device)
 
 
 class _Views(Dataset[tuple[Tensor, Tensor]]):

@@ -75,10 +75,7 @@ class LoRA(nn.Module):
 
     def merged(self) -> nn.Linear:
         """Make a plain layer that computes the same."""
-        merged = copy.deepcopy(self.linear)
-        with torch.no_grad():
-            merged.weight += self.delta()
-        return merged
+        return _moved(self.linear, self.delta())
 
     def follow(self, other: "LoRA", share: float) -> None:
         """Move both factors by this share of the way to another's."""
@@ -113,15 +110,20 @@ class Shift(nn.Module):
 
     def merged(self) -> nn.Linear:
         """Make a plain layer that computes the same."""
-        merged = copy.deepcopy(self.linear)
-        with torch.no_grad():
-            merged.weight += self.delta
-        return merged
+        return _moved(self.linear, self.delta)
 
     def follow(self, other: LoRA, share: float) -> None:
         """Move by this share of the way to a LoRA's update."""
         with torch.no_grad():
             self.delta.lerp_(other.delta(), share)
+
+
+def _moved(linear: nn.Linear, delta: Tensor) -> nn.Linear:
+    """A layer of its own, with weights moved by delta (d_out, d_in)."""
+    moved = copy.deepcopy(linear)
+    with torch.no_grad():
+        moved.weight += delta
+    return moved
 
 
 def insert_lora(
