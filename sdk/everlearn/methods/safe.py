@@ -70,7 +70,9 @@ class SAFE(Method):
         adapter: ``"bottleneck"`` beside each MLP, ``"ssf"`` (scale and shift of the layers' outputs;
             it merges into the weights, and moves features much further at the same rate of
             learning), or ``"vpt"`` (prompts of its own for every block).
-        hidden, scale, dropout: of the bottlenecks; 64, 0.1 and 0.1 in the paper.
+        hidden, scale, dropout: of the bottlenecks; 64, 0.1 and 0.1 in the paper. With few epochs and
+            enough images a scale of 1 does better: on three tasks of Split Tiny-ImageNet-B, held-out
+            training images, A_T was 60.7 and with 0.1 59.8. With a handful of images it strays too far.
         prompts: prompts of a block.
         diagonal, redundancy: weights of the transfer loss; in the paper 5e-10 and 5e-9 on CIFAR-100,
             0.01 and 10 on ImageNet-A. 0.1 and 0.1 are ours, and have not been tuned; with a
