@@ -4,7 +4,6 @@ import contextlib
 import copy
 import hashlib
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -27,7 +26,7 @@ from everlearn.features import FeatureStore
 from everlearn.files import read_json, write_json
 from everlearn.loader import Batches, Normalised, plain_batches, train_batches
 from everlearn.methods import NTKCL
-from everlearn.methods.base import Method, TaskInfo, Training
+from everlearn.methods.base import Method, TaskInfo
 from everlearn.metrics import AccuracyMatrix, accuracy
 from everlearn.stream import ClassIncremental
 from everlearn_export.bundle import export_bundle
@@ -402,7 +401,7 @@ class Learner:
         if not parameters:
             return
         setting, index = self.training, len(self.tasks)
-        optimizer = make_optimizer(parameters, setting)
+        optimizer = setting.make_optimizer(parameters)
         first = 0
         if self.unfinished is not None:
             first = self.unfinished.epochs
@@ -410,7 +409,7 @@ class Learner:
                 optimizer.state[parameter] = {name: value.clone() for name, value in state.items()}
         for epoch in range(first, setting.epochs):
             for group in optimizer.param_groups:
-                group["lr"] = setting.lr * (1 + math.cos(math.pi * epoch / setting.epochs)) / 2
+                group["lr"] = setting.rate(epoch)
             batches = train_batches(
                 images,
                 targets,
@@ -489,12 +488,3 @@ class Learner:
             seed = np.random.SeedSequence([self.seed, *key]).generate_state(1, np.uint64)[0]
             torch.manual_seed(int(seed))
             yield
-
-
-def make_optimizer(parameters: list[torch.nn.Parameter], setting: Training) -> torch.optim.Optimizer:
-    """Make the optimizer that a `Training` names."""
-    if setting.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=setting.lr, weight_decay=setting.weight_decay)
-    return torch.optim.SGD(
-        parameters, lr=setting.lr, momentum=setting.momentum, weight_decay=setting.weight_decay
-    )

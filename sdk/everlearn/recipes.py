@@ -19,8 +19,8 @@ from everlearn.augmentation import Augmentation
 from everlearn.backbones import Backbone, load_backbone
 from everlearn.learner import Learner
 from everlearn.methods import NTKCL
-from everlearn.methods.base import Training
 from everlearn.stream import ClassIncremental
+from everlearn.training import Training
 
 __all__ = [
     "Recipe",

@@ -5,8 +5,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from everlearn.methods.base import Training
 from everlearn.methods.first_task import FirstTask
+from everlearn.training import Training
 from everlearn_runtime.heads import Head, Prototypes
 
 

@@ -13,48 +13,8 @@ from torch import Tensor, nn
 
 from everlearn.adapters.merge import merge
 from everlearn.backbones import Backbone
+from everlearn.training import Training
 from everlearn_runtime.heads import Head, Prototypes
-
-
-@dataclass(frozen=True)
-class Training:
-    """How the loop trains: SGD with momentum or Adam, the rate on a cosine per epoch to zero.
-
-    Training moves the features, and what the head knows of earlier tasks was learned on those
-    before. `carry` moves that along (`Head.carry`), by how the features of the task's own images
-    have changed: no image is kept, and it costs one more pass over the task.
-
-    Attributes:
-        epochs: passes over a task's images.
-        batch_size: images a step, of all processes together.
-        lr: rate of the first epoch.
-        optimizer: "sgd" or "adam".
-        momentum: SGD's momentum; Adam does not look at it.
-        weight_decay: L2 on every trainable parameter.
-        carry: carry the head's statistics of earlier tasks along; False leaves them as they were.
-    """
-
-    epochs: int = 20
-    batch_size: int = 16
-    lr: float = 0.025
-    optimizer: str = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    carry: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        for name, upper in (("lr", float("inf")), ("momentum", 1.0), ("weight_decay", float("inf"))):
-            value = getattr(self, name)
-            if not 0 <= value < upper:
-                raise ValueError(f"{name} must be at least 0 and below {upper}, got {value!r}")
-        if self.optimizer not in ("sgd", "adam"):
-            raise ValueError(f"optimizer must be 'sgd' or 'adam', got {self.optimizer!r}")
-        if not isinstance(self.carry, bool):
-            raise ValueError(f"carry must be True or False, got {self.carry!r}")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from everlearn.adapters.gated import GatedLinear, GatedLoRA
 from everlearn.adapters.lora import insert_lora
 from everlearn.backbones import Backbone
-from everlearn.methods.base import Batches, LinearClassifier, Method, TaskInfo, Training
+from everlearn.methods.base import Batches, LinearClassifier, Method, TaskInfo
 from everlearn.subspaces import Subspace, dual_gpm, fewest_directions, principal, released_down
+from everlearn.training import Training
 from everlearn_runtime.heads import LDA, EvidenceLDA, Head
 
 # Least standard deviation of omega that evidence is measured by: that of one image is zero, and a

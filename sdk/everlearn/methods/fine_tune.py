@@ -11,7 +11,8 @@ from torch import Tensor
 
 from everlearn.adapters.lora import insert_lora
 from everlearn.backbones import Backbone
-from everlearn.methods.base import LinearClassifier, Method, TaskInfo, Training
+from everlearn.methods.base import LinearClassifier, Method, TaskInfo
+from everlearn.training import Training
 from everlearn_runtime.heads import Head, Linear
 
 

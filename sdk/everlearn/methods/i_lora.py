@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from everlearn.adapters.lora import LoRA, Shift
 from everlearn.backbones import Backbone
-from everlearn.methods.base import Batches, TaskInfo, Training
+from everlearn.methods.base import Batches, TaskInfo
 from everlearn.methods.fine_tune import FineTune
 from everlearn.methods.memory import Reservoir
+from everlearn.training import Training
 from everlearn_runtime.heads import LDA, Head
 
 POINTS = 11

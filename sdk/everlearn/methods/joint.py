@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from everlearn.backbones import Backbone
-from everlearn.methods.base import Batches, Training
+from everlearn.methods.base import Batches
 from everlearn.methods.fine_tune import FineTune
 from everlearn.methods.memory import Reservoir
+from everlearn.training import Training
 from everlearn_runtime.heads import LDA, Head
 
 

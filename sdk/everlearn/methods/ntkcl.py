@@ -12,8 +12,9 @@ from everlearn.adapters.bottleneck import Bottlenecks, beside_mlps, first_block
 from everlearn.adapters.hybrid import Hybrid
 from everlearn.adapters.prompt import PromptGenerator, insert, strip
 from everlearn.backbones import Backbone, attend, feed_forward
-from everlearn.methods.base import CosineClassifier, Method, TaskInfo, Training
+from everlearn.methods.base import CosineClassifier, Method, TaskInfo
 from everlearn.methods.losses import batch_wide_info_nce, complement_sum, overlap, supervised_info_nce
+from everlearn.training import Training
 from everlearn_runtime.heads import LDA, Head, Prototypes
 
 

@@ -2,8 +2,8 @@
 
 from typing import ClassVar
 
-from everlearn.methods.base import Training
 from everlearn.methods.first_task import FirstTask
+from everlearn.training import Training
 from everlearn_runtime.heads import Head, HeldOutRidge, Ridge
 
 

@@ -14,8 +14,9 @@ from everlearn.adapters.bottleneck import Bottlenecks
 from everlearn.adapters.ssf import insert_ssf
 from everlearn.adapters.vpt import DeepPrompts
 from everlearn.backbones import Backbone
-from everlearn.methods.base import Batches, CosineClassifier, Method, TaskInfo, Training
+from everlearn.methods.base import Batches, CosineClassifier, Method, TaskInfo
 from everlearn.methods.losses import transfer
+from everlearn.training import Training
 from everlearn_runtime.heads import Aggregate, Head, HeldOutRidge, Ridge
 
 ADAPTERS = ("bottleneck", "ssf", "vpt")
