@@ -27,7 +27,7 @@ class APER(FirstTask):
     defaults: ClassVar[Training] = Training(epochs=20, batch_size=48, lr=0.01, weight_decay=5e-4)
 
     def __init__(
-        self, *, hidden: int = 64, scale: float = 0.1, dropout: float = 0.1, sharpness: float = 10.0
+        self, *, hidden: int = 64, scale: float = 1.0, dropout: float = 0.1, sharpness: float = 10.0
     ) -> None:
         super().__init__(hidden=hidden, scale=scale, dropout=dropout, sharpness=sharpness)
 

@@ -18,7 +18,9 @@ class FirstTask(Method):
 
     Args:
         pet: tune at all; False leaves the backbone as it came, and then it may be no ViT.
-        hidden, scale, dropout: of the bottlenecks.
+        hidden, scale, dropout: of the bottlenecks. For a ViT-B the papers' scale is 0.1, which hardly
+            moves a small ViT: on three tasks of Split Tiny-ImageNet-B, held-out training images, RanPAC
+            with a scale of 1 had A_T 61.6, and 59.7 without adapters.
         sharpness: start of the cosine classifier's learnable scale.
 
     Attributes:
@@ -34,7 +36,7 @@ class FirstTask(Method):
         *,
         pet: bool = True,
         hidden: int = 64,
-        scale: float = 0.1,
+        scale: float = 1.0,
         dropout: float = 0.1,
         sharpness: float = 10.0,
     ) -> None:

@@ -40,7 +40,7 @@ class RanPAC(FirstTask):
         regularisation: str = "remembering",
         seed: int = 0,
         hidden: int = 64,
-        scale: float = 0.1,
+        scale: float = 1.0,
         dropout: float = 0.1,
         sharpness: float = 10.0,
     ) -> None:
