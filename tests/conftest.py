@@ -58,8 +58,9 @@ class Clock:
 
 def make_learner(method: Method, **settings: Any) -> Learner:
     """A learner on the tiny ViT that takes a task in a few steps."""
-    # A scale of a whole layer moves features much further than a weight does.
-    lr = 0.0005 if getattr(method, "adapter", None) == "ssf" else 0.05
+    # Adam's steps are long at any rate, and a scale of a whole layer moves features further than a weight.
+    lr = 0.002 if method.defaults.optimizer == "adam" else 0.05
+    lr = 0.0005 if getattr(method, "adapter", None) == "ssf" else lr
     given: dict[str, Any] = {"backbone": vit(), "epochs": 2, "batch_size": 5, "lr": lr, "device": "cpu"}
     # Strong crops, as a random ViT soon learns a few images by heart.
     given |= {"augmentation": Augmentation(scale=(0.05, 1.0))} | settings

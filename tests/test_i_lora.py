@@ -134,7 +134,7 @@ def test_the_classifier_of_fine_tuning_is_the_head() -> None:
 
 def test_connectivity_runs_from_the_last_parameters_to_those_before() -> None:
     tasks = [coloured("ab"), coloured("cd")]
-    learner = fit_all(make_learner(ILoRA(memory=8, decay=0.5), epochs=4), tasks)
+    learner = fit_all(make_learner(ILoRA(memory=8, decay=0.5), epochs=4, lr=0.01), tasks)
     method = learner.method
     assert isinstance(method, ILoRA)
     batches = [as_batches(learner, task) for task in tasks]

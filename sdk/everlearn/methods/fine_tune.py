@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from everlearn.adapters.lora import insert_lora
+from everlearn.adapters.lora import LAYERS, insert_lora
 from everlearn.backbones import Backbone
 from everlearn.methods.base import LinearClassifier, Method, TaskInfo
 from everlearn.training import Training
@@ -24,7 +24,8 @@ class FineTune(Method):
     itself is the head, and the device trains it on in the same way.
 
     Args:
-        layers: those that LoRA is put around, see `everlearn.adapters.lora.LAYERS`.
+        layers: those that LoRA is put around, names in `everlearn.adapters.lora.LAYERS`; by default
+            all of them.
         rank: of the LoRA.
 
     Attributes:
@@ -32,10 +33,12 @@ class FineTune(Method):
         classifier: rows in the order in which the classes arrived.
     """
 
-    defaults: ClassVar[Training] = Training(epochs=3, batch_size=32, lr=0.02, carry=False)
+    defaults: ClassVar[Training] = Training(
+        epochs=3, batch_size=32, lr=2e-3, optimizer="adam", weight_decay=0.0, carry=False
+    )
     grows: ClassVar[dict[str, str]] = {"classifier": "classes"}
 
-    def __init__(self, *, layers: Sequence[str] = ("query", "value"), rank: int = 8) -> None:
+    def __init__(self, *, layers: Sequence[str] = tuple(LAYERS), rank: int = 8) -> None:
         super().__init__()
         self.layers = list(layers)
         self.rank = rank

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from everlearn.adapters.lora import LoRA, Shift
+from everlearn.adapters.lora import LAYERS, LoRA, Shift
 from everlearn.backbones import Backbone
 from everlearn.methods.base import Batches, TaskInfo
 from everlearn.methods.fine_tune import FineTune
@@ -47,7 +47,9 @@ class ILoRA(FineTune):
     Tuning", arXiv 2402.18865, section 4.
     """
 
-    defaults: ClassVar[Training] = Training(epochs=3, batch_size=32, lr=0.02)
+    defaults: ClassVar[Training] = Training(
+        epochs=3, batch_size=32, lr=2e-3, optimizer="adam", weight_decay=0.0
+    )
     grows: ClassVar[dict[str, str]] = {"classifier": "classes", "classifier_before": "classes"}
 
     steps: Tensor
@@ -55,7 +57,7 @@ class ILoRA(FineTune):
     def __init__(
         self,
         *,
-        layers: Sequence[str] = ("query", "value"),
+        layers: Sequence[str] = tuple(LAYERS),
         rank: int = 8,
         memory: int = 500,
         replay: int = 16,

@@ -24,7 +24,9 @@ class Joint(FineTune):
         layers, rank: see `FineTune`.
     """
 
-    defaults: ClassVar[Training] = Training(epochs=3, batch_size=32, lr=0.02)
+    defaults: ClassVar[Training] = Training(
+        epochs=3, batch_size=32, lr=2e-3, optimizer="adam", weight_decay=0.0
+    )
     at_once: ClassVar[bool] = True
     grows: ClassVar[dict[str, str]] = {
         "classifier": "classes",
