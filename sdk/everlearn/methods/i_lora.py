@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -47,9 +48,7 @@ class ILoRA(FineTune):
     Tuning", arXiv 2402.18865, section 4.
     """
 
-    defaults: ClassVar[Training] = Training(
-        epochs=3, batch_size=32, lr=2e-3, optimizer="adam", weight_decay=0.0
-    )
+    defaults: ClassVar[Training] = replace(FineTune.defaults, carry=True)
     grows: ClassVar[dict[str, str]] = {"classifier": "classes", "classifier_before": "classes"}
 
     steps: Tensor

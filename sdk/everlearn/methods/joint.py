@@ -1,5 +1,6 @@
 """Joint: all tasks at once."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -24,9 +25,7 @@ class Joint(FineTune):
         layers, rank: see `FineTune`.
     """
 
-    defaults: ClassVar[Training] = Training(
-        epochs=3, batch_size=32, lr=2e-3, optimizer="adam", weight_decay=0.0
-    )
+    defaults: ClassVar[Training] = replace(FineTune.defaults, carry=True)
     at_once: ClassVar[bool] = True
     grows: ClassVar[dict[str, str]] = {
         "classifier": "classes",
