@@ -1,12 +1,9 @@
 """APER: the pretrained and the tuned backbone side by side."""
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
 from everlearn.methods.first_task import FirstTask
-from everlearn.training import Training
 from everlearn_runtime.heads import Head, Prototypes
 
 
@@ -23,8 +20,6 @@ class APER(FirstTask):
     Generalizability and Adaptivity are All You Need", arXiv 2303.07338: "AdaPt and mERge",
     ADAM in its first version, in the form with adapters.
     """
-
-    defaults: ClassVar[Training] = Training(epochs=20, batch_size=48, lr=0.01, weight_decay=5e-4)
 
     def __init__(
         self, *, hidden: int = 64, scale: float = 1.0, dropout: float = 0.1, sharpness: float = 10.0

@@ -1,5 +1,7 @@
 """What methods share that tune the backbone to the first task only."""
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,6 +9,7 @@ from torch import Tensor, nn
 from everlearn.adapters.bottleneck import Bottlenecks
 from everlearn.backbones import Backbone
 from everlearn.methods.base import Batches, CosineClassifier, Method, TaskInfo
+from everlearn.training import Training
 
 
 class FirstTask(Method):
@@ -29,6 +32,7 @@ class FirstTask(Method):
         tuned: whether the first task is over.
     """
 
+    defaults: ClassVar[Training] = Training(epochs=20, batch_size=48, lr=0.01, weight_decay=5e-4)
     tuned: Tensor
 
     def __init__(

@@ -37,7 +37,10 @@ class ILoRA(FineTune):
         replay: of them in each step.
         consistency: weight gamma of the squared distance.
         decay: lambda of the average, ``slow <- lambda slow + (1 - lambda) fast``; below it,
-            1 - 1/(k + 1), while k steps have been made in all.
+            1 - 1/(k + 1), while k steps have been made in all. The paper takes 0.99 to 0.999. With
+            188 steps a task the first follows each of them nearly to its end: after six tasks of
+            Split Tiny-ImageNet-B, held-out training images, A_T was 47.9 and the forgetting of a
+            ridge on the same features 14.6, with 0.999 they were 48.3 and 10.3.
         average: "factors" averages down and up, "delta" their product.
 
     Attributes:
@@ -61,7 +64,7 @@ class ILoRA(FineTune):
         memory: int = 500,
         replay: int = 16,
         consistency: float = 1.0,
-        decay: float = 0.99,
+        decay: float = 0.999,
         average: str = "factors",
     ) -> None:
         super().__init__(layers=layers, rank=rank)

@@ -1,9 +1,6 @@
 """RanPAC: ridge regression on random features of a backbone tuned to the first task."""
 
-from typing import ClassVar
-
 from everlearn.methods.first_task import FirstTask
-from everlearn.training import Training
 from everlearn_runtime.heads import Head, HeldOutRidge, Ridge
 
 
@@ -29,8 +26,6 @@ class RanPAC(FirstTask):
     Source: McDonnell et al., "RanPAC: Random Projections and Pre-trained Models for Continual
     Learning", NeurIPS 2023, arXiv 2307.02251, section 4 and algorithm 1.
     """
-
-    defaults: ClassVar[Training] = Training(epochs=20, batch_size=48, lr=0.01, weight_decay=5e-4)
 
     def __init__(
         self,
