@@ -50,9 +50,10 @@ class DualLoRA(Method):
     the orthogonal branch. What does not fit into Psi is not protected from later tasks.
 
     Psi is made of CLS tokens only, while keys and values are computed from all tokens: those of an old
-    image's patches may move. On three tasks of Split Tiny-ImageNet-B, held-out training images, A_T was
-    61.1, and a ridge on the same features forgot 12.5 points; with moments of all tokens, which would be
-    another method, 61.1 and 10.3. On these features untrained LDA had 59.9, and the ridge forgot 10.9.
+    image's patches may move. On three tasks of Split Tiny-ImageNet-B, held-out training images, one seed,
+    A_T was 61.1, and a ridge on the same features forgot 12.5 points; with moments of all tokens, which
+    would be another method, 61.1 and 10.3. On these features untrained LDA had 59.9, and the ridge forgot
+    10.9.
 
     With ``evidence`` the head is told how much an image looks like each task: the mean of omega over the
     blocks, standardised by its figures on the task's own images, in a softmax over the tasks. Where one
