@@ -171,6 +171,19 @@ def test_many_methods_classes_and_tasks_are_told_apart(benched: Path) -> None:
             assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
 
 
+def test_labels_of_close_costs_are_told_apart(benched: Path) -> None:
+    run = Bench.read(benched).runs[0]
+    trained = [72_970, 299_905, 351_076, 0]
+    figure = pictures.cost([[replace(run, trained=count, seconds=1000 + count / 200)] for count in trained])
+    figure.savefig(io.BytesIO(), format="png")
+    for axes in figure.axes:
+        labels = [label for label in axes.get_xticklabels(which="both") if label.get_text()]
+        boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.x0)
+        low, high = axes.get_xlim()
+        assert sum(low <= label.get_position()[0] <= high for label in labels) > 1
+        assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
+
+
 # What a training wrote
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from everlearn.bench import seconds
@@ -275,5 +275,7 @@ def _dots(
         axes.annotate(label, (max(*row, mean + extra), place), **_BEHIND)
     axes.set_xscale("log")
     low, high = axes.get_xlim()
-    axes.set_xlim(min(low, least / 2), high * (high / low) ** 0.25)
+    low = 10.0 ** np.floor(np.log10(min(low, least / 2)))  # powers of ten have room for their labels
+    axes.set_xlim(low, high * max(high / low, 10.0) ** 0.25)
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="x", alpha=0.25)
