@@ -16,8 +16,8 @@ import numpy as np
 from measure import parser, remembered
 
 from everlearn import NTKCL, Augmentation, ClassIncremental, Frozen, Images, Learner, npz
-from everlearn.bench import Bench
-from everlearn.measure import HEADS, Run, measure
+from everlearn.evaluation.bench import Bench
+from everlearn.evaluation.runner import HEADS, Run, measure
 
 CHANGES: dict[str, dict[str, Any]] = {
     "default": {},

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from everlearn.evaluation.runner import Run
 from everlearn.files import read_json, write_json
-from everlearn.measure import Run
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

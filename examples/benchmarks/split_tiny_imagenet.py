@@ -17,9 +17,9 @@ from measure import parser
 from tqdm import tqdm
 
 from everlearn import NTKCL, Frozen, Images, Learner, Method, npz
-from everlearn.bench import bench
+from everlearn.evaluation.bench import bench
+from everlearn.evaluation.runner import HEADS, Run
 from everlearn.files import read_json, write_json
-from everlearn.measure import HEADS, Run
 from everlearn_runtime.backends import OnnxRuntime
 from everlearn_runtime.images import prepare
 

@@ -24,9 +24,11 @@ if _missing:
     raise MissingExtra(f"training (without {', '.join(_missing)} here)", "train,cpu")
 
 from everlearn import recipes  # noqa: E402
-from everlearn.augmentation import Augmentation  # noqa: E402
 from everlearn.backbones import Backbone, load_backbone  # noqa: E402
 from everlearn.data import Images, arrays, digits, folder, npz  # noqa: E402
+from everlearn.data.augmentation import Augmentation  # noqa: E402
+from everlearn.data.streams import ClassIncremental, Task  # noqa: E402
+from everlearn.evaluation.metrics import AccuracyMatrix  # noqa: E402
 from everlearn.learner import Learner  # noqa: E402
 from everlearn.methods import (  # noqa: E402
     APER,
@@ -43,8 +45,6 @@ from everlearn.methods import (  # noqa: E402
     SimpleCIL,
 )
 from everlearn.methods.base import Method  # noqa: E402
-from everlearn.metrics import AccuracyMatrix  # noqa: E402
-from everlearn.stream import ClassIncremental, Task  # noqa: E402
 from everlearn_runtime.heads import LDA, Aggregate, Prototypes, Ridge  # noqa: E402
 
 __all__ = [

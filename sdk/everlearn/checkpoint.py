@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from everlearn import methods
-from everlearn.augmentation import Augmentation
 from everlearn.backbones import Backbone, load_backbone
+from everlearn.data.augmentation import Augmentation
 from everlearn.files import replacing
 from everlearn.methods.base import Method
 from everlearn_runtime.heads import Head, HeadState, from_state

@@ -10,17 +10,17 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from everlearn import methods, processes, recipes
-from everlearn.augmentation import Augmentation
+from everlearn.analysis.diagnosis import diagnose_run, method_report
 from everlearn.backbones import BUNDLED, load_backbone
-from everlearn.bench import FILE as BENCH
-from everlearn.bench import bench
 from everlearn.checkpoint import FILE
 from everlearn.data import Images, load
-from everlearn.diagnosis import diagnose_run, method_report
+from everlearn.data.augmentation import Augmentation
+from everlearn.data.streams import ClassIncremental
+from everlearn.evaluation.bench import FILE as BENCH
+from everlearn.evaluation.bench import bench
+from everlearn.evaluation.runner import HEADS
 from everlearn.learner import Learner
-from everlearn.measure import HEADS
 from everlearn.report import write_report
-from everlearn.stream import ClassIncremental
 from everlearn_runtime import cli as device
 from everlearn_runtime.errors import MissingExtra
 

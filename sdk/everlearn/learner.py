@@ -18,17 +18,17 @@ from tqdm.auto import tqdm
 
 from everlearn import checkpoint as checkpoints
 from everlearn import processes
-from everlearn.augmentation import Augmentation
 from everlearn.backbones import BUNDLED, Backbone, load_backbone
 from everlearn.checkpoint import Unfinished
 from everlearn.data import Images, as_images, photographs
-from everlearn.features import FeatureStore
+from everlearn.data.augmentation import Augmentation
+from everlearn.data.loader import Batches, Normalised, plain_batches, train_batches
+from everlearn.data.streams import ClassIncremental
+from everlearn.evaluation.cache import FeatureStore
+from everlearn.evaluation.metrics import AccuracyMatrix, accuracy
 from everlearn.files import read_json, write_json
-from everlearn.loader import Batches, Normalised, plain_batches, train_batches
 from everlearn.methods import NTKCL
 from everlearn.methods.base import Method, TaskInfo
-from everlearn.metrics import AccuracyMatrix, accuracy
-from everlearn.stream import ClassIncremental
 from everlearn_export.bundle import export_bundle
 from everlearn_runtime.bundle import Bundle, Manifest
 from everlearn_runtime.heads import Head

@@ -15,11 +15,11 @@ Source: Liu et al., arXiv 2407.17120, section 5, and the settings files of the r
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from everlearn.augmentation import Augmentation
 from everlearn.backbones import Backbone, load_backbone
+from everlearn.data.augmentation import Augmentation
+from everlearn.data.streams import ClassIncremental
 from everlearn.learner import Learner
 from everlearn.methods import NTKCL
-from everlearn.stream import ClassIncremental
 from everlearn.training import Training
 
 __all__ = [

@@ -24,8 +24,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from everlearn import Backbone, DualLoRA
+from everlearn.adapters.subspaces import Subspace, dual_gpm
 from everlearn.methods.base import LinearClassifier, TaskInfo
-from everlearn.subspaces import Subspace, dual_gpm
 
 from .compare import close, read
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from everlearn.adapters.gated import GatedLinear, GatedLoRA
 from everlearn.adapters.lora import insert_lora
+from everlearn.adapters.subspaces import Subspace, dual_gpm, fewest_directions, principal, released_down
 from everlearn.backbones import Backbone
 from everlearn.methods.base import Batches, LinearClassifier, Method, TaskInfo
-from everlearn.subspaces import Subspace, dual_gpm, fewest_directions, principal, released_down
 from everlearn.training import Training
 from everlearn_runtime.heads import LDA, EvidenceLDA, Head
 

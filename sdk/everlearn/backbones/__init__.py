@@ -1,0 +1,11 @@
+"""Backbones: timm models by name, local weights, and the bundled ViT."""
+
+from everlearn.backbones import torchvision_guard
+
+torchvision_guard.make_importable()  # before timm, which every module here imports
+
+from everlearn.backbones.backbone import BUNDLED, Backbone, BackboneSpec  # noqa: E402
+from everlearn.backbones.load import load_backbone  # noqa: E402
+from everlearn.backbones.vit import attend, feed_forward  # noqa: E402
+
+__all__ = ["BUNDLED", "Backbone", "BackboneSpec", "attend", "feed_forward", "load_backbone"]

@@ -1,0 +1,112 @@
+"""Backbones by name: the bundled one, any timm model, and weights from a file."""
+
+import difflib
+import json
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from everlearn.backbones.backbone import BUNDLED, Backbone, BackboneSpec
+
+_BUNDLED_ARCHITECTURE: dict[str, Any] = {
+    "img_size": 64,
+    "patch_size": 8,
+    "embed_dim": 192,
+    "depth": 12,
+    "num_heads": 3,
+}
+_BUNDLED_INPUT: dict[str, Any] = {
+    "input_size": (3, 64, 64),
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+    "crop_pct": 1.0,
+    "interpolation": "bicubic",
+}
+
+
+def load_backbone(name: str = BUNDLED, *, weights: str | Path = "pretrained", **options: Any) -> Backbone:
+    """Make a frozen backbone by name.
+
+    Args:
+        name: ``"everlearn_vit_tiny_p8_64"``, which comes with the package, or any timm model.
+        weights: ``"pretrained"``, ``"random"``, or the path of a ``.safetensors`` file.
+        options: keyword arguments for the timm model, e.g. ``img_size=64``; plain values, so that
+            a saved learner can write them down. ``pretrained_cfg_overlay`` replaces timm's input
+            settings: ``mean`` and ``std`` of the pixels, ``crop_pct``, ``interpolation``.
+
+    Raises:
+        ValueError: for a name that timm does not know, for options that are no plain values, and
+            for weights that are missing, unreadable, or of another model.
+    """
+    try:
+        json.dumps(options)
+    except TypeError as error:
+        raise ValueError(
+            f"options must be plain values ({error}); for others make the model with timm, and pass "
+            "Backbone(model)"
+        ) from error
+    spec = BackboneSpec(name, str(weights), dict(options))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # random weights are the same ones at every load
+        if name == BUNDLED:
+            overlay = options.pop("pretrained_cfg_overlay", {})
+            model = VisionTransformer(num_classes=0, **_BUNDLED_ARCHITECTURE | options)
+            model.pretrained_cfg = _BUNDLED_INPUT | overlay
+        elif timm.is_model(name):
+            from_hub = spec.weights == "pretrained"
+            try:
+                model = timm.create_model(name, pretrained=from_hub, num_classes=0, **options)
+            except (RuntimeError, OSError) as error:
+                raise ValueError(
+                    f"backbone {name!r} cannot be made with weights={spec.weights!r}: {error}; check the "
+                    "name, or pass weights='random' or the path of a .safetensors file"
+                ) from error
+        else:
+            close = _close(name)
+            hint = f"; did you mean one of {close}?" if close else ""
+            raise ValueError(
+                f"no backbone is named {name!r}; take {BUNDLED!r} or a name from timm.list_models(){hint}"
+            )
+    if name == BUNDLED and spec.weights == "pretrained":
+        with as_file(files("everlearn.backbones") / "weights" / f"{BUNDLED}.safetensors") as path:
+            _load_weights(model, path)
+    elif spec.weights not in ("pretrained", "random"):
+        _load_weights(model, Path(weights))
+    return Backbone(model, spec)
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    if path.suffix != ".safetensors" or not path.is_file():
+        raise ValueError(
+            f"weights must be 'pretrained', 'random' or an existing .safetensors file, got {str(path)!r}"
+        )
+    try:
+        stored = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no readable safetensors file ({error}); fetch it again") from error
+    own = model.state_dict()
+    missing = sorted(own.keys() - stored.keys())
+    other_shape = sorted(name for name in own.keys() & stored.keys() if own[name].shape != stored[name].shape)
+    if missing or other_shape:
+        raise ValueError(
+            f"{path} does not fit {type(model).__name__}: "
+            f"missing {missing[:3] or 'nothing'}, other shapes at {other_shape[:3] or 'no tensor'}; "
+            "check that name and options are those the weights were saved from"
+        )
+    # A checkpoint's classifier is left out: the backbone has none.
+    model.load_state_dict({name: stored[name].to(own[name].dtype) for name in own})
+
+
+def _close(name: str) -> list[str]:
+    """Names that an incomplete or a mistyped one may have been meant for."""
+    wanted = name.split(".")[0]
+    known = [BUNDLED, *timm.list_models()]
+    longer = [other for other in known if other.startswith(wanted)]
+    return longer[:5] or difflib.get_close_matches(wanted, known, 5)

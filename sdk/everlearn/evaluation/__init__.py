@@ -1,0 +1,1 @@
+"""What was learned, measured: metrics, the runner, benchmarks over methods and seeds."""

@@ -1,0 +1,404 @@
+"""Methods beside each other: every method, with every seed, on one stream.
+
+    from everlearn import npz
+    from everlearn.evaluation.bench import bench
+
+    print(bench(*npz("data.npz"), "runs/", classes_per_task=10, seeds=[0, 1, 2]).table())
+
+or ``everlearn bench DATA --out RUN``. What is finished stays: the same call goes on where a
+stopped one was.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from everlearn import methods as all_methods
+from everlearn import processes
+from everlearn.backbones import BUNDLED, Backbone, load_backbone
+from everlearn.checkpoint import FILE as CHECKPOINT
+from everlearn.data import Images, as_images
+from everlearn.data.augmentation import Augmentation
+from everlearn.data.streams import ClassIncremental
+from everlearn.evaluation.cache import FeatureStore
+from everlearn.evaluation.runner import HEADS, OWN, Run, measure, recorded
+from everlearn.files import read_json, write_json
+from everlearn.learner import DEFAULT_AUGMENTATION, Learner
+from everlearn.methods.base import Method
+
+FILE = "bench.json"
+FORMAT = 1
+
+MakeMethod = Callable[[], Method]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The figures of all runs.
+
+    Attributes:
+        settings: what all runs have in common: data, tasks, backbone, training.
+        runs: in the order in which they were asked for.
+        version: of everlearn, that wrote them.
+    """
+
+    settings: dict[str, Any]
+    runs: tuple[Run, ...]
+    version: str = field(default_factory=partial(version, "everlearn"))
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "Bench":
+        """Read what `bench` wrote; ``ValueError`` when nothing is there, or it is damaged."""
+        file = Path(folder) / FILE
+        if not file.is_file():
+            raise ValueError(f"no benchmark is at {folder}; expected the file {FILE} there")
+        data = read_json(file, "a benchmark")
+        if data.get("format") != FORMAT:
+            raise ValueError(
+                f"{file} has format {data.get('format')!r}, by everlearn {data.get('everlearn')}; this one "
+                f"reads format {FORMAT}: pip install --upgrade everlearn"
+            )
+        try:
+            runs = tuple(Run.from_dict(run) for run in data["runs"])
+            return cls(data["settings"], runs, data["everlearn"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{file} is damaged ({error}); delete it, and the bench that made it makes it again"
+            ) from error
+
+    def write(self, folder: str | Path) -> None:
+        """Write everything as one JSON file into a folder."""
+        data = {
+            "format": FORMAT,
+            "everlearn": self.version,
+            "settings": self.settings,
+            "runs": [run.to_dict() for run in self.runs],
+        }
+        write_json(Path(folder) / FILE, data)
+
+    def rows(self) -> dict[tuple[str, str], list[Run]]:
+        """The runs of each (method, head), over the seeds."""
+        rows: dict[tuple[str, str], list[Run]] = {}
+        for run in self.runs:
+            for head in run.scores:
+                rows.setdefault((run.method, head), []).append(run)
+        return rows
+
+    def table(self) -> str:
+        """Aligned text: mean and standard deviation over the seeds for each method and head.
+
+        Accuracies are in percent, with the figures of `everlearn.evaluation.runner.Score`; "params" is the
+        largest number of parameters that a task has trained.
+        """
+        titles = ("A_bar", "A_T", "forgetting", "task id", "within task", "params", "MB kept", "seconds")
+        cells = [["method", "head", *titles, "seeds"]]
+        for (method, head), runs in self.rows().items():
+            scores = [run.scores[head] for run in runs]
+            time = seconds(float(np.mean([run.seconds for run in runs])))
+            if runs[0].reused is not None:
+                time += f" + {seconds(runs[0].reused)}*"
+            cells.append(
+                [
+                    method,
+                    head if head != OWN else f"{OWN} ({scores[0].kind})",
+                    spread([score.average for score in scores]),
+                    spread([score.last for score in scores]),
+                    spread([score.forgetting for score in scores]),
+                    spread([score.task_id[-1] for score in scores]),
+                    spread([score.within_task[-1] for score in scores]),
+                    f"{max(run.trained for run in runs):,}",
+                    f"{np.mean([score.bytes for score in scores]) / 1e6:.2f}",
+                    time,
+                    str(len(runs)),
+                ]
+            )
+        widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if column < 2 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in cells
+        ]
+        if any(run.reused is not None for run in self.runs):
+            lines.append(
+                "* features computed once for all methods and seeds that share them: "
+                "learning alone + the training images' features"
+            )
+        return "\n".join(lines)
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """Mean and standard deviation in percent, or a dash where nothing was measured.
+
+    >>> spread([0.5, 0.52]), spread([0.5]), spread([None, None])
+    ('51.00 ± 1.00', '50.00', '-')
+    """
+    known = 100 * np.array([value for value in values if value is not None])
+    if len(known) == 0:
+        return "-"
+    return f"{known.mean():.2f} ± {known.std():.2f}" if len(known) > 1 else f"{known[0]:.2f}"
+
+
+def seconds(value: float) -> str:
+    """Seconds as text, with a decimal where there are few.
+
+    >>> seconds(3.14159), seconds(1234.5)
+    ('3.1', '1,234')
+    """
+    return f"{value:.1f}" if value < 10 else f"{value:,.0f}"
+
+
+def bench(
+    train: object,
+    test: object,
+    out: str | Path,
+    *,
+    classes_per_task: int,
+    first: int | None = None,
+    methods: Sequence[str] | Mapping[str, MakeMethod] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    heads: Sequence[str] = (),
+    backbone: str | Backbone = BUNDLED,
+    weights: str | Path = "pretrained",
+    augmentation: Augmentation | None = DEFAULT_AUGMENTATION,
+    precision: str = "fp32",
+    device: str | None = None,
+    workers: int = 0,
+    progress: bool | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    finished: Callable[[Run, Learner], None] = lambda run, learner: None,
+    **training: Any,
+) -> Bench:
+    """Learn one stream with every method and every seed, and measure all of them alike.
+
+    A seed sets the order of the classes, initial values, batches and augmentation. All methods
+    have one seed before the next one begins. In ``out`` lie ``bench.json`` with every figure, a
+    file for each finished run under ``runs``, and under ``features`` what methods share that train
+    nothing. Whatever stops it, the same call goes on; more methods or seeds may be asked for later.
+
+    Args:
+        train, test: data sets with the same classes, see `as_images`.
+        out: folder for the results.
+        classes_per_task, first: see `ClassIncremental`.
+        methods: names among ``everlearn.methods``, all of them by default; or what makes each, by
+            any name.
+        seeds: whole numbers of at least 0.
+        heads: names in `everlearn.evaluation.runner.HEADS`, to learn from every method's features beside
+            its own head.
+        backbone, weights, augmentation, precision, device, workers, progress: see `Learner`.
+        say: is told in one line what was done and what was reused.
+        finished: is given each run and its learner when it is done, to export it, say; a run counts
+            as finished when this has returned.
+        training: what replaces the methods' own settings, such as ``epochs``; see `Training`.
+
+    Raises:
+        ValueError: for what cannot be; when ``out`` was begun with other settings; and, after all
+            other runs are done, when some were given up because their loss was not finite.
+    """
+    makers = _makers(methods)
+    unknown = [name for name in heads if name not in HEADS]
+    if unknown:
+        raise ValueError(f"no head is named {unknown[0]!r}; take some of {', '.join(HEADS)}")
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds are {list(seeds)}; give at least one, and each once")
+    data = as_images(train), as_images(test)
+    streams = {seed: ClassIncremental(*data, classes_per_task, first=first, seed=seed) for seed in seeds}
+    trunk = load_backbone(backbone, weights=weights) if isinstance(backbone, str) else backbone
+    here = {"device": device, "workers": workers, "progress": progress}
+
+    def fresh(name: str, seed: int, reuse: FeatureStore | None = None) -> Learner:
+        settings = {"augmentation": augmentation, "precision": precision, "reuse": reuse, **here, **training}
+        beside = {head: HEADS[head](seed) for head in heads}
+        return Learner(trunk, makers[name](), beside=beside, seed=seed, **settings)
+
+    # Whether every method can be made at all is said before hours of learning, not after.
+    records = {name: fresh(name, seeds[0]).record() for name in makers}
+    if processes.count() > 1:
+        raise ValueError(
+            f"a benchmark is made by one process, not {processes.count()}; leave the launcher out"
+        )
+    digests = [_digest(part, progress) for part in data]
+    settings = {
+        "data": digests,
+        "images": [len(part) for part in data],
+        "classes_per_task": classes_per_task,
+        "first": first,
+        "heads": list(heads),
+        "backbone": asdict(trunk.spec) if trunk.spec else None,
+        "fingerprint": trunk.fingerprint(),
+        "training": training,
+        "augmentation": asdict(augmentation) if augmentation else None,
+        "precision": precision,
+    }
+    folder = _Folder(Path(out), settings)
+    store = FeatureStore(Path(out) / "features", *data, digest="".join(digests), say=say)
+    wanted = [(name, seed) for seed in seeds for name in makers]
+    left = [run for run in wanted if folder.finished(*run, records[run[0]]) is None]
+    if len(left) < len(wanted):
+        say(f"{len(wanted) - len(left)} of {len(wanted)} runs reused, they are in {out} already")
+    given_up = []
+    quiet = None if progress is None else not progress
+    with tqdm(total=len(wanted), initial=len(wanted) - len(left), unit="run", disable=quiet) as bar:
+        for name, seed in left:
+            title = f"{name}, seed {seed}"
+            bar.set_description(title)
+            checkpoint = folder.checkpoint(name, seed)
+            options = {"backbone": trunk, "method": makers[name](), "reuse": store, **here}
+            learner = _resumed(checkpoint, title, options, say)
+            if learner is None:
+                learner = fresh(name, seed, store)
+            if store.covers(learner.method):
+                learner.features(data[0])  # now, so that the seconds of learning are of learning
+            try:
+                run = measure(
+                    learner,
+                    streams[seed],
+                    folder=checkpoint,
+                    name=name,
+                    after_task=partial(_describe, bar, title),
+                )
+            except FloatingPointError as error:
+                given_up.append(title)
+                say(f"{title}: given up, for {error}")
+                continue
+            finished(run, learner)
+            folder.finish(run)
+            bar.update()
+            own = run.scores[OWN]
+            say(
+                f"{title}: A_bar {spread([own.average])}, A_T {spread([own.last])}, {seconds(run.seconds)} s"
+                f"{'' if run.reused is None else ' with the features that are kept'}"
+            )
+    result = folder.collect(wanted)
+    if given_up:
+        raise ValueError(
+            f"{len(given_up)} of {len(wanted)} runs were given up ({'; '.join(given_up)}), the others are in "
+            f"{out}; lower lr, or leave these methods out"
+        )
+    return result
+
+
+def _makers(methods: Sequence[str] | Mapping[str, MakeMethod] | None) -> dict[str, MakeMethod]:
+    if isinstance(methods, Mapping):
+        makers = dict(methods)
+    else:
+        names = all_methods.__all__ if methods is None else list(dict.fromkeys(methods))
+        unknown = [name for name in names if name not in all_methods.__all__]
+        if unknown:
+            raise ValueError(
+                f"no method is named {unknown[0]!r}; take some of {', '.join(all_methods.__all__)}"
+            )
+        makers = {name: getattr(all_methods, name) for name in names}
+    odd = [name for name in makers if not name or Path(name).name != name or name.startswith(".")]
+    if odd or not makers:
+        raise ValueError(f"methods are {list(makers)}; give at least one, by a name that a file can have")
+    return makers
+
+
+def _describe(bar: Any, title: str, line: str) -> None:
+    bar.set_description(f"{title}, {line}")
+
+
+def _digest(images: Images, progress: bool | None) -> str:
+    quiet = None if progress is None else not progress
+    with tqdm(total=len(images), desc="reading the data", unit="image", disable=quiet, leave=False) as bar:
+        return images.digest(bar.update)
+
+
+def _resumed(folder: Path, title: str, options: dict[str, Any], say: Callable[[str], None]) -> Learner | None:
+    """The learner that an interrupt left behind, or None."""
+    if not (folder / CHECKPOINT).is_file():
+        return None
+    try:
+        learner = Learner.load(folder, **options)
+        recorded(folder, len(learner.tasks))
+    except ValueError as error:
+        say(f"{title}: begun anew, for its checkpoint cannot be used: {error}")
+        shutil.rmtree(folder)
+        return None
+    say(f"{title}: going on after {len(learner.tasks)} tasks")
+    return learner
+
+
+_MEANING = {"fingerprint": "weights of the backbone"}
+
+
+class _Folder:
+    """Where the results of a benchmark lie."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path = path
+        self.settings = _as_read(settings)
+        if (path / FILE).is_file():
+            self._check(path / FILE, Bench.read(path).settings)
+        else:
+            self.collect([])
+
+    def checkpoint(self, method: str, seed: int) -> Path:
+        """Folder of a run that is not finished."""
+        return self.path / "runs" / f"{method}-{seed}"
+
+    def finished(self, method: str, seed: int, record: dict[str, Any]) -> Run | None:
+        """The run, if it is finished; it must have been made as the record says."""
+        file = self.path / "runs" / f"{method}-{seed}.json"
+        if not file.is_file():
+            return None
+        run = self._read(file)
+        for what in ("method", "training"):
+            made, now = run.record[what], _as_read(record)[what]
+            if made != now:
+                raise ValueError(
+                    f"{file} was made with {what} {made}, not {now}; delete it to have it made anew, or give "
+                    "another --out"
+                )
+        return run
+
+    def finish(self, run: Run) -> None:
+        """Keep a run, and drop its checkpoint."""
+        checkpoint = self.checkpoint(run.method, run.seed)
+        data = {"settings": self.settings, "run": run.to_dict()}
+        write_json(checkpoint.with_name(f"{checkpoint.name}.json"), data)
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        self.collect([])
+
+    def collect(self, first: Sequence[tuple[str, int]]) -> Bench:
+        """Write all finished runs as one file; those named come first."""
+        found = [self._read(file) for file in sorted((self.path / "runs").glob("*.json"))]
+        runs = {(run.method, run.seed): run for run in found}
+        order = dict.fromkeys([name for name in first if name in runs] + list(runs))
+        result = Bench(self.settings, tuple(runs[name] for name in order))
+        result.write(self.path)
+        return result
+
+    def _read(self, file: Path) -> Run:
+        data = read_json(file, "a run")
+        try:
+            self._check(file, data["settings"])
+            return Run.from_dict(data["run"])
+        except KeyError as error:
+            raise ValueError(
+                f"{file} is damaged, {error} is missing; delete it to have it made anew"
+            ) from error
+
+    def _check(self, file: Path, begun: dict[str, Any]) -> None:
+        for key, now in self.settings.items():
+            if begun.get(key) != now:
+                known = key in begun and key not in ("data", "fingerprint")
+                difference = f"{key} {begun[key]}, not {now}" if known else f"other {_MEANING.get(key, key)}"
+                raise ValueError(
+                    f"{file} was begun with {difference}; go on with the same, or give another --out"
+                )
+
+
+def _as_read(data: dict[str, Any]) -> dict[str, Any]:
+    """The data as they are when they have been written and read: JSON has no tuples."""
+    return cast(dict[str, Any], json.loads(json.dumps(data)))

@@ -1,0 +1,300 @@
+"""The command line, as it is typed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from everlearn import Backbone, Images, Learner, cli, load_backbone
+from everlearn.backbones import BUNDLED
+from everlearn.checkpoint import FILE
+from everlearn.cli import main
+from everlearn.data import load as load_data
+
+from ..conftest import Clock, coloured, vit
+
+Output = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bundled backbone's name stands for a tiny one: the command line has no other."""
+
+    def load(name: str, *, weights: str) -> Backbone:
+        return vit() if name == BUNDLED else load_backbone(name, weights=weights)
+
+    monkeypatch.setattr(cli, "load_backbone", load)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder of class folders, five classes of five images each."""
+    images = coloured("abcde", 5)
+    for number, (image, label) in enumerate(images):
+        folder = tmp_path / "data" / label
+        folder.mkdir(parents=True, exist_ok=True)
+        image.save(folder / f"{number}.png")
+    return tmp_path / "data"
+
+
+def train(data: Path, run: Path, *more: str) -> int:
+    quick = ["--epochs", "1", "--batch-size", "8", "--lr", "0.05"]
+    return main(["train", str(data), "--out", str(run), *quick, *more])
+
+
+def test_train_export_and_predict(data: Path, tmp_path: Path, capsys: Output) -> None:
+    run, bundle = tmp_path / "run", tmp_path / "bundle"
+    assert train(data, run, "--method", "Frozen", "--head", "lda", "--classes-per-task", "3") == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["after", "task", "1", "2", "all"]
+    assert table[2].split()[0] == "2"
+    assert table[3].startswith("average ")
+    assert {path.name for path in run.iterdir()} == {FILE, "accuracy.json"}
+
+    verify_on = ["--images", str(data)]
+    assert main(["export", str(run), "--out", str(bundle), *verify_on]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{bundle}: 5 classes; on ")
+    assert said.endswith("100% of classes agree\n")
+
+    images = [str(path) for path in (sorted(data.glob("c/*.png"))[:2])]
+    assert main(["predict", str(bundle), *images]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [["image", "label"], *([path, "c"] for path in images)]
+
+    assert main(["export", str(run), "--out", str(bundle)]) == 2
+    assert "already holds a bundle" in capsys.readouterr().err
+
+
+def test_by_default_nt_kcl_learns_in_five_tasks(data: Path, tmp_path: Path, capsys: Output) -> None:
+    assert train(data, tmp_path / "run", "--no-flip", "--smallest-crop", "0.5", "--seed", "3") == 0
+    learner = Learner.load(tmp_path / "run", device="cpu")
+    assert type(learner.method).__name__ == "NTKCL"
+    assert [len(classes) for classes in learner.tasks] == [1] * 5
+    assert (learner.training.epochs, learner.training.batch_size, learner.training.lr) == (1, 8, 0.05)
+    assert learner.augmentation is not None
+    assert (learner.augmentation.flip, learner.augmentation.scale) == (False, (0.5, 1.0))
+    assert learner.seed == 3
+    assert "forgetting" in capsys.readouterr().out
+
+
+def test_the_same_command_goes_on(
+    data: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def table() -> str:
+        return capsys.readouterr().out
+
+    assert train(data, tmp_path / "whole", "--classes-per-task", "2") == 0
+    expected = table()
+
+    def stopping(*given: Any) -> tuple[Images, Images]:
+        images, test = load_data(*given)
+        return Clock(20).watch(images), test
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "load", stopping)
+        assert train(data, tmp_path / "run", "--classes-per-task", "2") == 130
+    out, err = capsys.readouterr()
+    assert err == "everlearn: interrupted; the same command goes on where this one stopped\n"
+    assert out == ""
+
+    assert train(data, tmp_path / "run", "--classes-per-task", "2") == 0
+    first, rest = table().split("\n", 1)
+    assert first == f"{tmp_path / 'run'} has 1 of 3 tasks; going on with its settings"
+    assert rest == expected
+
+
+@pytest.mark.parametrize("other", [("--lr", "0.01"), ("--epochs", "2"), ("--seed", "9")])
+def test_other_settings_are_not_ignored(
+    data: Path, tmp_path: Path, capsys: Output, other: tuple[str, str]
+) -> None:
+    assert train(data, tmp_path / "run", "--method", "Frozen") == 0
+    capsys.readouterr()
+    assert train(data, tmp_path / "run", *other) == 2
+    out, err = capsys.readouterr()
+    assert "was begun with" in err
+    assert f"not {other[1]}; go on with the same, or give another --out" in err
+    assert out == ""
+
+
+def test_an_npz_file_is_data_too(tmp_path: Path, capsys: Output) -> None:
+    encoded, labels = [], []
+    for number, (image, label) in enumerate(coloured("ab", 4)):
+        path = tmp_path / f"{number}.png"
+        image.save(path)
+        encoded.append(path.read_bytes())
+        labels.append("ab".index(label))
+    np.savez(
+        tmp_path / "data.npz",
+        data=np.frombuffer(b"".join(encoded), np.uint8),
+        offsets=np.cumsum([0, *map(len, encoded)]),
+        labels=np.array(labels),
+        is_test=np.arange(8) % 4 == 3,
+        classes=np.array(["mug", "pen"]),
+    )
+    assert train(tmp_path / "data.npz", tmp_path / "run", "--method", "Frozen") == 0
+    assert set(Learner.load(tmp_path / "run").classes) == {"mug", "pen"}
+    assert capsys.readouterr().out.count("\n") == 4
+
+
+def no_images(data: Path) -> list[str]:
+    (data / "empty").mkdir()
+    return ["train", str(data), "--out", str(data / "../run")]
+
+
+def not_an_image(data: Path) -> list[str]:
+    for file in (data / "a").iterdir():
+        file.write_text("hello")
+    return ["train", str(data), "--out", str(data / "../run"), "--method", "Frozen"]
+
+
+def options(*more: str) -> Callable[[Path], list[str]]:
+    return lambda data: ["train", str(data), "--out", str(data / "../run"), *more]
+
+
+def bench_options(*more: str) -> Callable[[Path], list[str]]:
+    return lambda data: ["bench", str(data), "--out", str(data / "../run"), *more]
+
+
+MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
+    "data": (lambda _: ["train", "nowhere", "--out", "run"], "'nowhere' is not a data set"),
+    "empty class": (no_images, "has no image directly in it"),
+    "no image": (not_an_image, "not a readable image"),
+    "backbone": (
+        options("--backbone", "vit_bsae_patch16_224"),
+        "no backbone is named 'vit_bsae_patch16_224'",
+    ),
+    "weights": (
+        options("--backbone", "resnet10t", "--weights", "w.safetensors"),
+        "existing .safetensors file",
+    ),
+    "needs tokens": (
+        options("--backbone", "resnet10t", "--weights", "random"),
+        "no plain Vision Transformer",
+    ),
+    "classes": (options("--classes-per-task", "0"), "classes_per_task is 0; expected 1 to 5"),
+    "many classes": (options("--classes-per-task", "6"), "classes_per_task is 6; expected 1 to 5"),
+    "epochs": (options("--epochs", "0"), "epochs must be a whole number"),
+    "crop": (options("--smallest-crop", "0"), "scale is (0.0, 1.0)"),
+    "seed": (options("--seed", "-1"), "--seed is -1"),
+    "device": (options("--device", "nonesuch"), "device='nonesuch' cannot be used here"),
+    "rate": (options("--epochs", "2", "--lr", "1e30"), "the loss is no longer finite"),
+    "bench seed": (bench_options("--seeds", "1", "-1"), "--seeds has -1"),
+    "bench classes": (bench_options("--classes-per-task", "0"), "classes_per_task is 0; expected 1 to 5"),
+    "bench tokens": (
+        bench_options("--methods", "NTKCL", "--backbone", "resnet10t", "--weights", "random"),
+        "no plain Vision Transformer",
+    ),
+    "no report": (lambda _: ["report", "nowhere"], "no learner is saved at nowhere"),
+    "no run": (lambda _: ["export", "nowhere", "--out", "bundle"], "no learner is saved at nowhere"),
+    "no bundle": (lambda _: ["predict", "nowhere", "image.png"], "nowhere"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "says"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_line(
+    data: Path, arguments: Callable[[Path], list[str]], says: str, capsys: Output
+) -> None:
+    given = arguments(data)
+    assert main(given) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("everlearn: " if given[0] != "predict" else "everlearn-device: ")
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_a_run_on_other_data_is_refused(data: Path, tmp_path: Path, capsys: Output) -> None:
+    assert train(data, tmp_path / "run", "--method", "Frozen") == 0
+    before = (tmp_path / "run" / FILE).read_bytes()
+    for path in sorted(data.glob("a/*.png")):
+        other = data.parent / "other"
+        for name in "vwxyz":
+            (other / name).mkdir(parents=True, exist_ok=True)
+            Image.open(path).save(other / name / path.name)
+    capsys.readouterr()
+    assert train(data.parent / "other", tmp_path / "run", "--method", "Frozen") == 2
+    assert "give the stream it began with" in capsys.readouterr().err
+    assert (tmp_path / "run" / FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["bench"], ["report"], ["export"], ["predict"]])
+def test_help_says_what_there_is(command: list[str], capsys: Output) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    assert "usage: everlearn" in capsys.readouterr().out
+
+
+# Methods beside each other, and the report
+
+
+def compare(data: Path, run: Path, *more: str) -> int:
+    quick = ["--methods", "Frozen", "NTKCL", "--epochs", "1", "--batch-size", "8", "--lr", "0.05"]
+    return main(["bench", str(data), "--out", str(run), "--classes-per-task", "3", *quick, *more])
+
+
+def test_bench_prints_a_table_and_report_draws_it(data: Path, tmp_path: Path, capsys: Output) -> None:
+    run = tmp_path / "run"
+    assert compare(data, run, "--seeds", "0", "1", "--heads", "lda") == 0
+    lines = capsys.readouterr().out.splitlines()
+    table = lines[-6:]
+    assert table[0].split()[:4] == ["method", "head", "A_bar", "A_T"]
+    assert [line.split()[0] for line in table[1:5]] == ["Frozen", "Frozen", "NTKCL", "NTKCL"]
+    assert any("features of 25 images computed" in line for line in lines[:-6])
+    assert any("features reused" in line for line in lines[:-6])
+
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().out == f"{run / 'report' / 'index.html'}\n"
+    assert (run / "report" / "confusion-NTKCL.png").is_file()
+    assert main(["report", str(run), str(data)]) == 2
+    assert f"{run} is a benchmark, which keeps no learner; leave {data} out" in capsys.readouterr().err
+
+
+def test_a_stopped_bench_says_that_it_goes_on(
+    data: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(80)
+
+    def watched(*given: Any) -> tuple[Images, Images]:
+        train, test = load_data(*given)
+        return clock.watch(train), clock.watch(test)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "load", watched)
+        assert compare(data, tmp_path / "run", "--seeds", "0") == 130
+    assert capsys.readouterr().err == (
+        "everlearn: interrupted; the same command goes on where this one stopped\n"
+    )
+    assert compare(data, tmp_path / "run", "--seeds", "0") == 0
+    assert "1 of 2 runs reused" in capsys.readouterr().out
+    assert compare(data, tmp_path / "run", "--precision", "bf16") == 2
+    assert "was begun with precision fp32, not bf16" in capsys.readouterr().err
+
+
+def test_a_stopped_report_promises_nothing(tmp_path: Path, capsys: Output, monkeypatch: Any) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "write_report", stop)
+    assert main(["report", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "everlearn: interrupted\n"
+
+
+def test_report_of_a_training_has_the_diagnosis_and_the_confusion(
+    data: Path, tmp_path: Path, capsys: Output
+) -> None:
+    run = tmp_path / "run"
+    assert train(data, run, "--method", "Frozen", "--classes-per-task", "3") == 0
+    assert main(["report", str(run)]) == 0
+    assert not (run / "report" / "confusion-Frozen.png").exists()
+    capsys.readouterr()
+    assert main(["report", str(run), str(data), "--samples", "6"]) == 0
+    out = capsys.readouterr().out
+    assert "verdict: " in out
+    assert out.endswith(f"{run / 'report' / 'index.html'}\n")
+    assert (run / "report" / "confusion-Frozen.png").is_file()
+    assert "verdict: " in (run / "report" / "index.html").read_text()

@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from everlearn.data import Images, arrays, digits
+from everlearn.data.streams import ClassIncremental
+
+
+def made(classes: int, per_class: int = 2) -> Images:
+    labels = [f"class {i:03}" for i in range(classes)] * per_class
+    return arrays(np.zeros((len(labels), 4, 4), np.uint8), labels)
+
+
+def test_the_class_order_is_that_of_the_published_code() -> None:
+    np.random.seed(1993)
+    order = np.random.permutation(100).tolist()
+    data = made(100)
+    stream = ClassIncremental(data, data, classes_per_task=10, seed=1993)
+    assert stream.classes == tuple(data.classes[i] for i in order)
+    assert tuple(name for task in stream for name in task.classes) == stream.classes
+
+
+def test_a_stream_leaves_the_global_random_state_alone() -> None:
+    np.random.seed(0)
+    expected = np.random.random()
+    np.random.seed(0)
+    ClassIncremental(made(10), made(10), classes_per_task=2, seed=5)
+    assert np.random.random() == expected
+
+
+def test_without_a_seed_the_classes_stay_sorted() -> None:
+    stream = ClassIncremental(made(6), made(6), classes_per_task=2)
+    assert stream.classes == made(6).classes
+    assert stream[0].classes == ("class 000", "class 001")
+
+
+def test_an_uneven_first_task_and_a_smaller_last_one() -> None:
+    stream = ClassIncremental(made(20), made(20), classes_per_task=5, first=7)
+    assert [len(task.classes) for task in stream] == [7, 5, 5, 3]
+    assert len(stream) == 4
+    assert [len(t.classes) for t in ClassIncremental(made(4), made(4), 2, first=4)] == [4]
+
+
+def test_tasks_are_found_by_index() -> None:
+    stream = ClassIncremental(made(6), made(6), classes_per_task=2)
+    assert stream[-1].index == 2
+    assert stream[-1].classes == stream[2].classes
+    with pytest.raises(IndexError):
+        stream[3]
+
+
+def test_real_digits_in_five_tasks() -> None:
+    train, test = digits()
+    stream = ClassIncremental(train, test, classes_per_task=2, seed=1993)
+    assert [task.index for task in stream] == [0, 1, 2, 3, 4]
+    for task in stream:
+        assert set(task.train.classes) == set(task.test.classes) == set(task.classes)
+        assert set(task.test_so_far.classes) == {
+            c for t in stream for c in t.classes if t.index <= task.index
+        }
+    assert sum(len(task.train) for task in stream) == len(train)
+    assert stream[4].test_so_far.labels == test.labels
+
+
+@given(
+    st.integers(1, 12).flatmap(
+        lambda n: st.tuples(st.just(n), st.integers(1, n), st.integers(1, n) | st.none())
+    ),
+    st.integers(0, 2**32 - 1) | st.none(),
+)
+def test_every_class_comes_exactly_once(sizes: tuple[int, int, int | None], seed: int | None) -> None:
+    classes, per_task, first = sizes
+    stream = ClassIncremental(made(classes), made(classes), per_task, first, seed)
+    assert sorted(name for task in stream for name in task.classes) == list(made(classes).classes)
+    assert sum(len(task.train) for task in stream) == len(made(classes))
+    assert all(task.classes for task in stream)
+    assert all(len(task.classes) == per_task for task in list(stream)[1:-1])
+
+
+def test_any_data_set_of_pairs_is_taken() -> None:
+    pairs = [(np.zeros((4, 4), np.uint8), label) for label in "abab"]
+    stream = ClassIncremental(pairs, pairs, classes_per_task=1)
+    assert [task.train.labels for task in stream] == [("a", "a"), ("b", "b")]
+
+
+def test_classes_that_differ_are_refused() -> None:
+    with pytest.raises(ValueError, match="classes in test but not in train: 'class 002'; both must have"):
+        ClassIncremental(made(2), made(3), classes_per_task=1)
+    with pytest.raises(ValueError, match=r"classes in train but not in test: .* and 3 more"):
+        ClassIncremental(made(10), made(2), classes_per_task=1)
+
+
+@pytest.mark.parametrize("number", [0, -1, 5])
+def test_numbers_of_classes_out_of_range_are_refused(number: int) -> None:
+    with pytest.raises(ValueError, match=f"classes_per_task is {number}; expected 1 to 4"):
+        ClassIncremental(made(4), made(4), classes_per_task=number)
+    with pytest.raises(ValueError, match=f"first is {number}; expected 1 to 4"):
+        ClassIncremental(made(4), made(4), classes_per_task=1, first=number)
