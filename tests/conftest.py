@@ -75,7 +75,6 @@ def digests(tensors: dict[str, Tensor]) -> dict[str, str]:
 def state(learner: Learner) -> dict[str, Any]:
     """Everything that a learner has learned and is about to learn, to the bit."""
     head = learner.head.state()
-    beside = {name: other.state() for name, other in learner.beside.items()}
     unfinished = learner.unfinished
     return {
         "record": learner.record(),
@@ -84,11 +83,8 @@ def state(learner: Learner) -> dict[str, Any]:
         "training mode": learner.method.training,
         "head": (head.kind, head.classes, head.options),
         "statistics": {name: _digest(array) for name, array in head.arrays.items()},
-        "beside": {
-            name: (other.kind, other.classes, other.options, {k: _digest(a) for k, a in other.arrays.items()})
-            for name, other in beside.items()
-        },
-        "unfinished": unfinished and (unfinished.classes, unfinished.labels, unfinished.epochs),
+        "rows": learner.method.classes.names,
+        "unfinished": unfinished and (unfinished.classes, unfinished.seen, unfinished.epochs),
         "optimizer": unfinished and [digests(state) for state in unfinished.optimizer],
     }
 

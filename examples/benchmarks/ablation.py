@@ -17,7 +17,8 @@ from measure import parser, remembered
 
 from everlearn import NTKCL, Augmentation, ClassIncremental, Frozen, Images, Learner, npz
 from everlearn.evaluation.bench import Bench
-from everlearn.evaluation.runner import HEADS, Run, measure
+from everlearn.evaluation.run import Run
+from everlearn.evaluation.runner import HEADS, measure
 
 CHANGES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -76,11 +77,11 @@ def run(change: str, seed: int, images: Images, arguments: argparse.Namespace) -
         augmentation=Augmentation(scale=(crops, 1.0)) if crops else Augmentation(),
         precision=arguments.precision,
         seed=seed,
-        beside={name: make(seed) for name, make in HEADS.items()},
         **{name: value for name, value in changed.items() if name in TRAINING},
     )
     say = partial(print, f"{change}, seed {seed},", flush=True)
-    return measure(learner, stream, name=change, after_task=say)
+    heads = {name: make(seed) for name, make in HEADS.items()}
+    return measure(learner, stream, heads=heads, name=change, after_task=say)
 
 
 if __name__ == "__main__":

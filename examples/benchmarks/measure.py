@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from everlearn.evaluation.runner import Run
+from everlearn.evaluation.run import Run
 from everlearn.files import read_json, write_json
 
 

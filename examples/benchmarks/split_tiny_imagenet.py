@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from everlearn import NTKCL, Frozen, Images, Learner, Method, npz
 from everlearn.evaluation.bench import bench
-from everlearn.evaluation.runner import HEADS, Run
+from everlearn.evaluation.run import Run
+from everlearn.evaluation.runner import HEADS
 from everlearn.files import read_json, write_json
 from everlearn_runtime.backends import OnnxRuntime
 from everlearn_runtime.images import prepare
@@ -68,8 +69,7 @@ def compare_export(learner: Learner, test: Images, path: Path) -> dict[str, floa
     """How far the exported graph is from torch on all test images, and how often classes agree."""
     manifest = learner.export(path, overwrite=True)
     pixels = np.stack([prepare(image, manifest.input) for image, _ in test])
-    learner.reuse = None  # torch's features are to be computed, too
-    features = learner.features(test)
+    features = Learner.features(learner, test)  # torch's features are to be computed, too
     backend = OnnxRuntime(path / "features.onnx")
     exported = backend.run(pixels)
     backend.close()

@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ from everlearn import methods, processes, recipes
 from everlearn.analysis.diagnosis import diagnose_run, method_report
 from everlearn.backbones import BUNDLED, load_backbone
 from everlearn.checkpoint import FILE
-from everlearn.data import Images, load
-from everlearn.data.augmentation import Augmentation
-from everlearn.data.streams import ClassIncremental
+from everlearn.data import Augmentation, ClassIncremental, Images, load
 from everlearn.evaluation.bench import FILE as BENCH
 from everlearn.evaluation.bench import bench
-from everlearn.evaluation.runner import HEADS
+from everlearn.evaluation.run import FILE as RUN
+from everlearn.evaluation.run import Run
+from everlearn.evaluation.runner import HEADS, measure
 from everlearn.learner import Learner
+from everlearn.methods import NTKCL
 from everlearn.report import write_report
 from everlearn_runtime import cli as device
 from everlearn_runtime.errors import MissingExtra
@@ -78,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--recipe", metavar="NAME", help="published settings, such as cifar100")
     train.add_argument("--method", choices=methods.__all__, help="default: NTKCL")
     train.add_argument("--head", choices=list(HEADS), help="default: the method's own")
-    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--seed", type=int, metavar="N", help="default: 0")
     _learning_options(train, ", or the recipe's")
 
     bench = commands.add_parser(
@@ -137,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
 def _learning_options(command: argparse.ArgumentParser, recipe: str = "") -> None:
     """The options of commands that learn; ``recipe`` ends the help of what a recipe has, too."""
     command.add_argument("--backbone", help=f"any timm model; default: {BUNDLED}{recipe}")
-    command.add_argument("--weights", default="pretrained", help="'pretrained', 'random' or a .safetensors")
+    command.add_argument("--weights", help="'pretrained', the default, 'random', or a .safetensors")
     command.add_argument(
         "--classes-per-task", type=int, metavar="N", help=f"default: enough for five tasks{recipe}"
     )
@@ -151,69 +152,107 @@ def _learning_options(command: argparse.ArgumentParser, recipe: str = "") -> Non
         metavar="SHARE",
         help=f"of an image; default: {Augmentation().scale[0]}{recipe}",
     )
-    command.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    command.add_argument("--precision", choices=["fp32", "bf16"], help="of training; default: fp32")
     command.add_argument("--device", help="a torch device; default: CUDA where there is one")
     command.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load images")
 
 
 def _shared(arguments: argparse.Namespace, usual: Augmentation) -> dict[str, Any]:
     """What `_learning_options` asks for, as arguments of `Learner`; the backbone is left out."""
-    smallest = usual.scale[0] if arguments.smallest_crop is None else arguments.smallest_crop
-    asked = {name: getattr(arguments, name) for name in ("epochs", "batch_size", "lr")}
+    asked = {name: getattr(arguments, name) for name in ("epochs", "batch_size", "lr", "precision")}
     return {
-        "augmentation": replace(
-            usual, scale=(smallest, usual.scale[1]), flip=usual.flip and not arguments.no_flip
-        ),
+        "augmentation": _augmentation(arguments, usual),
         "device": arguments.device,
-        "precision": arguments.precision,
         "workers": arguments.workers,
         **{name: value for name, value in asked.items() if value is not None},
     }
 
 
+def _augmentation(arguments: argparse.Namespace, usual: Augmentation) -> Augmentation:
+    smallest = usual.scale[0] if arguments.smallest_crop is None else arguments.smallest_crop
+    return replace(usual, scale=(smallest, usual.scale[1]), flip=usual.flip and not arguments.no_flip)
+
+
 def _train(arguments: argparse.Namespace) -> None:
-    if arguments.seed < 0:
+    if arguments.seed is not None and arguments.seed < 0:
         raise ValueError(f"--seed is {arguments.seed}; give a whole number of at least 0")
     recipe = recipes.by_name(arguments.recipe) if arguments.recipe else None
     if recipe and arguments.method not in (None, "NTKCL"):
         raise ValueError(f"recipes are for NTKCL, got --method {arguments.method}; leave one of them out")
-    train, test = load(arguments.data, arguments.seed)
-    stream = _stream(arguments, recipe, train, test)
-    if (Path(arguments.out) / FILE).is_file():
-        learner = Learner.load(arguments.out, device=arguments.device, workers=arguments.workers)
-        settings = vars(learner.training) | {"seed": learner.seed}
-        for name in ("epochs", "batch_size", "lr", "seed"):
-            asked = getattr(arguments, name)
-            if asked not in (None, settings[name]):
-                raise ValueError(
-                    f"{arguments.out} was begun with {name} {settings[name]}, not {asked}; "
-                    "go on with the same, or give another --out"
-                )
-        print(f"{arguments.out} has {len(learner.tasks)} of {len(stream)} tasks; going on with its settings")
-    else:
-        options: dict[str, Any] = {
-            "head": HEADS[arguments.head](arguments.seed) if arguments.head else None,
-            "seed": arguments.seed,
-            **_shared(arguments, recipe.augmentation if recipe else Augmentation()),
-        }
-        if recipe:
-            recipe = replace(recipe, backbone=arguments.backbone or recipe.backbone)
-            learner = recipe.learner(weights=arguments.weights, **options)
-        else:
-            backbone = load_backbone(arguments.backbone or BUNDLED, weights=arguments.weights)
-            learner = Learner(backbone, getattr(methods, arguments.method or "NTKCL")(), **options)
-    print(learner.run(stream, checkpoint=arguments.out).table())
+    going_on = (Path(arguments.out) / FILE).is_file()
+    learner = _begun(arguments, recipe) if going_on else _fresh(arguments, recipe)
+    train, test = load(arguments.data, learner.seed)
+    stream = _stream(arguments, recipe, train, test, learner.seed)
+    if going_on:
+        done = len(learner.tasks)
+        print(f"{arguments.out} has {done} of {len(stream)} tasks; going on with its settings")
+    print(measure(learner, stream, folder=arguments.out).accuracy.table())
+
+
+def _fresh(arguments: argparse.Namespace, recipe: recipes.Recipe | None) -> Learner:
+    """The learner that is asked for."""
+    seed = arguments.seed or 0
+    options: dict[str, Any] = {
+        "head": HEADS[arguments.head](seed) if arguments.head else None,
+        "seed": seed,
+        **_shared(arguments, recipe.augmentation if recipe else Augmentation()),
+    }
+    weights = arguments.weights or "pretrained"
+    if recipe:
+        recipe = replace(recipe, backbone=arguments.backbone or recipe.backbone)
+        return recipe.learner(weights=weights, **options)
+    backbone = load_backbone(arguments.backbone or BUNDLED, weights=weights)
+    return Learner(backbone, getattr(methods, arguments.method or "NTKCL")(), **options)
+
+
+def _begun(arguments: argparse.Namespace, recipe: recipes.Recipe | None) -> Learner:
+    """The learner of the folder; ``ValueError`` when anything else is asked for than it was begun with."""
+    learner = Learner.load(arguments.out, device=arguments.device, workers=arguments.workers)
+    record, now = learner.record(), {}
+    if recipe:
+        now |= {"method": NTKCL(**recipe.method).config(), **asdict(recipe.training)}
+        now |= {"backbone": recipe.backbone, "augmentation": asdict(recipe.augmentation)}
+    if arguments.method:
+        now["method"] = getattr(methods, arguments.method)().config() | {"name": arguments.method}
+    begun: dict[str, Any] = {
+        **record["training"],
+        **{name: record[name] for name in ("seed", "precision", "augmentation")},
+        "method": record["method"]["config"] | ({"name": record["method"]["name"]} if arguments.method else {}),
+        **{name: (record["backbone"] or {}).get(key) for name, key in _OF_BACKBONE.items()},
+        "head": {"kind": learner.head.kind, "options": learner.head.options},
+    }
+    for name in ("epochs", "batch_size", "lr", "seed", "precision", "weights", "backbone"):
+        if getattr(arguments, name) is not None:
+            now[name] = getattr(arguments, name)
+    if arguments.head:
+        head = HEADS[arguments.head](learner.seed)
+        now["head"] = {"kind": head.kind, "options": head.options}
+    if arguments.no_flip or arguments.smallest_crop is not None:
+        now["augmentation"] = asdict(_augmentation(arguments, recipe.augmentation if recipe else Augmentation()))
+    for name, asked in now.items():
+        if begun[name] != asked:
+            raise ValueError(
+                f"{arguments.out} was begun with {name} {begun[name]}, not {asked}; "
+                "go on with the same, or give another --out"
+            )
+    return learner
+
+
+_OF_BACKBONE = {"backbone": "name", "weights": "weights"}
 
 
 def _stream(
-    arguments: argparse.Namespace, recipe: recipes.Recipe | None, train: Images, test: Images
+    arguments: argparse.Namespace, recipe: recipes.Recipe | None, train: Images, test: Images, seed: int
 ) -> ClassIncremental:
-    per_task = arguments.classes_per_task
+    per_task, first = arguments.classes_per_task, None
     if recipe and per_task is None:
         return recipe.stream(train, test)
-    if per_task is None:
+    if per_task is None and (Path(arguments.out) / RUN).is_file():
+        first, *later = Run.read(arguments.out).tasks
+        per_task = later[0] if later else first
+    elif per_task is None:
         per_task = _fifth(train)
-    return ClassIncremental(train, test, per_task, seed=recipe.seed if recipe else arguments.seed)
+    return ClassIncremental(train, test, per_task, first=first, seed=recipe.seed if recipe else seed)
 
 
 def _fifth(images: Images) -> int:
@@ -233,7 +272,7 @@ def _bench(arguments: argparse.Namespace) -> None:
         methods=arguments.methods,
         seeds=arguments.seeds,
         heads=arguments.heads,
-        backbone=load_backbone(arguments.backbone or BUNDLED, weights=arguments.weights),
+        backbone=load_backbone(arguments.backbone or BUNDLED, weights=arguments.weights or "pretrained"),
         say=tqdm.write,
         **_shared(arguments, Augmentation()),
     )
@@ -269,4 +308,4 @@ def _report(arguments: argparse.Namespace) -> None:
     own = method_report(learner, [test.of_classes(classes) for classes in learner.tasks])
     diagnosis = "\n\n".join(text for text in (found.text(), own) if text)
     print(diagnosis)
-    print(f"\n{write_report(arguments.learner, learner=learner, test=test, diagnosis=diagnosis)}")
+    print(f"\n{write_report(arguments.learner, diagnosis=diagnosis)}")

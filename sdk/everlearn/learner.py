@@ -5,7 +5,8 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,25 +18,23 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from everlearn import checkpoint as checkpoints
-from everlearn import processes
+from everlearn import methods, processes
 from everlearn.backbones import BUNDLED, Backbone, load_backbone
-from everlearn.checkpoint import Unfinished
-from everlearn.data import Images, as_images, photographs
-from everlearn.data.augmentation import Augmentation
-from everlearn.data.loader import Batches, Normalised, plain_batches, train_batches
-from everlearn.data.streams import ClassIncremental
-from everlearn.evaluation.cache import FeatureStore
+from everlearn.checkpoint import Lesson, State, Unfinished
+from everlearn.data import Augmentation, ClassIncremental, Images, as_images, photographs
+from everlearn.data.loader import Loader
 from everlearn.evaluation.metrics import AccuracyMatrix, accuracy
-from everlearn.files import read_json, write_json
-from everlearn.methods import NTKCL
+from everlearn.evaluation.runner import measure
 from everlearn.methods.base import Method, TaskInfo
 from everlearn_export.bundle import export_bundle
 from everlearn_runtime.bundle import Bundle, Manifest
-from everlearn_runtime.heads import Head
+from everlearn_runtime.heads import Classes, Head, from_state
 
 DEFAULT_AUGMENTATION = Augmentation()
 
 _ATTACH, _BEGIN, _EPOCH, _SURVEY, _END = range(5)  # what a stream of random numbers is for
+
+_owners: weakref.WeakKeyDictionary[Method | Head, "weakref.ref[Learner]"] = weakref.WeakKeyDictionary()
 
 
 class Learner:
@@ -43,9 +42,8 @@ class Learner:
 
     Args:
         backbone: a name (the bundled one, or any timm model) or a `Backbone`.
-        method: what adapts the backbone; NTK-CL when none is given.
-        head: what turns features into classes; the method's own when none is given.
-        beside: further heads by name, which learn from the same features, to be compared.
+        method: what adapts the backbone; NTK-CL when none is given. It is this learner's alone.
+        head: what turns features into classes; the method's own when none is given. Likewise.
         weights: see `load_backbone`.
         epochs, batch_size, lr, optimizer, momentum, weight_decay, carry: see `Training`; what is
             left out is the method's own.
@@ -56,16 +54,14 @@ class Learner:
         precision: ``"fp32"``, or ``"bf16"`` to train under autocast (features stay fp32).
         workers: processes that load images; the result does not depend on it.
         progress: show progress bars; by default where there is a terminal.
-        reuse: features that other learners may have computed already, see `FeatureStore`.
 
     Attributes:
-        seconds: spent in `fit` so far, also by the processes that this one goes on from; what an
-            interrupt undid does not count, nor do the heads beside its own.
-        trained: the largest number of parameters that a task has trained.
+        history: the tasks learned, see `Lesson`.
+        unfinished: the task that an interrupt has left behind, or None.
 
     Raises:
-        ValueError: for settings outside their range, an unknown backbone, or a method that
-            needs tokens on a backbone that has none.
+        ValueError: for settings outside their range, an unknown backbone, a method that needs
+            tokens on a backbone that has none, or a method or head that another learner has.
     """
 
     def __init__(
@@ -74,7 +70,6 @@ class Learner:
         method: Method | None = None,
         *,
         head: Head | None = None,
-        beside: Mapping[str, Head] | None = None,
         weights: str | Path = "pretrained",
         epochs: int | None = None,
         batch_size: int | None = None,
@@ -89,7 +84,6 @@ class Learner:
         precision: str = "fp32",
         workers: int = 0,
         progress: bool | None = None,
-        reuse: FeatureStore | None = None,
     ) -> None:
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision must be 'fp32' or 'bf16', got {precision!r}")
@@ -100,7 +94,10 @@ class Learner:
                 f"head is a {type(head).__name__}, which is no head; give one of everlearn_runtime.heads, "
                 "for example LDA() or, where a method has its name, everlearn_runtime.heads.FeCAM()"
             )
-        self.method = NTKCL() if method is None else method
+        self.method = methods.NTKCL() if method is None else method
+        _check_free(self.method, "method")
+        if head is not None:
+            _check_free(head, "head")
         given: dict[str, Any] = {
             "epochs": epochs,
             "batch_size": batch_size,
@@ -119,10 +116,6 @@ class Learner:
         self.precision = precision
         self.workers = workers
         self.progress = progress
-        self.reuse = reuse
-        self.seconds = 0.0
-        self.trained = 0
-        self._start = 0.0
         self.backbone = load_backbone(backbone, weights=weights) if isinstance(backbone, str) else backbone
         self.backbone.fuse_attention(self.device.type != "cpu")
         with self._seeded(_ATTACH):
@@ -130,17 +123,32 @@ class Learner:
         self.method.to(self.device).eval()
         self.head = self.method.head() if head is None else head
         # A head of another width is told of now, not after the first task's training.
-        for one in (self.head, *(beside or {}).values()):
-            copy.deepcopy(one).update(np.ones((1, sum(self.method.sections))), ["probe"])
-        self.beside = dict(beside or {})
-        self.tasks: list[tuple[str, ...]] = []
+        copy.deepcopy(self.head).update(np.ones((1, sum(self.method.sections))), ["probe"])
+        self.history: list[Lesson] = []
         self.unfinished: Unfinished | None = None
         self._seen: Images | None = None
+        for own in (self.method, self.head):
+            _owners[own] = weakref.ref(self)
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The classes known so far, in the order of their arrival."""
         return self.head.classes
+
+    @property
+    def tasks(self) -> list[tuple[str, ...]]:
+        """The classes of each task learned."""
+        return [lesson.classes for lesson in self.history]
+
+    @property
+    def started(self) -> bool:
+        """Whether a task has been learned, or begun."""
+        return bool(self.history) or self.unfinished is not None
+
+    @property
+    def carries(self) -> bool:
+        """Whether the head has statistics that training would leave behind, and is to take them along."""
+        return self.training.carry and bool(self.history) and bool(self.method.trainable())
 
     @processes.together()
     def fit(self, data: object, *, checkpoint: str | Path | None = None) -> "Learner":
@@ -159,89 +167,48 @@ class Learner:
                 those of the task that is to be resumed.
         """
         images = as_images(data)
-        labels = hashlib.sha256(json.dumps(images.labels).encode()).hexdigest()
-        if self.unfinished is not None and self.unfinished.labels != labels:
+        processes.agree(hashlib.sha256(json.dumps(images.labels).encode()).digest(), "the labels of this task")
+        # To know the images again; who keeps no checkpoint need not read them for that.
+        digest = images.fingerprint() if checkpoint is not None or self.unfinished is not None else ""
+        if self.unfinished is not None and self.unfinished.digest != digest:
             raise ValueError(
                 f"this learner stopped after epoch {self.unfinished.epochs} of a task with other images, or "
                 "the same in another order; call fit with that task's data to finish it"
             )
-        processes.agree(bytes.fromhex(labels), "the labels of this task")
-        keep = {id(self.backbone): self.backbone, **self.backbone.shared()}  # frozen: no copy is needed
-        before = *copy.deepcopy((self.method, self.head, self.beside), keep), self.unfinished
-        effort, self._start = (self.seconds, self.trained), time.perf_counter() - self.seconds
-        try:
-            if self.unfinished is None:
-                old_features = self.features(images) if self._carries() else None
-                columns = self._columns(images)
-                self.begin_task(images.classes, columns)
-            else:
-                old_features, columns = self.unfinished.features, self.unfinished.columns
-            position = {name: index for index, name in enumerate(images.classes)}
-            targets = [position[label] for label in images.labels]
-            plain = plain_batches(images, self.backbone.input, targets=targets, workers=self.workers)
-            batches = Normalised(plain, self.backbone, self.device)
-            if self.unfinished is None:
-                with self._seeded(_SURVEY, len(self.tasks)):
-                    self.method.survey(batches)
-                processes.same(self.method.learned().values())
-            self._train(images, targets, labels, columns, old_features, checkpoint)
-            with self._seeded(_END, len(self.tasks)):
-                self.method.end_task(batches)
-            processes.same(self.method.learned().values())
-            features = self.features(images)
-            self._teach(self.head, old_features, features, images.labels)
-            seconds = time.perf_counter() - self._start
-            for head in self.beside.values():
-                self._teach(head, old_features, features, images.labels)
-        except BaseException:
-            self.method, self.head, self.beside, self.unfinished = before
-            self.seconds, self.trained = effort
-            raise
-        self.seconds = seconds
-        self.tasks.append(images.classes)
-        self.unfinished = None
+        with self._all_or_nothing():
+            lesson = self._learn(images, digest, checkpoint)
+        self.history.append(lesson)
         self._seen = images
         if checkpoint is not None:
             self.save(checkpoint)
         return self
 
-    @processes.together()
-    def run(self, stream: ClassIncremental, *, checkpoint: str | Path | None = None) -> AccuracyMatrix:
-        """Learn every task of a stream, and measure all tasks seen so far after each.
+    def forget(self, label: str) -> "Learner":
+        """Take a class out of the head, and out of all that the method keeps for each class.
 
-        Args:
-            stream: the tasks.
-            checkpoint: a folder for this learner and its ``accuracy.json``. A learner loaded
-                from it goes on where it was.
+        A class that comes back later begins anew. What its images have taught the adapters, or a
+        statistic that all classes share (see the head's ``remove``), stays.
 
         Raises:
-            ValueError: when tasks that this learner has finished are not those of the stream.
+            ValueError: no such class, or a task is unfinished.
         """
-        record = None if checkpoint is None else Path(checkpoint) / "accuracy.json"
-        matrix = AccuracyMatrix()
-        if self.tasks and record is not None and record.is_file():
-            recorded = AccuracyMatrix.from_dict(read_json(record, "an accuracy matrix"))
-            if len(recorded) <= len(self.tasks):  # otherwise of a run that this one replaced
-                matrix = recorded
-        for task, done in zip(stream, self.tasks, strict=False):
-            if set(task.classes) != set(done):
-                raise ValueError(
-                    f"task {task.index + 1} of the stream has the classes {', '.join(sorted(task.classes))}, "
-                    f"but this learner learned {', '.join(sorted(done))} there; give the stream it began with"
-                )
-        for task in stream:
-            if task.index == len(self.tasks):
-                self.fit(task.train, checkpoint=checkpoint)
-            if task.index == len(matrix):
-                if task.index < len(self.tasks) - 1:
-                    raise ValueError(
-                        f"this learner has finished {len(self.tasks)} tasks, but the accuracies after task "
-                        f"{task.index + 1} are not on record; start again with a fresh learner"
-                    )
-                matrix.record(*self._accuracies(stream, task.index))
-                if record is not None and processes.is_main():
-                    write_json(record, matrix.to_dict())
-        return matrix
+        if self.unfinished is not None:
+            raise ValueError(
+                f"a task is unfinished, so {label!r} cannot be forgotten now; call fit with that task's data "
+                "first"
+            )
+        with self._all_or_nothing():
+            self.head.remove(label)
+            self.head.settle()
+            self.method.follow(self.head.classes)
+        if self._seen is not None:
+            others = [index for index, name in enumerate(self._seen.labels) if name != label]
+            self._seen = self._seen.subset(others) if others else None
+        return self
+
+    def run(self, stream: ClassIncremental, *, checkpoint: str | Path | None = None) -> AccuracyMatrix:
+        """Learn every task of a stream and measure all tasks seen so far after each: see `measure`."""
+        return measure(self, stream, folder=checkpoint).accuracy
 
     def evaluate(self, data: object) -> float:
         """Top-1 accuracy in [0, 1] on labelled images, over all classes known so far."""
@@ -255,21 +222,34 @@ class Learner:
     @processes.together()
     def features(self, data: object) -> NDArray[np.float32]:
         """What the head sees, float32 (N, F), of anything that `as_images` takes."""
-        images = as_images(data)
-        if self.reuse is not None:
-            known = self.reuse.look_up(images, self.method, self._compute)
-            if known is not None:
-                return known
-        return self._compute(images)
-
-    def _compute(self, images: Images) -> NDArray[np.float32]:
-        batches = plain_batches(images, self.backbone.input, workers=self.workers, shared=True)
+        loader = self._loader(as_images(data))
         self.method.eval()
         parts = [np.zeros((0, sum(self.method.sections)), np.float32)]  # a process may have no batch
         with torch.inference_mode():
-            for batch, _ in self._bar(batches, "features", "batch"):
+            for batch, _ in self._bar(loader.in_order(shared=True), "features", "batch"):
                 parts.append(self.method.features(batch).cpu().numpy())
         return processes.gather(np.concatenate(parts))
+
+    def teach(
+        self,
+        head: Head,
+        before: NDArray[np.float32] | None,
+        features: NDArray[np.float32],
+        labels: Sequence[str],
+    ) -> None:
+        """Let a head learn a task that has just been trained, as `fit` does with the learner's own.
+
+        Args:
+            head: any.
+            before: features (N, F) of the task's images before training, to carry along what the
+                head knows; None leaves it as it is.
+            features: of the same images now.
+            labels: theirs.
+        """
+        if before is not None:
+            head.carry(before, features)
+        self.method.teach(head, features, labels)
+        head.settle()  # so that saving changes nothing, not even the last bits
 
     @processes.together()
     def export(self, path: str | Path, *, images: object | None = None, overwrite: bool = False) -> Manifest:
@@ -290,10 +270,7 @@ class Learner:
             raise ValueError("nothing has been learned yet, so there is nothing to export; call fit first")
         sample = as_images(images) if images is not None else self._seen or photographs(64)
         spread = np.linspace(0, len(sample) - 1, min(len(sample), 64)).round().astype(int)
-        (pixels,) = (
-            batch.numpy()
-            for batch, _ in plain_batches(sample.subset(spread.tolist()), self.backbone.input, batch_size=64)
-        )
+        pixels = self._loader(sample).pixels(spread.tolist())
         record = self.record()
         if record["backbone"]:  # the device need not know in which folder the weights lay
             record["backbone"]["weights"] = Path(record["backbone"]["weights"]).name
@@ -332,93 +309,151 @@ class Learner:
     def save(self, path: str | Path) -> None:
         """Save to a folder, as one file that replaces the last one whole."""
         if processes.is_main():
-            checkpoints.save(self, Path(path))
+            state = State(
+                settings=self.record(),
+                fingerprint=self.backbone.fingerprint(),
+                method=self.method.learned(),
+                rows=self.method.classes.names,
+                head=self.head.state(),
+                history=tuple(self.history),
+                unfinished=self.unfinished,
+            )
+            checkpoints.write(state, Path(path))
 
     @classmethod
-    def load(cls, path: str | Path, **options: Any) -> "Learner":
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        backbone: Backbone | None = None,
+        method: Method | None = None,
+        weights: str | Path | None = None,
+        device: str | torch.device | None = None,
+        workers: int = 0,
+        progress: bool | None = None,
+        **others: Any,
+    ) -> "Learner":
         """Load what `save` wrote.
 
         Args:
             path: the folder.
-            options: ``backbone``, ``method`` or ``weights`` where they cannot be found again by
-                what was saved; ``device``, ``workers``, ``progress`` and ``reuse`` as in the
-                constructor.
+            backbone, method, weights: where they cannot be found again by what was saved.
+            device, workers, progress: as in the constructor.
+            others: are refused: a saved learner has its settings.
 
         Raises:
-            ValueError: when the file is missing, corrupt, from a newer format, or does not fit
-                the backbone.
+            ValueError: when the file is missing, corrupt, of another format, or does not fit the
+                backbone.
         """
-        return checkpoints.load(cls, Path(path), **options)
+        if others:
+            raise ValueError(
+                f"a saved learner keeps its settings, so {', '.join(others)} cannot be given; only backbone, "
+                "method, weights, device, workers and progress can"
+            )
+        state = checkpoints.read(Path(path))
+        settings = state.settings
+        if backbone is None:
+            spec = settings["backbone"]
+            if spec is None:
+                raise ValueError(
+                    f"{path} was saved with a backbone of the caller's own; pass it as backbone="
+                )
+            backbone = load_backbone(spec["name"], weights=weights or spec["weights"], **spec["options"])
+        if backbone.fingerprint() != state.fingerprint:
+            raise ValueError(
+                f"the backbone's weights are not those that {path} was trained on; "
+                "pass the same ones, as weights= or as backbone="
+            )
+        if method is None:
+            name = settings["method"]["name"]
+            if name not in methods.__all__:
+                raise ValueError(
+                    f"{path} was saved with a method of the caller's own, {name}; pass an instance as method="
+                )
+            method = getattr(methods, name)(**settings["method"]["config"])
+        learner = cls(
+            backbone,
+            method,
+            head=from_state(state.head),
+            **settings["training"],
+            augmentation=_augmentation(settings["augmentation"]),
+            seed=settings["seed"],
+            precision=settings["precision"],
+            device=device,
+            workers=workers,
+            progress=progress,
+        )
+        learner.history = list(state.history)
+        learner.unfinished = state.unfinished
+        if state.unfinished is not None:
+            learner._begin(state.unfinished)
+        learner.method.restore(state.method, state.rows)
+        return learner
 
-    def begin_task(self, classes: tuple[str, ...], columns: tuple[int, ...] = ()) -> None:
-        """Tell the method of a task; `fit` and `load` do this, seeded alike."""
-        others = [index for index, name in enumerate(self.head.classes) if name not in classes]
+    # One task, from images to a head that has learned it
+
+    def _learn(self, images: Images, digest: str, checkpoint: str | Path | None) -> Lesson:
+        begun = self.unfinished
+        start = time.perf_counter() - (begun.seconds if begun else 0.0)
+        loader = self._loader(images)
+        place = {name: index for index, name in enumerate(images.classes)}
+        targets = [place[label] for label in images.labels]
+        batches = loader.in_order(targets)
+        if begun is None:
+            begun = Unfinished(
+                classes=images.classes,
+                seen=Classes([*self.head.classes, *images.labels]).names,
+                digest=digest,
+                features=self.features(images) if self.carries else None,
+            )
+            self._begin(begun)
+            with self._seeded(_SURVEY, len(self.history)):
+                self.method.survey(batches)
+            processes.same(self.method.learned().values())
+        parameters = sum(parameter.numel() for parameter in self.method.trainable())
+        for so_far in self._train(loader, targets, begun):
+            if checkpoint is not None:
+                self.unfinished = replace(so_far, seconds=time.perf_counter() - start)
+                self.save(checkpoint)
+        with self._seeded(_END, len(self.history)):
+            self.method.end_task(batches)
+        processes.same(self.method.learned().values())
+        self.teach(self.head, begun.features, self.features(images), images.labels)
+        self.unfinished = None
+        return Lesson(images.classes, len(images), parameters, time.perf_counter() - start)
+
+    def _begin(self, begun: Unfinished) -> None:
+        """Tell the method of a task; a learner that is loaded does it again, seeded alike."""
+        others = [index for index, name in enumerate(self.head.classes) if name not in begun.classes]
         prototypes = np.zeros((0, sum(self.method.sections)))
         if others:
             prototypes = self.head.prototypes[others]
         task = TaskInfo(
-            index=len(self.tasks),
-            classes=classes,
+            index=len(self.history),
+            classes=begun.classes,
             known=self.head.classes,
-            columns=columns,
             prototypes=torch.from_numpy(prototypes).float(),
+            seen=begun.seen,
         )
+        self.method.follow(self.head.classes)
         with self._seeded(_BEGIN, task.index):
             self.method.begin_task(task)
 
-    def _columns(self, images: Images) -> tuple[int, ...]:
-        """Where the head will have each class: the known ones first, then by first appearance."""
-        order = list(dict.fromkeys((*self.head.classes, *images.labels)))
-        return tuple(order.index(name) for name in images.classes)
-
-    def _carries(self) -> bool:
-        """Whether the head has statistics that training would leave behind."""
-        return self.training.carry and bool(self.tasks) and bool(self.method.trainable())
-
-    def _teach(
-        self,
-        head: Head,
-        old_features: NDArray[np.float32] | None,
-        features: NDArray[np.float32],
-        labels: Sequence[str],
-    ) -> None:
-        if old_features is not None:
-            head.carry(old_features, features)
-        self.method.teach(head, features, labels)
-        head.settle()  # so that saving changes nothing, not even the last bits
-
-    def _train(
-        self,
-        images: Images,
-        targets: Sequence[int],
-        labels: str,
-        columns: tuple[int, ...],
-        old_features: NDArray[np.float32] | None,
-        checkpoint: str | Path | None,
-    ) -> None:
-        parameters = self.method.trainable()
-        self.trained = max(self.trained, sum(parameter.numel() for parameter in parameters))
+    def _train(self, loader: Loader, targets: Sequence[int], begun: Unfinished) -> Iterator[Unfinished]:
+        """Train epoch by epoch; gives the task as far as it is, after each epoch but the last."""
+        parameters, setting, index = self.method.trainable(), self.training, len(self.history)
         if not parameters:
             return
-        setting, index = self.training, len(self.tasks)
         optimizer = setting.make_optimizer(parameters)
-        first = 0
-        if self.unfinished is not None:
-            first = self.unfinished.epochs
-            for parameter, state in zip(parameters, self.unfinished.optimizer, strict=True):
-                optimizer.state[parameter] = {name: value.clone() for name, value in state.items()}
-        for epoch in range(first, setting.epochs):
+        for parameter, state in zip(parameters, begun.optimizer, strict=begun.epochs > 0):
+            # Adam counts its steps on the CPU.
+            moved = {name: value.to(self.device) if value.dim() else value for name, value in state.items()}
+            optimizer.state[parameter] = {name: value.clone() for name, value in moved.items()}
+        for epoch in range(begun.epochs, setting.epochs):
             for group in optimizer.param_groups:
                 group["lr"] = setting.rate(epoch)
-            batches = train_batches(
-                images,
-                targets,
-                self.backbone.input,
-                self.augmentation,
-                batch_size=setting.batch_size,
-                key=(self.seed, index, epoch),
-                workers=self.workers,
-            )
+            key = (self.seed, index, epoch)
+            batches = loader.shuffled(targets, self.augmentation, batch_size=setting.batch_size, key=key)
             self.method.train()
             with self._seeded(_EPOCH, index, epoch, *processes.key()):
                 name = f"task {index + 1}, epoch {epoch + 1}/{setting.epochs}"
@@ -426,11 +461,9 @@ class Learner:
                     bar.set_postfix(self._step(optimizer, batch, target), refresh=False)
             self.method.eval()
             processes.same(self.method.learned().values())
-            if checkpoint is not None and epoch + 1 < setting.epochs:
+            if epoch + 1 < setting.epochs:
                 states = tuple(optimizer.state[parameter] for parameter in parameters)
-                self.unfinished = Unfinished(images.classes, labels, columns, epoch + 1, states, old_features)
-                self.seconds = time.perf_counter() - self._start
-                self.save(checkpoint)
+                yield replace(begun, epochs=epoch + 1, optimizer=states)
 
     def _step(self, optimizer: torch.optim.Optimizer, images: Tensor, targets: Tensor) -> dict[str, str]:
         optimizer.zero_grad()
@@ -459,26 +492,29 @@ class Learner:
             raise ValueError("nothing has been learned yet, so nothing can be predicted; call fit first")
         return self.head.predict(self.features(images))
 
-    def _accuracies(self, stream: ClassIncremental, last: int) -> tuple[list[float], list[int]]:
-        """Accuracy on each task up to ``last``, and how many images that is."""
-        images = stream[last].test_so_far
-        right: dict[str, list[bool]] = {}
-        for label, predicted in zip(images.labels, self._predict(images), strict=True):
-            right.setdefault(label, []).append(label == predicted)
-        tasks = [[hit for name in stream[i].classes for hit in right[name]] for i in range(last + 1)]
-        return [float(np.mean(hits)) for hits in tasks], [len(hits) for hits in tasks]
+    def _loader(self, images: Images) -> Loader:
+        return Loader(images, self.backbone, self.device, workers=self.workers)
 
-    def _bar(self, batches: Batches, name: str, unit: str) -> Any:
+    def _bar(self, batches: Any, name: str, unit: str) -> Any:
         quiet = None if self.progress is None else not self.progress  # None: quiet without a terminal
         quiet = quiet if processes.is_main() else True
-        return tqdm(
-            Normalised(batches, self.backbone, self.device),
-            desc=name,
-            total=len(batches),
-            unit=unit,
-            disable=quiet,
-            leave=False,
-        )
+        return tqdm(batches, desc=name, total=len(batches), unit=unit, disable=quiet, leave=False)
+
+    @contextlib.contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Put method, head and task back as they were when something raises.
+
+        They stay the same objects, so that whoever holds them sees what the learner sees.
+        """
+        before = copy.deepcopy(self.method, self.method.shared()), copy.deepcopy(self.head)
+        unfinished = self.unfinished
+        try:
+            yield
+        except BaseException:
+            for own, copied in zip((self.method, self.head), before, strict=True):
+                own.__dict__ = copied.__dict__
+            self.unfinished = unfinished
+            raise
 
     @contextlib.contextmanager
     def _seeded(self, *key: int) -> Iterator[None]:
@@ -488,3 +524,17 @@ class Learner:
             seed = np.random.SeedSequence([self.seed, *key]).generate_state(1, np.uint64)[0]
             torch.manual_seed(int(seed))
             yield
+
+
+def _check_free(part: Method | Head, what: str) -> None:
+    owner = _owners.get(part)
+    if owner is not None and owner() is not None:
+        name = type(part).__name__
+        raise ValueError(f"this {name} is the {what} of another learner; give each learner one of its own")
+
+
+def _augmentation(stored: dict[str, Any] | None) -> Augmentation | None:
+    if stored is None:
+        return None
+    # JSON has no tuples, and with lists it would not equal the one that was saved.
+    return Augmentation(tuple(stored["scale"]), tuple(stored["ratio"]), stored["flip"])

@@ -24,6 +24,8 @@ from everlearn import (
     Ridge,
     checkpoint,
 )
+from everlearn.evaluation import runner
+from everlearn.evaluation.run import Run
 from everlearn.methods.base import Batches, TaskInfo
 
 from ..conftest import Clock, coloured, digests, fit_all, make_learner, pixels, state, vit
@@ -335,7 +337,7 @@ def test_a_last_checkpoint_that_cannot_be_written_costs_no_training(
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", full)
+        patch.setattr(checkpoint, "write", full)
         with pytest.raises(OSError, match="no space left"):
             learner.fit(coloured("ab"), checkpoint=tmp_path)
     assert learner.tasks == [("a", "b")]
@@ -359,7 +361,7 @@ def test_a_run_measures_every_task_after_each(tmp_path: Path) -> None:
     for index, task in enumerate(stream()):
         assert matrix.values[2, index] == learner.evaluate(task.test)
     assert matrix.last == learner.evaluate(stream()[-1].test_so_far)
-    assert json.loads((tmp_path / "accuracy.json").read_text()) == matrix.to_dict()
+    assert Run.read(tmp_path).accuracy.to_dict() == matrix.to_dict()
 
 
 def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
@@ -390,7 +392,7 @@ def test_a_run_stopped_while_it_was_measuring_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Learner, "_accuracies", stop)
+        patch.setattr(runner, "figures", stop)
         with pytest.raises(KeyboardInterrupt):
             learner.run(stream(), checkpoint=tmp_path)
     learner = Learner.load(tmp_path, device="cpu")
@@ -410,7 +412,7 @@ def test_another_stream_is_refused(tmp_path: Path) -> None:
 def test_a_run_without_its_record_is_refused(tmp_path: Path) -> None:
     learner = make_learner(Frozen())
     learner.run(stream(), checkpoint=tmp_path)
-    (tmp_path / "accuracy.json").unlink()
+    (tmp_path / "run.json").unlink()
     with pytest.raises(
         ValueError, match="finished 3 tasks, but the accuracies after task 1 are not on record"
     ):

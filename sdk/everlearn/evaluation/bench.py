@@ -1,7 +1,7 @@
 """Methods beside each other: every method, with every seed, on one stream.
 
     from everlearn import npz
-    from everlearn.evaluation.bench import bench
+    from everlearn.bench import bench
 
     print(bench(*npz("data.npz"), "runs/", classes_per_task=10, seeds=[0, 1, 2]).table())
 
@@ -10,9 +10,8 @@ stopped one was.
 """
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -21,21 +20,20 @@ from typing import Any, cast
 import numpy as np
 from tqdm.auto import tqdm
 
+from everlearn import checkpoint, processes
 from everlearn import methods as all_methods
-from everlearn import processes
 from everlearn.backbones import BUNDLED, Backbone, load_backbone
-from everlearn.checkpoint import FILE as CHECKPOINT
-from everlearn.data import Images, as_images
-from everlearn.data.augmentation import Augmentation
-from everlearn.data.streams import ClassIncremental
-from everlearn.evaluation.cache import FeatureStore
-from everlearn.evaluation.runner import HEADS, OWN, Run, measure, recorded
+from everlearn.data import Augmentation, ClassIncremental, Images, as_images
+from everlearn.evaluation import beside, run
+from everlearn.evaluation.cache import CachedLearner, FeatureStore
+from everlearn.evaluation.run import OWN, Run
+from everlearn.evaluation.runner import HEADS, measure
 from everlearn.files import read_json, write_json
 from everlearn.learner import DEFAULT_AUGMENTATION, Learner
 from everlearn.methods.base import Method
 
 FILE = "bench.json"
-FORMAT = 1
+FORMAT = 2
 
 MakeMethod = Callable[[], Method]
 
@@ -64,7 +62,7 @@ class Bench:
         if data.get("format") != FORMAT:
             raise ValueError(
                 f"{file} has format {data.get('format')!r}, by everlearn {data.get('everlearn')}; this one "
-                f"reads format {FORMAT}: pip install --upgrade everlearn"
+                f"reads format {FORMAT}: pip install --upgrade everlearn, or give another folder"
             )
         try:
             runs = tuple(Run.from_dict(run) for run in data["runs"])
@@ -95,7 +93,7 @@ class Bench:
     def table(self) -> str:
         """Aligned text: mean and standard deviation over the seeds for each method and head.
 
-        Accuracies are in percent, with the figures of `everlearn.evaluation.runner.Score`; "params" is the
+        Accuracies are in percent, with the figures of `everlearn.evaluation.run.Score`; "params" is the
         largest number of parameters that a task has trained.
         """
         titles = ("A_bar", "A_T", "forgetting", "task id", "within task", "params", "MB kept", "seconds")
@@ -182,7 +180,7 @@ def bench(
 
     A seed sets the order of the classes, initial values, batches and augmentation. All methods
     have one seed before the next one begins. In ``out`` lie ``bench.json`` with every figure, a
-    file for each finished run under ``runs``, and under ``features`` what methods share that train
+    folder for each run under ``runs``, and under ``features`` what methods share that train
     nothing. Whatever stops it, the same call goes on; more methods or seeds may be asked for later.
 
     Args:
@@ -215,10 +213,9 @@ def bench(
     trunk = load_backbone(backbone, weights=weights) if isinstance(backbone, str) else backbone
     here = {"device": device, "workers": workers, "progress": progress}
 
-    def fresh(name: str, seed: int, reuse: FeatureStore | None = None) -> Learner:
-        settings = {"augmentation": augmentation, "precision": precision, "reuse": reuse, **here, **training}
-        beside = {head: HEADS[head](seed) for head in heads}
-        return Learner(trunk, makers[name](), beside=beside, seed=seed, **settings)
+    def fresh(name: str, seed: int) -> CachedLearner:
+        settings = {"augmentation": augmentation, "precision": precision, **here, **training}
+        return CachedLearner(trunk, makers[name](), seed=seed, **settings)
 
     # Whether every method can be made at all is said before hours of learning, not after.
     records = {name: fresh(name, seeds[0]).record() for name in makers}
@@ -251,32 +248,36 @@ def bench(
         for name, seed in left:
             title = f"{name}, seed {seed}"
             bar.set_description(title)
-            checkpoint = folder.checkpoint(name, seed)
-            options = {"backbone": trunk, "method": makers[name](), "reuse": store, **here}
-            learner = _resumed(checkpoint, title, options, say)
+            path = folder.of(name, seed)
+            learner = _resumed(path, title, {"backbone": trunk, "method": makers[name](), **here}, say)
             if learner is None:
-                learner = fresh(name, seed, store)
+                learner = fresh(name, seed)
+            learner.store = store
             if store.covers(learner.method):
                 learner.features(data[0])  # now, so that the seconds of learning are of learning
             try:
-                run = measure(
+                found = measure(
                     learner,
                     streams[seed],
-                    folder=checkpoint,
+                    folder=path,
+                    heads={head: HEADS[head](seed) for head in heads},
                     name=name,
+                    settings=folder.settings,
                     after_task=partial(_describe, bar, title),
                 )
             except FloatingPointError as error:
                 given_up.append(title)
                 say(f"{title}: given up, for {error}")
                 continue
-            finished(run, learner)
-            folder.finish(run)
+            stored = store.stored(learner.method)
+            found = replace(found, reused=stored.seconds[0] if stored else None, finished=True)
+            finished(found, learner)
+            folder.finish(found)
             bar.update()
-            own = run.scores[OWN]
+            own = found.scores[OWN]
             say(
-                f"{title}: A_bar {spread([own.average])}, A_T {spread([own.last])}, {seconds(run.seconds)} s"
-                f"{'' if run.reused is None else ' with the features that are kept'}"
+                f"{title}: A_bar {spread([own.average])}, A_T {spread([own.last])}, {seconds(found.seconds)} s"
+                f"{'' if found.reused is None else ' with the features that are kept'}"
             )
     result = folder.collect(wanted)
     if given_up:
@@ -314,26 +315,48 @@ def _digest(images: Images, progress: bool | None) -> str:
         return images.digest(bar.update)
 
 
-def _resumed(folder: Path, title: str, options: dict[str, Any], say: Callable[[str], None]) -> Learner | None:
-    """The learner that an interrupt left behind, or None."""
-    if not (folder / CHECKPOINT).is_file():
+def _resumed(
+    path: Path, title: str, options: dict[str, Any], say: Callable[[str], None]
+) -> CachedLearner | None:
+    """The learner that an interrupt left behind, or None.
+
+    What cannot be read is not deleted: it is set aside, and said. What another version wrote stops
+    the benchmark, as that version can go on with it.
+    """
+    if not (path / checkpoint.FILE).is_file():
         return None
     try:
-        learner = Learner.load(folder, **options)
-        recorded(folder, len(learner.tasks))
+        learner = cast(CachedLearner, CachedLearner.load(path, **options))
+        done, measured = len(learner.tasks), len(Run.read(path).scores.get(OWN, _NOTHING).rows)
+        if learner.started and not done - 1 <= measured <= done:
+            raise ValueError(f"it has learned {done} tasks, and there are the figures of {measured}")
+    except checkpoint.NewerFormatError:
+        raise
     except ValueError as error:
-        say(f"{title}: begun anew, for its checkpoint cannot be used: {error}")
-        shutil.rmtree(folder)
+        aside = _free(path)
+        path.rename(aside)
+        say(f"{title}: begun anew, for its checkpoint cannot be used: {error}; it is kept as {aside}")
         return None
     say(f"{title}: going on after {len(learner.tasks)} tasks")
     return learner
+
+
+_NOTHING = run.Score("", (), 0)
+
+
+def _free(path: Path) -> Path:
+    """A name beside a path that nothing has."""
+    number = 1
+    while (aside := path.with_name(f".{path.name}-unreadable-{number}")).exists():
+        number += 1
+    return aside
 
 
 _MEANING = {"fingerprint": "weights of the backbone"}
 
 
 class _Folder:
-    """Where the results of a benchmark lie."""
+    """Where the results of a benchmark lie: its own file, and a folder for each run."""
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path = path
@@ -343,51 +366,46 @@ class _Folder:
         else:
             self.collect([])
 
-    def checkpoint(self, method: str, seed: int) -> Path:
-        """Folder of a run that is not finished."""
+    def of(self, method: str, seed: int) -> Path:
+        """Folder of a run."""
         return self.path / "runs" / f"{method}-{seed}"
 
     def finished(self, method: str, seed: int, record: dict[str, Any]) -> Run | None:
         """The run, if it is finished; it must have been made as the record says."""
-        file = self.path / "runs" / f"{method}-{seed}.json"
-        if not file.is_file():
+        path = self.of(method, seed)
+        if not (path / run.FILE).is_file():
             return None
-        run = self._read(file)
+        found = self._read(path)
         for what in ("method", "training"):
-            made, now = run.record[what], _as_read(record)[what]
+            made, now = found.record[what], _as_read(record)[what]
             if made != now:
                 raise ValueError(
-                    f"{file} was made with {what} {made}, not {now}; delete it to have it made anew, or give "
+                    f"{path} was made with {what} {made}, not {now}; delete it to have it made anew, or give "
                     "another --out"
                 )
-        return run
+        return found if found.finished else None
 
-    def finish(self, run: Run) -> None:
-        """Keep a run, and drop its checkpoint."""
-        checkpoint = self.checkpoint(run.method, run.seed)
-        data = {"settings": self.settings, "run": run.to_dict()}
-        write_json(checkpoint.with_name(f"{checkpoint.name}.json"), data)
-        shutil.rmtree(checkpoint, ignore_errors=True)
+    def finish(self, found: Run) -> None:
+        """Keep a run, and drop what was needed to go on with it."""
+        path = self.of(found.method, found.seed)
+        found.write(path)
+        for file in (checkpoint.FILE, beside.FILE):
+            (path / file).unlink(missing_ok=True)
         self.collect([])
 
     def collect(self, first: Sequence[tuple[str, int]]) -> Bench:
         """Write all finished runs as one file; those named come first."""
-        found = [self._read(file) for file in sorted((self.path / "runs").glob("*.json"))]
-        runs = {(run.method, run.seed): run for run in found}
+        found = [self._read(file.parent) for file in sorted((self.path / "runs").glob(f"[!.]*/{run.FILE}"))]
+        runs = {(one.method, one.seed): one for one in found if one.finished}
         order = dict.fromkeys([name for name in first if name in runs] + list(runs))
         result = Bench(self.settings, tuple(runs[name] for name in order))
         result.write(self.path)
         return result
 
-    def _read(self, file: Path) -> Run:
-        data = read_json(file, "a run")
-        try:
-            self._check(file, data["settings"])
-            return Run.from_dict(data["run"])
-        except KeyError as error:
-            raise ValueError(
-                f"{file} is damaged, {error} is missing; delete it to have it made anew"
-            ) from error
+    def _read(self, path: Path) -> Run:
+        found = Run.read(path)
+        self._check(path / run.FILE, found.settings)
+        return found
 
     def _check(self, file: Path, begun: dict[str, Any]) -> None:
         for key, now in self.settings.items():

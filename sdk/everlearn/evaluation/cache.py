@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from everlearn.data import Images, photographs
+from everlearn import processes
+from everlearn.data import Images, as_images, photographs
 from everlearn.files import replacing
+from everlearn.learner import Learner
 from everlearn.methods.base import Method
 
 Features = NDArray[np.float32]
@@ -41,8 +43,8 @@ class FeatureStore:
     A method that keeps nothing beside its backbone (`Method.learned` is empty) gives an image the
     same features for ever, in any task and under any seed. Which of these methods give the same
     ones need not be declared: they are those that agree to the bit on a few photographs, with the
-    same backbone. A learner that is given the store (``Learner(..., reuse=store)``) reads no image
-    then; a method that has learned something computes its features as without a store.
+    same backbone. A `CachedLearner` reads no image then; a method that has learned something computes
+    its features as without a store.
 
     Args:
         folder: for the files, one for each kind of features; made when there is one to write.
@@ -151,3 +153,20 @@ class FeatureStore:
 
     def _file(self, kind: str) -> Path:
         return self.folder / f"{kind}.safetensors"
+
+
+class CachedLearner(Learner):
+    """A learner that looks its features up in a store, where they are kept there.
+
+    Attributes:
+        store: set it after the learner is made; without one every feature is computed.
+    """
+
+    store: FeatureStore | None = None
+
+    @processes.together()
+    def features(self, data: object) -> Features:
+        """What the head sees, float32 (N, F), of anything that `as_images` takes."""
+        images = as_images(data)
+        known = self.store and self.store.look_up(images, self.method, super().features)
+        return super().features(images) if known is None else known

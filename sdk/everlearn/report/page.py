@@ -1,28 +1,20 @@
-"""Pictures and an HTML page of a run: what ``everlearn train`` or ``everlearn bench`` wrote.
-
-from everlearn.report import write_report
-
-write_report("runs/")  # runs/report/index.html, and the pictures beside it
-"""
+"""The page of a report."""
 
 import base64
 import io
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everlearn.checkpoint import summary
-from everlearn.data import Images
 from everlearn.evaluation.bench import FILE as BENCH
 from everlearn.evaluation.bench import Bench, seconds, spread
-from everlearn.evaluation.metrics import AccuracyMatrix
-from everlearn.evaluation.runner import OWN, Run, Score, figures
-from everlearn.files import read_json, write_whole
-from everlearn.learner import Learner
+from everlearn.evaluation.run import OWN, Run
+from everlearn.files import write_whole
 from everlearn_runtime.errors import MissingExtra
 
 if TYPE_CHECKING:
@@ -31,23 +23,13 @@ if TYPE_CHECKING:
 PAGE = "index.html"
 
 
-def write_report(
-    run: str | Path,
-    *,
-    learner: Learner | None = None,
-    test: Images | None = None,
-    diagnosis: str = "",
-    name: str | None = None,
-) -> Path:
+def write_report(run: str | Path, *, diagnosis: str = "", name: str | None = None) -> Path:
     """Write a page and its pictures into the folder ``report`` of a run.
 
     The page has the pictures in it and needs nothing else: it can be sent as one file.
 
     Args:
         run: the folder that a benchmark or a training wrote.
-        learner: of a training, to measure what its record does not say: which classes the last
-            model takes for which.
-        test: the test images of its classes, for that.
         diagnosis: text to be shown, see `everlearn.analysis.diagnosis.Diagnosis.text`.
         name: of the page; the folder's when left out.
 
@@ -63,7 +45,7 @@ def write_report(
         raise MissingExtra(f"a report (without {', '.join(missing)} here)", "train,cpu")
     folder = Path(run)
     is_bench = (folder / BENCH).is_file()
-    found = Bench.read(folder) if is_bench else _of_training(folder, learner, test)
+    found = Bench.read(folder) if is_bench else _of_training(folder)
     if not found.runs:
         raise ValueError(f"{folder} has no finished run yet; the same bench command goes on with it")
     out = folder / "report"
@@ -81,64 +63,16 @@ def write_report(
     return out / PAGE
 
 
-def _of_training(folder: Path, learner: Learner | None, test: Images | None) -> Bench:
+def _of_training(folder: Path) -> Bench:
     """What ``everlearn train`` wrote, as a benchmark of one run."""
-    about = summary(folder)
-    tasks = about["tasks"]
-    if not tasks:
+    run = Run.read(folder)
+    if not run.scores:
         raise ValueError(f"{folder} has not finished its first task; the same train command goes on with it")
-    record, count = folder / "accuracy.json", len(tasks)
-    row: Mapping[str, Any] = {}
-    if learner is not None and test is not None:
-        classes = [name for task in learner.tasks for name in task]
-        row = figures(learner, test.of_classes(classes), learner.tasks)[OWN]
-    if record.is_file():
-        matrix = AccuracyMatrix.from_dict(read_json(record, "an accuracy matrix"))
-    elif row:
-        matrix = AccuracyMatrix()
-        if count == 1:
-            matrix.record(row["accuracies"], row["images"])
-    else:
-        raise ValueError(f"{folder} has no accuracy.json; name the data, too, to have the learner measured")
-    measured = len(matrix)
-    if measured:
-        values = [[float(v) if v == v else None for v in line] for line in matrix.values[:measured]]
-        seen: list[float | None] = [float(value) for value in matrix.seen]
-        images, last = list(matrix.images), matrix.last
-        average: float | None = matrix.average
-        forgetting = matrix.forgetting if measured > 1 else None
-    else:
-        values = [[None] * count for _ in range(count - 1)] + [row["accuracies"]]
-        seen, images, last = [None] * (count - 1) + [row["seen"]], row["images"], row["seen"]
-        average = forgetting = None
-    gap: list[float | None] = [None] * (len(seen) - 1)
-    score = Score(
-        kind=about["head"]["kind"],
-        matrix=values,
-        images=images,
-        seen=seen,
-        task_id=[*gap, row.get("task_id")],
-        within_task=[*gap, row.get("within_task")],
-        average=average,
-        last=last,
-        forgetting=forgetting,
-        confusion=row.get("confusion", []),
-        bytes=about["bytes"],
-    )
-    settings = {name: about[name] for name in ("backbone", "fingerprint", "augmentation", "precision")}
-    run = Run(
-        method=about["method"]["name"],
-        seed=about["seed"],
-        record={name: about[name] for name in ("method", "training", "tasks")},
-        classes=[name for classes in tasks for name in classes],
-        tasks=[len(classes) for classes in tasks],
-        scores={OWN: score},
-        seconds=about["effort"].get("seconds", 0.0),
-        reused=None,
-        trained=about["effort"].get("trained", 0),
-        device="",
-    )
-    return Bench(settings, (run,), about["everlearn"])
+    measured = run.scores[OWN].tasks
+    sizes = run.tasks[:measured]
+    so_far = replace(run, tasks=sizes, classes=run.classes[: sum(sizes)])
+    about = {name: run.record[name] for name in ("backbone", "augmentation", "precision")}
+    return Bench(about | run.settings, (so_far,), run.everlearn)
 
 
 def _by_method(runs: Sequence[Run]) -> list[list[Run]]:

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from everlearn.evaluation.bench import seconds
-from everlearn.evaluation.runner import OWN, Run, Score
+from everlearn.evaluation.run import OWN, Run, Score
 
 Floats = NDArray[np.float64]
 
