@@ -22,7 +22,7 @@ from everlearn.backbones import BUNDLED, Backbone, load_backbone
 from everlearn.checkpoint import Unfinished
 from everlearn.data import Images, as_images, photographs
 from everlearn.data.augmentation import Augmentation
-from everlearn.data.loader import Batches, Normalised, plain_batches, train_batches
+from everlearn.data.loader import Normalised, plain_batches, train_batches
 from everlearn.data.streams import ClassIncremental
 from everlearn.evaluation.cache import FeatureStore
 from everlearn.evaluation.metrics import AccuracyMatrix, accuracy
@@ -468,7 +468,7 @@ class Learner:
         tasks = [[hit for name in stream[i].classes for hit in right[name]] for i in range(last + 1)]
         return [float(np.mean(hits)) for hits in tasks], [len(hits) for hits in tasks]
 
-    def _bar(self, batches: Batches, name: str, unit: str) -> Any:
+    def _bar(self, batches: Any, name: str, unit: str) -> Any:
         quiet = None if self.progress is None else not self.progress  # None: quiet without a terminal
         quiet = quiet if processes.is_main() else True
         return tqdm(
