@@ -13,7 +13,7 @@ from torch import Tensor
 from everlearn.analysis.ntk import adapters, block_norms, estimate_spectrum, ntk, orthogonality, regress
 from everlearn.analysis.ntk.regression import check_kernel, check_regularisation, check_targets
 from everlearn.data import Images, as_images
-from everlearn.data.loader import Normalised, plain_batches
+from everlearn.data.loader import Loader
 from everlearn.learner import Learner
 
 Floats = NDArray[np.float64]
@@ -337,8 +337,7 @@ def method_report(learner: Learner, tasks: Iterable[object]) -> str:
         if unknown:
             raise ValueError(f"there are images of {unknown[0]!r}, which the learner does not know")
         targets = [place[name] for name in images.labels]
-        plain = plain_batches(images, learner.backbone.input, targets=targets, workers=learner.workers)
-        batches.append(Normalised(plain, learner.backbone, learner.device))
+        batches.append(_loader(learner, images).in_order(targets))
     learner.method.eval()
     return learner.method.report(batches)
 
@@ -380,5 +379,8 @@ def _draw(images: Images, count: int, key: Sequence[int]) -> Images:
 
 
 def _pixels(learner: Learner, images: Images) -> Tensor:
-    batches = plain_batches(images, learner.backbone.input, workers=learner.workers)
-    return torch.cat([batch for batch, _ in Normalised(batches, learner.backbone, learner.device)])
+    return torch.cat([batch for batch, _ in _loader(learner, images).in_order()])
+
+
+def _loader(learner: Learner, images: Images) -> Loader:
+    return Loader(images, learner.backbone, learner.device, learner.workers)
