@@ -21,9 +21,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from everlearn_runtime import LDA, FeCAM, Head, HeldOutRidge, Prototypes, StreamingLDA
+from everlearn_runtime import LDA, FeCAM, Head, HeldOutRidge, Prototypes, StreamingLDA, from_state
 
 from .compare import close, read
+from .fecam_forms import AvalancheFeCAM, PilotFeCAM, ResNetFeCAM
 
 Array = NDArray[np.float64]
 
@@ -314,21 +315,21 @@ def test_ridge_with_a_hold_out(name: str) -> None:
 # --- FeCAM
 
 
-# The record's name, the features, the options, and what the release compares with them.
-FECAMS: dict[str, tuple[str, bool, dict[str, Any]]] = {
-    "FeCAM": ("fecam_l2", False, {}),
-    "FeCAM, a = 10": ("fecam_l2_alpha10", False, {"alpha1": 10, "alpha2": 10}),
-    "FeCAM, ResNet": ("fecam_tukey", True, {"variant": "resnet"}),
-    "FeCAM by Avalanche": ("fecam_avalanche", True, {"variant": "avalanche"}),
-    "FeCAM by PILOT": ("fecam_pilot", False, {"variant": "pilot"}),
+# The record's name, whether the features are rooted, and the head.
+FECAMS: dict[str, tuple[str, bool, Callable[[], FeCAM]]] = {
+    "FeCAM": ("fecam_l2", False, FeCAM),
+    "FeCAM, a = 10": ("fecam_l2_alpha10", False, lambda: FeCAM(10, 10)),
+    "FeCAM, ResNet": ("fecam_tukey", True, ResNetFeCAM),
+    "FeCAM by Avalanche": ("fecam_avalanche", True, AvalancheFeCAM),
+    "FeCAM by PILOT": ("fecam_pilot", False, PilotFeCAM),
 }
 
 
 @pytest.mark.parametrize("group", FECAMS)
 def test_fecam(group: str) -> None:
-    prefix, rooted, options = FECAMS[group]
+    prefix, rooted, make = FECAMS[group]
     train, test = (np.maximum(x, 0.0) if rooted else x for x in (X, TEST))
-    head, prototypes = FeCAM(**options), Prototypes()
+    head, prototypes = make(), Prototypes()
     for task, rows in enumerate(by_task()):
         for part in (rows[1::2], rows[::2]):  # any order will do
             learn(head, part, train)
@@ -358,3 +359,15 @@ def test_fecam(group: str) -> None:
         close(f"{group}: means", means(head), ORACLE["fecam_tukey_class_means_before_tukey"])
     if prefix == "fecam_avalanche":
         close(f"{group}: means", arrays["learned_means"][order(head)], ORACLE["fecam_avalanche_class_means"])
+
+
+@pytest.mark.parametrize("make", [ResNetFeCAM, AvalancheFeCAM, PilotFeCAM])
+def test_the_other_forms_keep_what_a_head_promises(make: type[FeCAM]) -> None:
+    """Any order and cut, merged or not, through a state and back."""
+    whole, one, other = make(), make(), make()
+    learn(whole, np.arange(len(X)))
+    for row in range(0, len(X), 2):
+        learn(one, np.array([row]))
+    learn(other, np.arange(1, len(X), 2)[::-1])
+    one.merge(other)
+    np.testing.assert_allclose(scores(from_state(one.state())), scores(whole), rtol=1e-9)

@@ -21,6 +21,7 @@ from everlearn.adapters import Bottlenecks, DeepPrompts
 from everlearn.methods.base import CosineClassifier, TaskInfo
 from everlearn.methods.losses import cross_correlation
 from everlearn_runtime import Head, HeldOutRidge
+from everlearn_runtime.heads import SharedAggregate
 from everlearn_runtime.heads.aggregate import aggregate, entropy
 from everlearn_runtime.heads.held_out_ridge import held_out_errors
 
@@ -49,6 +50,7 @@ SSF_LAYERS = {
 class Given(HeldOutRidge):
     """The released ridge, with a recorded projection and recorded orders of the rows."""
 
+    kind = "recorded_held_out_ridge"
     projection = np.zeros((0, 0))
     orders: Iterator[NDArray[np.intp]] | None = None
 
@@ -217,7 +219,8 @@ def new_head(projection: str, *, shared: bool = True, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Given, "projection", ORACLE[projection].astype(np.float64))
     monkeypatch.setattr(Given, "orders", None)
     ridge = Given(projection=CONFIG["projection_width"], grid=GRID)
-    return Aggregate([WIDTH, WIDTH], [ridge, ridge], CONFIG["gamma"], shared=shared)
+    kind = SharedAggregate if shared else Aggregate
+    return kind([WIDTH, WIDTH], [ridge, ridge], CONFIG["gamma"])
 
 
 def check_ridges(group: str, head: Aggregate, record: Oracle, after: str) -> None:
@@ -314,8 +317,8 @@ def test_statistics_and_ridge_weights(shared: bool, monkeypatch: pytest.MonkeyPa
         record = part(f"rp/{kind}/task{index}")
         check_ridges(f"rp {kind}", head, record, "_after" if shared else "")
         for name in LEARNERS:
-            hidden, targets = np.maximum(rows[name] @ Given.projection, 0), np.eye(columns)[labels]
-            errors = held_out_errors(hidden, targets, np.array(CONFIG["ridge_grid"]))
+            hidden = np.maximum(rows[name] @ Given.projection, 0)
+            errors = held_out_errors(hidden, labels, np.array(CONFIG["ridge_grid"]))
             held_out = (len(labels) - int(0.8 * len(labels))) * columns
             near("rp: held-out errors", errors / held_out, ORACLE[f"rp/task{index}/holdout_mse_{name}"])
 

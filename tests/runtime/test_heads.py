@@ -45,9 +45,6 @@ HEADS: dict[str, Callable[[], Head]] = {
     "ridge held out": HeldOutRidge,
     "ridge held out remembering": lambda: HeldOutRidge(remember=True, projection=64, grid=(1, 8)),
     "fecam": FeCAM,
-    "fecam resnet": lambda: FeCAM(variant="resnet"),
-    "fecam avalanche": lambda: FeCAM(variant="avalanche"),
-    "fecam pilot": lambda: FeCAM(variant="pilot"),
     "aggregate": lambda: Aggregate([3, 2], [LDA(), Ridge(1e-2, projection=16)]),
     "aggregate of lda": lambda: Aggregate([3, 2], [LDA(), LDA(0.1)], gamma=5.0, sharpness=[1.0, 0.9]),
 }
@@ -432,8 +429,6 @@ def test_a_state_that_does_not_fit_is_refused(new: Callable[[], Head]) -> None:
         lambda: HeldOutRidge(grid=(3, 1)),
         lambda: FeCAM(alpha1=0),
         lambda: FeCAM(alpha2=np.inf),
-        lambda: FeCAM(variant="released"),
-        lambda: FeCAM(alpha2=1, variant="pilot"),
     ],
 )
 def test_options_out_of_range_are_refused(make: Callable[[], Head]) -> None:

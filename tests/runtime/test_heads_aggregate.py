@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from everlearn_runtime import LDA, Aggregate, EdgeLearner, Ridge
+from everlearn_runtime import LDA, Aggregate, EdgeLearner, Head, Ridge
+from everlearn_runtime.heads import SharedAggregate
 from everlearn_runtime.heads.aggregate import aggregate
 
 from .conftest import MakeBundle, MakeImages
@@ -47,7 +48,7 @@ def test_shared_statistics_hold_both_learners_as_released() -> None:
     random = np.random.default_rng(0)
     batches = [(random.normal(size=(30, 8)), list("abc" * 10)) for _ in range(2)]
     ridge = Ridge(0.1, projection=20)
-    head, alone = Aggregate([4, 4], [ridge, ridge], shared=True), Ridge(0.1, projection=20)
+    head, alone = SharedAggregate([4, 4], [ridge, ridge]), Ridge(0.1, projection=20)
     for features, labels in batches:
         head.update(features, labels)
         for place in (1, 0):  # fast first: slow's ridge has seen all, fast's all but slow's newest
@@ -69,13 +70,17 @@ def test_shared_statistics_hold_both_learners_as_released() -> None:
         {"gamma": -1.0},
         {"sharpness": 0.0},
         {"sharpness": [1.0, 2.0, 3.0]},
-        {"shared": True},
-        {"shared": True, "sections": [4, 3], "heads": [Ridge(projection=8)] * 2},
     ],
 )
 def test_wrong_arguments_of_the_aggregate_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"give|need"):
         Aggregate(**{"sections": [4, 4], "heads": [LDA(), LDA()], **wrong})
+
+
+@pytest.mark.parametrize(("sections", "heads"), [([4, 4], [LDA()] * 2), ([4, 3], [Ridge(projection=8)] * 2)])
+def test_statistics_of_heads_that_differ_cannot_be_shared(sections: list[int], heads: list[Head]) -> None:
+    with pytest.raises(ValueError, match="shared statistics need equally wide sections"):
+        SharedAggregate(sections, heads)
 
 
 def test_a_head_that_knows_classes_is_no_part() -> None:

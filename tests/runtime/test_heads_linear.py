@@ -70,13 +70,44 @@ def test_it_comes_back_from_its_state_to_the_bit_and_goes_on_alike() -> None:
 def test_what_was_trained_elsewhere_is_taken_over() -> None:
     head = learned((A, "a"))
     weights, bias = np.arange(8.0).reshape(2, 4), np.array([1.0, -1.0])
-    head.learn_as(B, ["b"] * 20, weights, bias)
+    head.learn_as(B, ["b"] * 20, classes=["b", "a"], weights=weights[::-1], bias=bias[::-1])
     assert head.counts.tolist() == [20, 20]
     np.testing.assert_array_equal(head.scores(C), C @ weights.T + bias)
     for wrong in ((weights[:1], bias), (weights, bias[:1]), (weights * np.nan, bias)):
         with pytest.raises(ValueError, match="weights"):
-            head.learn_as(B, ["b"] * 20, *wrong)
+            head.learn_as(B, ["b"] * 20, classes=["a", "b"], weights=wrong[0], bias=wrong[1])
+    for classes in (["a"], ["a", "c"], ["a", "b", "b"], ["a", "b", "c"]):
+        with pytest.raises(ValueError, match="give one for each class that the head knows or is taught"):
+            head.learn_as(B, ["b"] * 20, classes=classes, weights=weights, bias=bias)
     assert head.counts.tolist() == [20, 20]
+
+
+def test_what_was_trained_elsewhere_is_not_trained_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = learned((A, "a"))
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("gradient descent")
+
+    monkeypatch.setattr(Linear, "_learn_shared", refuse)
+    head.learn_as(B, ["b"] * 20, classes=["a", "b"], weights=np.eye(2, 4), bias=np.zeros(2))
+    np.testing.assert_allclose(head.prototypes, [A.mean(axis=0), B.mean(axis=0)])
+
+
+@pytest.mark.parametrize("width", [4, 39, 42])
+def test_few_rows_are_learned_by_their_scores_as_many_are_by_the_weights(width: int) -> None:
+    """On both sides of the width from which that is cheaper, against gradients written out here."""
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(20, width)), np.arange(20) % 3
+    head = Linear(rate=0.7, steps=5)
+    head.update(x, ["abc"[label] for label in y])
+    weights, bias = np.zeros((3, width)), np.zeros(3)
+    step = 0.7 / 20 / (x**2).sum(axis=1).mean()
+    for _ in range(5):
+        scores = x @ weights.T + bias
+        error = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True) - np.eye(3)[y]
+        weights, bias = weights - step * error.T @ x, bias - step * error.sum(axis=0)
+    np.testing.assert_allclose(head.state().arrays["weights"], weights, rtol=1e-11, atol=1e-14)
+    np.testing.assert_allclose(head.state().arrays["bias"], bias, rtol=1e-11, atol=1e-14)
 
 
 @pytest.mark.parametrize("options", [{"rate": 0}, {"rate": np.nan}, {"steps": 0}, {"steps": 1.5}])

@@ -99,7 +99,7 @@ def test_the_head_is_what_makes_the_method(method: Method, head: heads.Head) -> 
     [
         (lambda: SLDA(variant="paper"), "variant must be 'exact' or 'released', got 'paper'"),
         (lambda: RanPAC(regularisation="loo"), "regularisation must be 'gcv', 'newest' or 'remembering'"),
-        (lambda: FeCAM(variant="paper").head(), "variant is 'paper'; it must be one of 'vit'"),
+        (lambda: FeCAM(alpha1=0).head(), "alpha1 is 0; it must be above 0"),
         (lambda: make_learner(Frozen(), head=FeCAM()), "head is a FeCAM.*everlearn_runtime.heads.FeCAM"),
         (lambda: make_learner(Frozen(), head=NTKCL()), "head is a NTKCL"),
     ],

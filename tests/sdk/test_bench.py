@@ -87,6 +87,8 @@ def test_figures_are_those_of_the_learner_alone(tmp_path: Path) -> None:
 def test_an_error_is_told_apart_by_task_and_within_it() -> None:
     # A head that takes every image for the last class that it has learned.
     class Last(LDA):
+        kind = "last"
+
         def scores(self, features: Any) -> Any:
             return np.tile(np.arange(len(self.classes)), (len(features), 1)).astype(float)
 

@@ -9,22 +9,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.heads.base import Head, HeadState, Joined
+from everlearn_runtime.heads.base import Head
+from everlearn_runtime.heads.classes import Classes
 from everlearn_runtime.heads.drift import linear_drift
-from everlearn_runtime.heads.evidence_lda import EvidenceLDA
-from everlearn_runtime.heads.fecam import FeCAM
-from everlearn_runtime.heads.held_out_ridge import HeldOutRidge
-from everlearn_runtime.heads.lda import LDA
-from everlearn_runtime.heads.linear import Linear
-from everlearn_runtime.heads.prototype import Prototypes
-from everlearn_runtime.heads.ridge import Ridge
-from everlearn_runtime.heads.streaming_lda import StreamingLDA
-
-PARTS: dict[str, type[Head]] = {
-    head.kind: head
-    for head in (Prototypes, LDA, EvidenceLDA, Ridge, FeCAM, StreamingLDA, HeldOutRidge, Linear)
-}
-"""Heads that can be put together, by kind."""
+from everlearn_runtime.heads.registry import HeadState, make, own_kind
+from everlearn_runtime.heads.sums import Joined
 
 
 class Aggregate(Head):
@@ -36,7 +25,8 @@ class Aggregate(Head):
 
     for every sample on its own, from its features alone: no test label is ever looked at. Each
     head keeps statistics of its own, of its own section, and all that changes them (update,
-    remove, merge, carry) reaches every head. It is exact where all its heads are and nothing is shared.
+    remove, merge, carry) reaches every head; the order of the classes is one and the same object's in
+    all of them. It is exact where all its heads are.
 
     Args:
         sections: widths of the sections, in order; they add up to the feature width.
@@ -45,16 +35,13 @@ class Aggregate(Head):
         sharpness: factor of the scores before the softmax, one for all heads or one for each. It
             works as an inverse temperature: ridge scores lie within 0 and 1, of which a softmax
             alone would make nearly the same entropy for everything.
-        shared: let all heads work on one sum of statistics, to which the last head adds first, as
-            the released SAFE does by mistake: a head then also regresses on the features of the
-            other sections, and what it knows depends on the order of updates. The heads must be
-            alike, with a projection, and the sections equally wide.
 
     Raises:
         ValueError: Arguments that make no sense, or do not go together.
 
     Source: SAFE, arXiv 2411.02175, section 4.3 (aggregation of the slow and the fast learner).
 
+    >>> from everlearn_runtime.heads import LDA
     >>> head = Aggregate([1, 1], [LDA(), LDA()])
     >>> head.update(np.array([[0.0, 0.0], [0.2, 0.0], [1.0, 0.0], [1.2, 0.1]]), ["a", "a", "b", "b"])
     >>> head.predict(np.array([[1.1, 0.0]]))
@@ -70,7 +57,6 @@ class Aggregate(Head):
         heads: Sequence[Head | Mapping[str, Any]],
         gamma: float = 1.0,
         sharpness: float | Sequence[float] = 10.0,
-        shared: bool = False,
     ) -> None:
         super().__init__()
         if any(type(width) is not int or width < 1 for width in sections) or len(sections) < 2:
@@ -81,22 +67,12 @@ class Aggregate(Head):
         self._heads = [_made(head) for head in heads]
         for head, width in zip(self._heads, sections, strict=True):
             head._check_width(width)
+            head._take_names(self._classes)
         self.sharpness = sharpness
         self._gamma = float(gamma)
         if not 0 <= self._gamma < np.inf:
             raise ValueError(f"gamma is {gamma!r}; give a number of at least 0")
-        self._shared = shared
-        made = self.options["heads"]
-        if shared and not (
-            all(one == made[0] for one in made)
-            and made[0]["options"].get("projection")
-            and len(set(sections)) == 1
-        ):
-            raise ValueError(
-                "shared statistics need equally wide sections and heads that are alike, each with a "
-                f"projection; got sections {list(sections)} and heads {made}"
-            )
-        if shared or not all(head.exact for head in self._heads):
+        if not all(head.exact for head in self._heads):
             self.exact = False  # type: ignore[misc]  # the whole is what its parts are
 
     @property
@@ -104,11 +80,15 @@ class Aggregate(Head):
         """The constructor's arguments, as JSON."""
         return {
             "sections": self._sections,
-            "heads": [{"kind": head.kind, "options": head.options} for head in self._heads],
+            "heads": [{"kind": own_kind(type(head)), "options": head.options} for head in self._heads],
             "gamma": self._gamma,
             "sharpness": list(self._sharpness),
-            "shared": self._shared,
         }
+
+    @classmethod
+    def read_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Leave out that nothing is shared; what shares is `SharedAggregate` now."""
+        return {name: value for name, value in options.items() if (name, value) != ("shared", False)}
 
     @property
     def heads(self) -> tuple[Head, ...]:
@@ -155,16 +135,25 @@ class Aggregate(Head):
         codes: NDArray[np.intp],
         joined: Joined,
     ) -> None:
-        classes = self.classes
-        names = [classes[code] for code in codes]
-        for place, (head, columns) in reversed(list(enumerate(self._parts()))):
-            if self._shared:  # go on from whatever the head before it made of the sums
-                head = self._heads[place] = copy.deepcopy(self._heads[(place + 1) % len(self._heads)])
+        names = [self._classes[code] for code in codes.tolist()]
+        for head, columns in self._parts():
             head.update(rows[:, columns], names)
+
+    def _take_names(self, classes: Classes) -> None:
+        super()._take_names(classes)
+        for head in self._heads:
+            head._take_names(classes)
+
+    def _check_merge(self, other: Head) -> None:
+        super()._check_merge(other)
+        assert isinstance(other, Aggregate)
+        for head, another in zip(self._heads, other._heads, strict=True):
+            head._check_merge(another)
 
     def _merge_shared(self, other: Aggregate, joined: Joined) -> None:
         for head, another in zip(self._heads, other._heads, strict=True):
             head.merge(another)
+        self._take_names(self._classes)  # a merged head is a copy, its names too
 
     def _drift(self, before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
         drift = np.zeros((before.shape[1], before.shape[1]))
@@ -184,7 +173,9 @@ class Aggregate(Head):
 
     def _remove_shared(self, place: int) -> None:
         for head in self._heads:
-            head.remove(head.classes[place])
+            head._catch_up()
+        for head in self._heads:
+            head._drop_rows(place)
 
     def _shared_nbytes(self) -> int:
         return sum(head.nbytes for head in self._heads)
@@ -213,6 +204,7 @@ class Aggregate(Head):
             }
             state = HeadState(head.kind, self.classes, head.options, own)
             self._heads[place] = type(head).from_state(state)
+        self._take_names(self._classes)
 
 
 def aggregate(scores: NDArray[np.float64], gamma: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -257,6 +249,6 @@ def _made(head: Head | Mapping[str, Any]) -> Head:
                 f"a {head.kind} head that already knows {len(head.classes)} classes; give a new one"
             )
         return copy.deepcopy(head)
-    if set(head) != {"kind", "options"} or head["kind"] not in PARTS:
-        raise ValueError(f"{dict(head)!r} is no head; give one of {', '.join(PARTS)} with its options")
-    return PARTS[head["kind"]](**head["options"])
+    if set(head) != {"kind", "options"} or not isinstance(head["kind"], str):
+        raise ValueError(f"{dict(head)!r} is no head; give one, or its kind and its options")
+    return make(head["kind"], head["options"])

@@ -2,60 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from everlearn_runtime.heads.checks import check_arrays, check_labels, check_rows
+from everlearn_runtime.heads.classes import Classes
 from everlearn_runtime.heads.drift import linear_drift
+from everlearn_runtime.heads.growing import GrowingRows, PerClass
+from everlearn_runtime.heads.registry import HeadState, make, own_kind, register
+from everlearn_runtime.heads.sums import Joined, group_sums, join, join_each
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-@dataclass(frozen=True)
-class HeadState:
-    """All that a head knows, as plain data.
-
-    Args:
-        kind: Which head this is: ``Head.kind``.
-        classes: Names in the order of first appearance.
-        options: The constructor's arguments, as JSON.
-        arrays: Named numpy arrays; ``counts`` int64 (C,), ``means`` float64 (C, F), and the
-            head's own.
-    """
-
-    kind: str
-    classes: tuple[str, ...]
-    options: dict[str, Any]
-    arrays: dict[str, NDArray[Any]]
-
+# So many single samples wait to be learned together.
+WAITING_ROWS = 256
 
 # Weights (M, C), bias (C,), and the factor that scores still lack; good until the next update.
 Solution = tuple[NDArray[np.float64], NDArray[np.float64], float]
-
-
-class Joined(NamedTuple):
-    """What joining groups of samples into classes did.
-
-    Attributes:
-        places: of the classes (k,).
-        counts: of their samples before (k,).
-        means: theirs before (k, F).
-        between: rows (at most k, F), one for each class that had samples, whose outer products
-            are what the within-class scatter gains by the joining: n1 n2 / (n1 + n2) of the outer
-            product of the difference of means (Chan, Golub and LeVeque 1983, eq. 2.1).
-    """
-
-    places: NDArray[np.intp]
-    counts: NDArray[np.int64]
-    means: NDArray[np.float64]
-    between: NDArray[np.float64]
 
 
 class Head(ABC):
@@ -69,8 +40,13 @@ class Head(ABC):
 
     A head does not lock: callers that share one between threads hold a lock of their own.
 
+    A head of one's own is a subclass with a ``kind`` of its own, ``options`` and :meth:`_solve` or
+    :meth:`_score`; what it keeps beside counts and means it works on in the hooks at the end. By
+    being defined it is known to :func:`from_state`, and so to bundles, states and `Aggregate`, in
+    every process that has imported it.
+
     Attributes:
-        kind: its name in a :class:`HeadState`.
+        kind: its name in a :class:`HeadState`, of this class alone.
         exact: updates are sums: independent of the order and of the cut into batches, and
             mergeable. A head that cannot promise that says False, and its docstring why.
     """
@@ -78,16 +54,34 @@ class Head(ABC):
     kind: ClassVar[str]
     exact: ClassVar[bool] = True
 
+    # Whether single samples wait, to be learned together: where `_learn_each` says the same as
+    # `_learn_shared`, so not in a subclass that learns in another way and has no `_learn_each`.
+    _gathers: ClassVar[bool] = True
+    _counts = PerClass[np.int64]()
+    _means = PerClass[np.float64]()
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if "kind" in vars(cls):
+            register(cls)
+        if "_learn_shared" in vars(cls):
+            cls._gathers = "_learn_each" in vars(cls)
+
     def __init__(self) -> None:
-        self._index: dict[str, int] = {}
+        self._classes = Classes()
+        self._per_class: dict[str, GrowingRows[Any]] = {}
+        self._width = 0
         self._counts = np.zeros(0, dtype=np.int64)
         self._means = np.zeros((0, 0))
         self._solution: Solution | None = None
+        self._waiting: list[NDArray[np.float64]] = []  # single samples (1, F)
+        self._waiting_places: list[int] = []
+        self._waiting_room = 0  # for so many
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names in the order of first appearance; the columns of :meth:`scores`."""
-        return tuple(self._index)
+        return self._classes.names
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -104,7 +98,7 @@ class Head(ABC):
     @property
     def width(self) -> int | None:
         """The number of features F; None before the first update."""
-        return self._means.shape[1] or None
+        return self._width or None
 
     @property
     @abstractmethod
@@ -114,7 +108,7 @@ class Head(ABC):
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays in :meth:`state`: what is kept between tasks."""
-        return self._counts.nbytes + self._means.nbytes + self._shared_nbytes()
+        return sum(rows.nbytes for rows in self._per_class.values()) + self._shared_nbytes()
 
     def check(self, features: ArrayLike, labels: Sequence[str]) -> tuple[NDArray[np.float64], list[str]]:
         """Raise whatever :meth:`update` would raise, and change nothing.
@@ -147,18 +141,14 @@ class Head(ABC):
                 another number of labels than of rows, or a label that is no non-empty ``str``.
         """
         rows, names = self.check(features, labels)
+        known = len(self._classes)
         self._set_width(rows.shape[1])
-        if len(rows) == 1:  # the same, without the detours
-            place = self._index.get(names[0])
-            self._learn_one(rows, self._places(names)[0] if place is None else place)
-        else:
-            self._catch_up()
-            codes = np.array(self._places(names), dtype=np.intp)
-            places, counts, sums = group_sums(rows, codes)
-            means = sums / counts[:, None]
-            joined = self._combine(places, counts, means)
-            self._learn_shared(rows, means[np.searchsorted(places, codes)], codes, joined)
-        self._solution = None
+        try:
+            self._learn(rows, self._places(names))
+        except BaseException:
+            for name in reversed(self.classes[known:]):
+                self._drop(name)
+            raise
 
     def remove(self, label: str) -> None:
         """Forget a class: its name, count, mean and column go.
@@ -172,17 +162,9 @@ class Head(ABC):
         Raises:
             ValueError: No such class.
         """
-        if label not in self._index:
-            known = ", ".join(map(repr, self._index)) or "none"
-            raise ValueError(f"no class {label!r} to remove; known classes: {known}")
+        self._classes.place(label)
         self._catch_up()
-        place = self._index[label]
-        names = [name for name in self._index if name != label]
-        self._index = {name: number for number, name in enumerate(names)}
-        self._counts = np.delete(self._counts, place)
-        self._means = np.delete(self._means, place, axis=0)
-        self._remove_shared(place)
-        self._solution = None
+        self._drop(label)
 
     def merge(self, other: Head) -> None:
         """Add, in place, everything another head has seen.
@@ -191,22 +173,15 @@ class Head(ABC):
             other: A head of the same kind, options and width; it stays as it is.
 
         Raises:
-            ValueError: The heads do not fit together.
+            ValueError: The heads do not fit together, or of this kind none do.
         """
-        if type(other) is not type(self) or other.options != self.options:
-            raise ValueError(
-                f"cannot merge {describe(other)} into {describe(self)}; both need the same kind and options"
-            )
+        self._check_merge(other)
         if other.width is None:
             return
-        if self.width is not None and other.width != self.width:
-            raise ValueError(f"cannot merge a head of {other.width} features into one of {self.width}")
-        self._set_width(other.width)
-        self._catch_up()
         other._catch_up()
-        places = np.array(self._places(list(other._index)), dtype=np.intp)
-        self._merge_shared(other, self._combine(places, other._counts, other._means))
-        self._solution = None
+        merged = copy.deepcopy(self)  # takes this head's place if all goes well
+        merged._merge(other)
+        self.__dict__.update(merged.__dict__)
 
     def carry(self, before: ArrayLike, after: ArrayLike) -> None:
         """Move all statistics along when the features themselves have changed.
@@ -248,7 +223,7 @@ class Head(ABC):
         Raises:
             ValueError: The head knows no class, or the features are not as in :meth:`update`.
         """
-        if not self._index:
+        if not self._classes:
             raise ValueError("this head knows no class yet; update it with labelled features first")
         rows = self._rows(features)
         self._catch_up()
@@ -269,10 +244,15 @@ class Head(ABC):
         self._settle_shared()
 
     def state(self) -> HeadState:
-        """A copy of all statistics; ``from_state`` brings the head back to the bit."""
+        """A copy of all statistics; ``from_state`` brings the head back to the bit.
+
+        Raises:
+            ValueError: The class has no ``kind`` of its own.
+        """
+        kind = own_kind(type(self))
         self._catch_up()
         arrays = {"counts": self.counts, "means": self.prototypes, **self._shared_arrays()}
-        return HeadState(self.kind, self.classes, self.options, arrays)
+        return HeadState(kind, self.classes, self.options, arrays)
 
     @classmethod
     def from_state(cls, state: HeadState) -> Self:
@@ -284,12 +264,10 @@ class Head(ABC):
         Raises:
             ValueError: Another kind of head, or statistics that do not fit together.
         """
-        if state.kind != cls.kind:
+        if state.kind != own_kind(cls):
             raise ValueError(f"the state is of a head of kind {state.kind!r}, not {cls.kind!r}")
-        try:
-            head = cls(**state.options)
-        except (TypeError, OverflowError) as error:
-            raise ValueError(f"wrong options for a {cls.kind} head: {error}") from None
+        head = make(state.kind, state.options)
+        assert isinstance(head, cls)
         names = check_labels(state.classes) if state.classes else []
         if len(set(names)) != len(names):
             raise ValueError("the state names a class twice")
@@ -303,15 +281,20 @@ class Head(ABC):
         if (arrays["counts"] < 1).any():
             raise ValueError("the state has a class without samples")
         head._set_width(width)
-        head._index = {name: place for place, name in enumerate(names)}
+        head._take_names(Classes(names))
         head._counts, head._means = arrays["counts"], arrays["means"]
         head._restore_shared(arrays)
         return head
 
+    @classmethod
+    def read_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of a state as the constructor takes them now; for heads that once had others."""
+        return dict(options)
+
     def _rows(self, features: ArrayLike) -> NDArray[np.float64]:
         """A checked float64 copy of features."""
         rows = check_rows(features)
-        width, known = rows.shape[1], self._means.shape[1]
+        width, known = rows.shape[1], self._width
         if width != known:
             if known:
                 raise ValueError(f"features are {width} wide; this head has learned from width {known}")
@@ -319,45 +302,118 @@ class Head(ABC):
         return rows
 
     def _set_width(self, width: int) -> None:
-        if self.width is None and width:
+        if not self._width and width:
             self._check_width(width)
             self._means = np.zeros((0, width))
             self._start_shared(width)
+            self._width = width
 
     def _places(self, names: list[str]) -> list[int]:
-        """The column of each name; new names get new, empty columns."""
-        places = [self._index.setdefault(name, len(self._index)) for name in names]
-        new = len(self._index) - len(self._counts)
+        """The place of each name; new names get new, empty rows."""
+        places = self._classes.places(names)
+        new = len(self._classes) - len(self._per_class["_counts"])
         if new:
-            self._counts = np.concatenate([self._counts, np.zeros(new, dtype=np.int64)])
-            self._means = np.concatenate([self._means, np.zeros((new, self._means.shape[1]))])
+            for rows in self._per_class.values():
+                rows.grow(new)
             self._grow_shared(new)
         return places
 
-    def _combine(
-        self, places: NDArray[np.intp], counts: NDArray[np.int64], means: NDArray[np.float64]
-    ) -> Joined:
-        """Join groups of samples into the classes at these places, no place twice."""
-        before, old_means = self._counts[places], self._means[places]
-        gap = means - old_means
-        share = counts / (before + counts)
-        self._means[places] = old_means + share[:, None] * gap
-        self._counts[places] = before + counts
-        scaled = np.sqrt(before * share)[:, None] * gap
-        return Joined(places, before, old_means, scaled if before.all() else scaled[before > 0])
+    def _take_names(self, classes: Classes) -> None:
+        """Let this object own the order of the classes."""
+        self._classes = classes
+
+    def _drop(self, label: str) -> None:
+        """Take out a class that is known, all samples having been worked in."""
+        self._drop_rows(self._classes.place(label))
+        self._classes.remove(label)
+
+    def _drop_rows(self, place: int) -> None:
+        """Take out what belongs to the class at this place, all but its name."""
+        self._remove_shared(place)
+        for rows in self._per_class.values():
+            rows.remove(place)
+        self._solution = None
+
+    def _learn(self, rows: NDArray[np.float64], places: list[int]) -> None:
+        """Learn checked rows (B, F) of the classes at these places."""
+        if len(rows) == 1:  # the same, without the detours
+            self._learn_one(rows, places[0])
+        else:
+            self._catch_up()
+            codes = np.array(places, dtype=np.intp)
+            found, counts, sums = group_sums(rows, codes)
+            means = sums / counts[:, None]
+            joined = self._join(found, counts, means)
+            self._learn_shared(rows, means[np.searchsorted(found, codes)], codes, joined)
+            self._keep(joined)
+        self._solution = None
 
     def _learn_one(self, rows: NDArray[np.float64], place: int) -> None:
-        """Learn one sample (1, F) of the class at this place."""
+        """Learn one sample (1, F) of the class at this place, or let it wait."""
+        if len(self._waiting) >= self._waiting_room:
+            self._catch_up()
+            self._waiting_room = self._room() if self._gathers else 0
+        if self._waiting_room:
+            self._waiting.append(rows)
+            self._waiting_places.append(place)
+            return
         count = int(self._counts[place])
-        mean = self._means[place]
-        before = mean[None].copy()
+        before = self._means[place][None].copy()
         gap = rows - before
-        mean += gap[0] * (1 / (count + 1))
-        self._counts[place] = count + 1
+        after = before + gap * (1 / (count + 1))
         gap *= math.sqrt(count / (count + 1))
-        places = np.array([place], dtype=np.intp)
-        joined = Joined(places, np.array([count]), before, gap if count else gap[:0])
-        self._learn_shared(rows, rows, places, joined)
+        counts = np.array([count])
+        where = np.array([place], dtype=np.intp)
+        joined = Joined(where, counts, before, gap if count else gap[:0], counts + 1, after)
+        self._learn_shared(rows, rows, where, joined)
+        self._keep(joined)
+
+    def _catch_up(self) -> None:
+        """Work in single samples that wait; the bits do not depend on when this happens."""
+        if self._waiting:
+            rows, places = np.concatenate(self._waiting), self._waiting_places
+            self._waiting, self._waiting_places = [], []
+            self._learn_each(rows, places)
+        self._waiting_room = 0
+
+    def _join_each(
+        self, rows: NDArray[np.float64], places: list[int]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Join samples into their classes, one after the other, to the bit as each alone.
+
+        Returns each less the mean of its class's earlier samples, (B, F), and their number, (B,).
+        """
+        return join_each(self._counts, self._means, rows, places)
+
+    def _join(
+        self, places: NDArray[np.intp], counts: NDArray[np.int64], means: NDArray[np.float64]
+    ) -> Joined:
+        """What comes of joining groups of samples into the classes at these places, no place twice."""
+        return join(places, self._counts[places], self._means[places], counts, means)
+
+    def _keep(self, joined: Joined) -> None:
+        """Take over counts and means of what was joined."""
+        self._counts[joined.places] = joined.counts_after
+        self._means[joined.places] = joined.means_after
+
+    def _check_merge(self, other: Head) -> None:
+        """Raise a ValueError if the other head cannot be merged into this one."""
+        if type(other) is not type(self) or other.options != self.options:
+            raise ValueError(
+                f"cannot merge {describe(other)} into {describe(self)}; both need the same kind and options"
+            )
+        if self.width is not None and other.width not in (None, self.width):
+            raise ValueError(f"cannot merge a head of {other.width} features into one of {self.width}")
+
+    def _merge(self, other: Head) -> None:
+        """Add what a head that fits has seen, all its samples having been worked in."""
+        self._set_width(other._width)
+        self._catch_up()
+        places = np.array(self._places(list(other.classes)), dtype=np.intp)
+        joined = self._join(places, other._counts, other._means)
+        self._merge_shared(other, joined)
+        self._keep(joined)
+        self._solution = None
 
     def _score(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         """Scores (B, C) of checked features (B, F); a head whose scores are not linear overrides this."""
@@ -384,7 +440,15 @@ class Head(ABC):
         """Make room, once the width is known."""
 
     def _grow_shared(self, new: int) -> None:  # noqa: B027
-        """Make room for new classes."""
+        """Make room for new classes in what is no `PerClass`."""
+
+    def _room(self) -> int:
+        """How many single samples may wait from now on, at least 1."""
+        return WAITING_ROWS
+
+    def _learn_each(self, rows: NDArray[np.float64], places: list[int]) -> None:
+        """Learn rows (B, F) of the classes at these places one after the other, to the bit."""
+        self._join_each(rows, places)
 
     def _learn_shared(  # noqa: B027
         self,
@@ -393,10 +457,14 @@ class Head(ABC):
         codes: NDArray[np.intp],
         joined: Joined,
     ) -> None:
-        """Learn from rows (B, F), given for each the mean and place of its class in this batch."""
+        """Learn from rows (B, F), given for each the mean and place of its class in this batch.
+
+        Counts and means of the classes do not hold the rows yet, so that nothing has happened if
+        this raises before it assigns.
+        """
 
     def _merge_shared(self, other: Any, joined: Joined) -> None:  # noqa: B027
-        """Add the other head's shared statistics."""
+        """Add the other head's shared statistics; counts and means of the classes come later."""
 
     def _carry_shared(  # noqa: B027
         self, before: NDArray[np.float64], after: NDArray[np.float64], drift: NDArray[np.float64]
@@ -407,14 +475,11 @@ class Head(ABC):
         """The map (F, F) by which the features of some images have moved."""
         return linear_drift(before, after)
 
-    def _catch_up(self) -> None:  # noqa: B027
-        """Work in single samples that wait; the bits must not depend on when this happens."""
-
     def _settle_shared(self) -> None:  # noqa: B027
         """Work in what waits."""
 
     def _remove_shared(self, place: int) -> None:  # noqa: B027
-        """Drop what belongs to one class."""
+        """Drop what belongs to one class in what is no `PerClass`, whose rows go after this."""
 
     def _shared_nbytes(self) -> int:
         return 0
@@ -427,27 +492,6 @@ class Head(ABC):
 
     def _restore_shared(self, arrays: Mapping[str, NDArray[Any]]) -> None:  # noqa: B027
         """Take over checked arrays from a state."""
-
-
-def unit_rows(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows (B, F) brought to length one; a row of zeros stays."""
-    # Scaled first, so that squaring neither overflows nor vanishes.
-    scaled = rows / np.maximum(np.abs(rows).max(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    norm = np.linalg.norm(scaled, axis=1, keepdims=True)
-    unit: NDArray[np.float64] = scaled / np.where(norm == 0, 1.0, norm)
-    return unit
-
-
-def group_sums(
-    rows: NDArray[np.float64], places: NDArray[np.intp]
-) -> tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.float64]]:
-    """Sum the rows (B, F) of each group.
-
-    Returns the places that occur, ascending (k,), how often (k,), and the sums (k, F).
-    """
-    order = np.argsort(places, kind="stable")
-    found, starts, counts = np.unique(places[order], return_index=True, return_counts=True)
-    return found, counts, np.add.reduceat(rows[order], starts, axis=0)
 
 
 def describe(head: Head) -> str:

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.heads.base import Joined
 from everlearn_runtime.heads.drift import linear_drift
 from everlearn_runtime.heads.lda import LDA
+from everlearn_runtime.heads.sums import Joined
 
 # An image that looks like none of a class's tasks costs it this much, and no more: log(1e-6).
 FLOOR = 1e-6
@@ -106,6 +106,8 @@ class EvidenceLDA(LDA):
         joined: Joined,
     ) -> None:
         super()._learn_shared(self._map(rows), self._map(means), codes, self._joined(joined))
+
+    _learn_each = LDA._learn_each  # by way of this:
 
     def _join_each(
         self, rows: NDArray[np.float64], places: list[int]

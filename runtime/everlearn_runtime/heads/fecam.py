@@ -2,62 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.heads.base import Head, Joined, unit_rows
+from everlearn_runtime.heads.base import Head
 from everlearn_runtime.heads.drift import linear_drift
 from everlearn_runtime.heads.gram import GramSum, packed_size
+from everlearn_runtime.heads.growing import PerClass
+from everlearn_runtime.heads.sums import Joined, groups, join, join_each, unit_rows
 
 Array = NDArray[np.float64]
-
-
-def _root(rows: Array) -> Array:
-    """Square roots that keep the sign: Tukey's ladder at 1/2."""
-    root: Array = np.sign(rows) * np.sqrt(np.abs(rows))
-    return root
-
-
-def _same(rows: Array) -> Array:
-    return rows
-
-
-@dataclass(frozen=True)
-class _Variant:
-    """What the released codes differ in.
-
-    Attributes:
-        learned: what mean and covariance are of.
-        asked: what is compared with the means.
-        centre: class means (C, F) of the features, and of what is ``learned``, to what is compared.
-        diagonal, off_diagonal: default a1 and a2.
-        rounds: how often the covariance is shrunk.
-        of_rows: shrink by a1 I, and correlate the rows of what comes of it.
-    """
-
-    learned: Callable[[Array], Array]
-    asked: Callable[[Array], Array]
-    centre: Callable[[Array, Array], Array]
-    diagonal: float
-    off_diagonal: float
-    rounds: int = 1
-    of_rows: bool = False
-
-
-def _unit_root(rows: Array) -> Array:
-    return unit_rows(_root(rows))
-
-
-VARIANTS = {
-    "vit": _Variant(unit_rows, unit_rows, lambda plain, learned: learned, 1.0, 0.0),
-    "resnet": _Variant(_root, _unit_root, lambda plain, learned: _unit_root(plain), 1.0, 1.0, 2),
-    "avalanche": _Variant(_root, _unit_root, lambda plain, learned: unit_rows(learned), 1.0, 1.0, 2),
-    "pilot": _Variant(_same, unit_rows, lambda plain, learned: unit_rows(learned), 100.0, 0.0, of_rows=True),
-}
 
 
 class FeCAM(Head):
@@ -77,24 +34,19 @@ class FeCAM(Head):
     for d features, 0.6 MB at d = 384, and twice that while in use; once there are scores, R^-1 of
     each class as much again. After an update only the classes in it are solved anew, O(d^3) each.
 
+    The method was also released in other forms. They differ in the five hooks from ``_learned`` to
+    ``_inverted``, which a subclass with a ``kind`` of its own may override.
+
     Args:
-        alpha1: a1, above 0; None: the variant's.
-        alpha2: a2, at least 0; None: the variant's.
-        variant: "vit", as above with (a1, a2) = (1, 0); the authors' script takes (10, 10) for
-            ImageNet-R. Or another form in which the method was released:
-            "resnet": the covariance is of the features' square roots (negative ones keep their
-            sign), shrunk twice with (1, 1); the features and the mean of the features are rooted,
-            then brought to length one.
-            "avalanche": the same, but with the mean of the square roots.
-            "pilot": covariance of the features themselves plus 100 I (a1 in place of 100; a2 has
-            no place), and in place of its correlations those between its rows.
+        alpha1: a1, above 0; the authors' script for ViTs takes 1, and 10 for ImageNet-R.
+        alpha2: a2, at least 0; there 0 and 10.
 
     Raises:
         ValueError: An argument out of range.
 
     Source: Goswami, Liu, Twardowski and van de Weijer, "FeCAM: Exploiting the Heterogeneity of
     Class Distributions in Exemplar-Free Continual Learning", NeurIPS 2023, arXiv 2309.14062,
-    section 3, and the released code.
+    section 3, and the released code for ViTs.
 
     >>> head = FeCAM()
     >>> head.update(np.array([[2.0, 0.0], [3.0, 0.0], [0.0, 1.0]]), ["a", "a", "b"])
@@ -103,23 +55,16 @@ class FeCAM(Head):
     """
 
     kind: ClassVar[str] = "fecam"
+    _learned_means = PerClass[np.float64]()
 
-    def __init__(
-        self, alpha1: float | None = None, alpha2: float | None = None, variant: str = "vit"
-    ) -> None:
+    def __init__(self, alpha1: float = 1.0, alpha2: float = 0.0) -> None:
         super().__init__()
-        if variant not in VARIANTS:
-            raise ValueError(f"variant is {variant!r}; it must be one of {', '.join(map(repr, VARIANTS))}")
-        if alpha1 is not None and not 0 < alpha1 < np.inf:
+        if not 0 < alpha1 < np.inf:
             raise ValueError(f"alpha1 is {alpha1!r}; it must be above 0")
-        if alpha2 is not None and not 0 <= alpha2 < np.inf:
+        if not 0 <= alpha2 < np.inf:
             raise ValueError(f"alpha2 is {alpha2!r}; it must be at least 0")
-        self._variant = VARIANTS[variant]
-        self._name = variant
-        self._alpha1 = float(self._variant.diagonal if alpha1 is None else alpha1)
-        self._alpha2 = float(self._variant.off_diagonal if alpha2 is None else alpha2)
-        if self._variant.of_rows and self._alpha2:
-            raise ValueError(f"alpha2 is {alpha2!r}; with variant={variant!r} it must be 0")
+        self._alpha1 = float(alpha1)
+        self._alpha2 = float(alpha2)
         self._learned_means = np.zeros((0, 0))
         self._scatters: list[GramSum] = []
         self._inverses: list[Array | None] = []
@@ -127,7 +72,12 @@ class FeCAM(Head):
     @property
     def options(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON."""
-        return {"alpha1": self._alpha1, "alpha2": self._alpha2, "variant": self._name}
+        return {"alpha1": self._alpha1, "alpha2": self._alpha2}
+
+    @classmethod
+    def read_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Leave out the name of the form, of which there is one now."""
+        return {name: value for name, value in options.items() if (name, value) != ("variant", "vit")}
 
     def correlations(self, label: str) -> Array:
         """The matrix R (F, F) under which distances to a class are taken.
@@ -135,13 +85,38 @@ class FeCAM(Head):
         Raises:
             ValueError: No such class.
         """
-        if label not in self.classes:
-            raise ValueError(f"no class {label!r}; known classes: {', '.join(map(repr, self.classes))}")
-        return self._correlations(self.classes.index(label))
+        return self._correlations(self._classes.place(label))
+
+    # What the released forms differ in.
+
+    def _learned(self, rows: Array) -> Array:
+        """Features (B, F) to what the means and covariances are of."""
+        return unit_rows(rows)
+
+    def _asked(self, rows: Array) -> Array:
+        """Features (B, F) to what is compared with the centres."""
+        return unit_rows(rows)
+
+    def _centres(self) -> Array:
+        """What it is compared with, (C, F)."""
+        return self._learned_means
+
+    def _shrunk(self, covariance: Array) -> Array:
+        """A covariance (F, F) after shrinking."""
+        identity = np.eye(len(covariance))
+        apart = covariance[identity == 0]
+        apart = apart[apart != 0]
+        common = self._alpha2 * apart.mean() if len(apart) else 0.0
+        spread = self._alpha1 * np.diag(covariance).mean()
+        shrunk: Array = covariance + spread * identity + common * (1 - identity)
+        return shrunk
+
+    def _inverted(self, correlations: Array) -> Array:
+        """The inverse of correlations (F, F)."""
+        return np.asarray(np.linalg.inv(correlations), dtype=np.float64)
 
     def _score(self, rows: Array) -> Array:
-        rows = self._variant.asked(rows)
-        centres = self._variant.centre(self._means, self._learned_means)
+        rows, centres = self._asked(rows), self._centres()
         scores = np.empty((len(rows), len(centres)))
         for place, centre in enumerate(centres):
             gap = rows - centre
@@ -151,32 +126,16 @@ class FeCAM(Head):
     def _inverse(self, place: int) -> Array:
         inverse = self._inverses[place]
         if inverse is None:
-            matrix = self._correlations(place)
-            if self._variant.of_rows:  # of mean zero, so one direction short
-                inverse = np.asarray(np.linalg.pinv(matrix, rcond=1e-12, hermitian=True), dtype=np.float64)
-            else:
-                inverse = np.asarray(np.linalg.inv(matrix), dtype=np.float64)
-            self._inverses[place] = inverse
+            inverse = self._inverses[place] = self._inverted(self._correlations(place))
         return inverse
 
     def _correlations(self, place: int) -> Array:
         covariance = self._scatters[place].value() / max(int(self._counts[place]) - 1, 1)
-        identity = np.eye(len(covariance))
-        if self._variant.of_rows:
-            covariance = covariance + self._alpha1 * identity
-            covariance = covariance - covariance.mean(axis=1, keepdims=True)
-            covariance = covariance @ covariance.T
-        else:
-            for _ in range(self._variant.rounds):
-                apart = covariance[identity == 0]
-                apart = apart[apart != 0]
-                common = self._alpha2 * apart.mean() if len(apart) else 0.0
-                spread = self._alpha1 * np.diag(covariance).mean()
-                covariance = covariance + spread * identity + common * (1 - identity)
+        covariance = self._shrunk(covariance)
         deviation = np.sqrt(np.diag(covariance))
         # Less than this is the rounding of a class whose samples are all alike.
         if not deviation.min() ** 2 > np.square(self._learned_means[place]).mean() * 1e-24:
-            return identity
+            return np.eye(len(covariance))
         correlations: Array = covariance / np.outer(deviation, deviation)
         return correlations
 
@@ -184,56 +143,63 @@ class FeCAM(Head):
         self._learned_means = np.zeros((0, width))
 
     def _grow_shared(self, new: int) -> None:
-        width = self._means.shape[1]
-        self._learned_means = np.concatenate([self._learned_means, np.zeros((new, width))])
+        width = self._learned_means.shape[1]
         self._scatters += [GramSum(width) for _ in range(new)]
         self._inverses += [None] * new
 
-    def _join(self, place: int, before: int, count: int, mean: Array) -> None:
-        """Join a group of samples, whose own scatter is in already, into a class."""
-        gap = mean - self._learned_means[place]
-        share = count / (before + count)
-        self._learned_means[place] += share * gap
-        if before:
-            self._scatters[place].add(np.sqrt(before * share) * gap[None])
-        self._inverses[place] = None
-
     def _learn_shared(self, rows: Array, means: Array, codes: NDArray[np.intp], joined: Joined) -> None:
-        learned = self._variant.learned(rows)
-        for place, before in zip(joined.places.tolist(), joined.counts.tolist(), strict=True):
-            own = learned[codes == place]
-            mean = own.mean(axis=0)
+        learned, places = self._learned(rows), joined.places
+        each = [learned[numbers] for numbers in groups(codes)]
+        means = np.stack([own.mean(axis=0) for own in each])
+        counts = joined.counts_after - joined.counts
+        joined = join(places, joined.counts, self._learned_means[places], counts, means)
+        for place, own, mean in zip(places.tolist(), each, means, strict=True):
             if len(own) > 1:
                 self._scatters[place].add(own - mean)
-            self._join(place, before, len(own), mean)
+        self._take(joined)
+
+    def _learn_each(self, rows: Array, places: list[int]) -> None:
+        learned, counts = self._learned(rows), self._counts.copy()
+        self._join_each(rows, places)
+        gaps, earlier = join_each(counts, self._learned_means, learned, places)
+        gaps *= np.sqrt(earlier / (earlier + 1))[:, None]
+        for place, count, gap in zip(places, earlier.tolist(), gaps, strict=True):
+            self._inverses[place] = None
+            if count:
+                self._scatters[place].add(gap[None])
+
+    def _take(self, joined: Joined) -> None:
+        """Take over the means of joined groups, whose own scatters are in already."""
+        self._learned_means[joined.places] = joined.means_after
+        between = iter(joined.between)
+        for place, before in zip(joined.places.tolist(), joined.counts.tolist(), strict=True):
+            self._inverses[place] = None
+            if before:
+                self._scatters[place].add(next(between)[None])
 
     def _merge_shared(self, other: FeCAM, joined: Joined) -> None:
-        counts = (self._counts[joined.places] - joined.counts).tolist()
-        groups = zip(
-            joined.places.tolist(), joined.counts.tolist(), counts, other._learned_means.copy(), strict=True
-        )
-        for scatter, (place, before, count, mean) in zip(list(other._scatters), groups, strict=True):
+        places = joined.places
+        means, others = self._learned_means[places], other._learned_means
+        for place, scatter in zip(places.tolist(), other._scatters, strict=True):
             self._scatters[place].merge(scatter)
-            self._join(place, before, count, mean)
+        self._take(join(places, joined.counts, means, other._counts, others))
 
     def _carry_shared(self, before: Array, after: Array, drift: Array) -> None:
-        drift = linear_drift(self._variant.learned(before), self._variant.learned(after))
+        drift = linear_drift(self._learned(before), self._learned(after))
         self._learned_means = self._learned_means @ drift
         for scatter in self._scatters:
             scatter.transform(drift)
         self._inverses = [None] * len(self._inverses)
 
     def _remove_shared(self, place: int) -> None:
-        self._learned_means = np.delete(self._learned_means, place, axis=0)
-        del self._scatters[place], self._inverses[place]
+        del self._scatters[place : place + 1], self._inverses[place : place + 1]
 
     def _settle_shared(self) -> None:
         for scatter in self._scatters:
             scatter.fold()
 
     def _shared_nbytes(self) -> int:
-        width = self._means.shape[1]
-        return self._learned_means.nbytes + 8 * len(self._counts) * packed_size(width)
+        return 8 * len(self._scatters) * packed_size(self._learned_means.shape[1])
 
     def _shared_arrays(self) -> dict[str, NDArray[Any]]:
         packed = np.empty((len(self._counts), packed_size(self._means.shape[1])))

@@ -60,6 +60,11 @@ class GramSum:
         self._folded = (moved + moved.T) / 2
         self._restart()
 
+    def scale(self, factor: float) -> None:
+        """Become this many times what it is."""
+        self._folded = self.value() * factor
+        self._restart()
+
     def _restart(self) -> None:
         self._pending, self._rows, self._traced = [], 0, 0
         self._trace = float(np.trace(self._folded))  # of the matrix as it is kept, to the bit

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.heads.base import Joined, Solution
-from everlearn_runtime.heads.ridge import Ridge
+from everlearn_runtime.heads.base import Solution
+from everlearn_runtime.heads.gram import add_products
+from everlearn_runtime.heads.ridge import CHUNK_ROWS, Ridge
+from everlearn_runtime.heads.sums import Joined, group_sums
 
 
 class HeldOutRidge(Ridge):
@@ -106,9 +108,8 @@ class HeldOutRidge(Ridge):
         joined: Joined,
     ) -> None:
         if len(rows) > 1:
-            targets = (codes[:, None] == joined.places).astype(np.float64)
-            hidden, order = self._map(rows), self.order(len(rows))
-            errors = held_out_errors(hidden[order], targets[order], self._grid)
+            order = self.order(len(rows))
+            errors = held_out_errors(rows, codes, self._grid, self._map, order)
             self._errors = self._errors + errors if self._remember else errors
         super()._learn_shared(rows, means, codes, joined)
 
@@ -132,29 +133,60 @@ class HeldOutRidge(Ridge):
 
 
 def held_out_errors(
-    hidden: NDArray[np.float64], targets: NDArray[np.float64], grid: NDArray[np.float64]
+    rows: NDArray[np.float64],
+    codes: NDArray[np.intp],
+    grid: NDArray[np.float64],
+    mapped: Callable[[NDArray[np.float64]], NDArray[np.float64]] = lambda rows: rows,
+    order: NDArray[np.intp] | None = None,
 ) -> NDArray[np.float64]:
     """Summed squared error on the last fifth of the rows of ridges fitted to those before it.
 
+    The rows are mapped a few at a time, so that beside them no more is needed than a few matrices
+    of the ridge's own size.
+
     Args:
-        hidden: (n, M), n at least 2.
-        targets: (n, C).
+        rows: (n, F), n at least 2.
+        codes: the class of each, (n,); the targets are one-hot.
         grid: strengths (K,).
+        mapped: makes of rows (m, F) what the ridge sees, (m, M).
+        order: of the rows (n,); None: as they come.
 
     Returns:
         (K,).
     """
-    first = int(0.8 * len(hidden))
-    fitted, rest = hidden[:first], hidden[first:]
+    numbers = np.arange(len(rows)) if order is None else order
+    codes = np.unique(codes, return_inverse=True)[1]
+    classes = int(codes.max()) + 1
+    first = int(0.8 * len(rows))
+
+    def chunks(start: int, end: int) -> Iterator[tuple[NDArray[np.float64], NDArray[np.intp]]]:
+        for at in range(start, end, CHUNK_ROWS):
+            chosen = numbers[at : min(at + CHUNK_ROWS, end)]
+            yield mapped(rows[chosen]), codes[chosen]
+
     # One eigendecomposition for all strengths, of the smaller of the two forms of the same ridge.
-    if first < hidden.shape[1]:
+    width, fitted = mapped(rows[:1]).shape[1], None
+    if first < width:
+        fitted = np.concatenate([hidden for hidden, _ in chunks(0, first)])
+        targets = np.zeros((first, classes))
+        targets[np.arange(first), codes[numbers[:first]]] = 1
         values, vectors = np.linalg.eigh(fitted @ fitted.T)
-        left, right = rest @ fitted.T @ vectors, vectors.T @ targets[:first]
+        right = vectors.T @ targets
     else:
-        values, vectors = np.linalg.eigh(fitted.T @ fitted)
-        left, right = rest @ vectors, vectors.T @ (fitted.T @ targets[:first])
+        gram, sums = np.zeros((width, width)), np.zeros((classes, width))
+        for hidden, own in chunks(0, first):
+            add_products(hidden, gram)
+            places, _, found = group_sums(hidden, own)
+            sums[places] += found
+        values, vectors = np.linalg.eigh(gram)
+        del gram
+        right = vectors.T @ sums.T
     values = np.maximum(values, 0.0)
-    errors = [
-        ((left @ (right / (values + strength)[:, None]) - targets[first:]) ** 2).sum() for strength in grid
-    ]
-    return np.array(errors)
+    errors = np.zeros(len(grid))
+    for hidden, own in chunks(first, len(rows)):
+        left = (hidden if fitted is None else hidden @ fitted.T) @ vectors
+        for place, strength in enumerate(grid):
+            missed = left @ (right / (values + strength)[:, None])
+            missed[np.arange(len(own)), own] -= 1
+            errors[place] += (missed**2).sum()
+    return errors

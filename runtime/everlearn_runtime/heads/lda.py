@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.heads.base import Joined, Solution
+from everlearn_runtime.heads.base import Solution
 from everlearn_runtime.heads.gram import GramSum
 from everlearn_runtime.heads.running import Step, row_products
 from everlearn_runtime.heads.second_order import SecondOrder
+from everlearn_runtime.heads.sums import Joined
 
 
 class LDA(SecondOrder):
@@ -87,11 +88,12 @@ class LDA(SecondOrder):
         codes: NDArray[np.intp],
         joined: Joined,
     ) -> None:
-        self._seen += len(rows)
         self._grow(np.concatenate([rows - means, joined.between]), joined.places)
+        self._seen += len(rows)
 
     def _learn_each(self, rows: NDArray[np.float64], places: list[int]) -> None:
         gaps, earlier = self._join_each(rows, places)
+        self._seen += len(rows)
         gaps *= np.sqrt(earlier / (earlier + 1))[:, None]
         self._gram.add(gaps if earlier.all() else gaps[earlier > 0])
         if self._running.follows:  # a mean moves along the row by which the scatter grows

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.heads.base import Head, Solution, unit_rows
+from everlearn_runtime.heads.base import Head, Solution
+from everlearn_runtime.heads.sums import unit_rows
 
 
 class Prototypes(Head):

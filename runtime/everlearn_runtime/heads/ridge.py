@@ -8,15 +8,19 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.heads.base import Joined, Solution, group_sums
+from everlearn_runtime.heads.base import Solution
 from everlearn_runtime.heads.drift import linear_drift
 from everlearn_runtime.heads.gram import GramSum
+from everlearn_runtime.heads.growing import PerClass
 from everlearn_runtime.heads.running import Step
 from everlearn_runtime.heads.second_order import SecondOrder
+from everlearn_runtime.heads.sums import Joined, group_sums
 
 # Relative to the mean eigenvalue of G; below the first step float64 sums say nothing more.
 GRID = 10.0 ** np.arange(-6, 3.01, 0.25)
 CHUNK_ROWS = 512
+# Single samples are projected so many at a time: see `_map_each`.
+SLOTS = 16
 
 
 class Ridge(SecondOrder):
@@ -66,6 +70,7 @@ class Ridge(SecondOrder):
     """
 
     kind: ClassVar[str] = "ridge"
+    _sums = PerClass[np.float64]()
 
     def __init__(
         self, regularisation: float | str = "gcv", projection: int | None = None, seed: int = 0
@@ -85,8 +90,6 @@ class Ridge(SecondOrder):
         self._regularisation = regularisation
         self._projection = projection
         self._seed = seed
-        # A product of many rows and the projection differs in the last bits from those of one.
-        self._gathers = projection is None
         self._random: NDArray[np.float64] | None = None
         self._sums = np.zeros((0, projection or 0))
 
@@ -101,6 +104,26 @@ class Ridge(SecondOrder):
         if self._random is None:
             self._random = self.random_projection(rows.shape[1])
         return np.maximum(rows @ self._random, 0.0)
+
+    def _map_each(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Map single samples (B, F) that are the next to be seen, each to the same bits in any company.
+
+        The product of a matrix and one row has to read the whole matrix and so takes several times
+        a row's share of a product with many. But the last bits of a product depend on how many rows
+        it has, and must not depend on how many happen to wait. So it always has as many: the sample
+        that comes n-th stands in row n modulo SLOTS, and rows that are not needed are zero.
+        """
+        if self._projection is None:
+            return rows
+        hidden, done = np.empty((len(rows), self._projection)), 0
+        while done < len(rows):
+            first = (self._seen + done) % SLOTS
+            size = min(SLOTS - first, len(rows) - done)
+            block = np.zeros((SLOTS, rows.shape[1]))
+            block[first : first + size] = rows[done : done + size]
+            hidden[done : done + size] = self._map(block)[first : first + size]
+            done += size
+        return hidden
 
     def random_projection(self, width: int) -> NDArray[np.float64]:
         """Draw R, (width, M), from the seed; a subclass may have it from elsewhere."""
@@ -135,9 +158,6 @@ class Ridge(SecondOrder):
     def _start_shared(self, width: int) -> None:
         self._gram = GramSum(self._projection or width)
 
-    def _grow_shared(self, new: int) -> None:
-        self._sums = np.concatenate([self._sums, np.zeros((new, self._sums.shape[1]))])
-
     def _targets(self) -> NDArray[np.float64]:
         return self._sums if self._projection else self._counts[:, None] * self._means
 
@@ -153,7 +173,6 @@ class Ridge(SecondOrder):
         codes: NDArray[np.intp],
         joined: Joined,
     ) -> None:
-        self._seen += len(rows)
         for start in range(0, len(rows), CHUNK_ROWS):
             hidden = self._map(rows[start : start + CHUNK_ROWS])
             if self._projection:
@@ -165,12 +184,19 @@ class Ridge(SecondOrder):
             self._settle_shared()
         else:
             self._grow(hidden, joined.places, 1.0 if len(rows) == 1 else None)
+        self._seen += len(rows)
 
     def _learn_each(self, rows: NDArray[np.float64], places: list[int]) -> None:
+        hidden = self._map_each(rows)
         self._join_each(rows, places)
-        self._gram.add(rows)
+        self._seen += len(rows)
+        if self._projection:
+            sums = self._sums
+            for place, row in zip(places, hidden, strict=True):
+                sums[place] += row
+        self._gram.add(hidden)
         if self._running.follows:
-            for place, row in zip(places, rows, strict=True):
+            for place, row in zip(places, hidden, strict=True):
                 self._running.note(Step(row[None], [place], 1.0))
 
     def _carry_shared(
@@ -188,13 +214,6 @@ class Ridge(SecondOrder):
         self._seen += other._seen
         self._settle_shared()
 
-    def _remove_shared(self, place: int) -> None:
-        self._sums = np.delete(self._sums, place, axis=0)
-        super()._remove_shared(place)
-
-    def _shared_nbytes(self) -> int:
-        return super()._shared_nbytes() + self._sums.nbytes
-
     def _shared_arrays(self) -> dict[str, NDArray[Any]]:
         arrays = super()._shared_arrays()
         return {**arrays, "sums": self._sums.copy()} if self._projection else arrays
@@ -204,5 +223,5 @@ class Ridge(SecondOrder):
         return {**shapes, "sums": (classes, self._projection)} if self._projection else shapes
 
     def _restore_shared(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        self._sums = arrays.get("sums", np.zeros((len(self._index), 0)))
+        self._sums = arrays.get("sums", np.zeros((len(self._classes), 0)))
         super()._restore_shared(arrays)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn_runtime.heads.gram import GramSum
+from everlearn_runtime.heads.growing import GrowingRows
 
 # With more new rows than this between two questions, solving anew costs less than working them in
 # (measured with 100 classes: 45 rows of width 192, 75 of 384, 130 of 768).
@@ -55,13 +56,17 @@ class RunningSolution:
         self._system = (0.0, 0.0)
         self._new_rows = 0
         self._carried = 0
-        self._weights = np.zeros((0, 0))
-        self._products = np.zeros(0)
-        self._targets = np.zeros((0, 0))
+        self._keep(np.zeros((0, 0)), np.zeros((0, 0)))
         self._inverse: NDArray[np.float64] | None = None
         self._gone = np.zeros((0, 0))
         self._rows = 0
-        self._scratch = np.zeros((0, 0))
+
+    def _keep(self, weights: NDArray[np.float64], targets: NDArray[np.float64]) -> None:
+        """Take over W and T; from here on they follow."""
+        self._weights = GrowingRows(weights)
+        self._targets = GrowingRows(targets)
+        self._products = GrowingRows(row_products(targets, weights))
+        self._scratch = GrowingRows(np.zeros((0, 0)))
 
     @property
     def follows(self) -> bool:
@@ -99,8 +104,8 @@ class RunningSolution:
         if steps is None:
             system = regularised(gram.value(), weight, ridge)
             solved: NDArray[np.float64] = np.linalg.solve(system, targets().T)
-            self._weights = solved.T
-            self._products = row_products(targets(), self._weights)
+            self._weights = GrowingRows(solved.T)
+            self._products = GrowingRows(row_products(targets(), solved.T))
         elif self._inverse is None or self._system != (weight, ridge) or self._carried > CARRY_ROWS:
             self._invert(regularised(gram.value(), weight, ridge), targets())
         elif len(steps) == 1 and steps[0].gain is not None:
@@ -110,21 +115,19 @@ class RunningSolution:
         self._system = (weight, ridge)
         self._steps = []
         self._new_rows = 0
-        return self._weights
+        return self._weights.values
 
     @property
     def products(self) -> NDArray[np.float64]:
         """For each class its target times its weights, (C,), as of the last :meth:`weights`; to be
         read, not written."""
-        return self._products
+        return self._products.values
 
     def _invert(self, system: NDArray[np.float64], targets: NDArray[np.float64]) -> None:
         width = len(system)
         solved = np.linalg.solve(system, np.concatenate([np.eye(width), targets.T], axis=1))
         self._inverse = np.ascontiguousarray(solved[:, :width])
-        self._weights = np.ascontiguousarray(solved[:, width:].T)
-        self._targets = targets.copy()
-        self._products = row_products(targets, self._weights)
+        self._keep(np.ascontiguousarray(solved[:, width:].T), targets.copy())
         self._gone = np.empty((BLOCK_ROWS, width))
         self._rows = self._carried = 0
 
@@ -138,19 +141,20 @@ class RunningSolution:
     def _work_in_one(self, step: Step, gain: float, weight: float, target: NDArray[np.float64]) -> None:
         place, row = step.places[0], step.rows[0]
         self._make_room(place)
+        weights, targets, products = self._weights.values, self._targets.values, self._products.values
+        if len(self._scratch) != len(weights):
+            self._scratch = GrowingRows(np.empty_like(weights))
         applied = self._apply(row)
         growth = 1 + weight * float(row @ applied)
         gone = applied * math.sqrt(weight / growth)
-        if self._scratch.shape != self._weights.shape:
-            self._scratch = np.empty_like(self._weights)
-        along = self._targets @ gone
+        along = targets @ gone
         # A new array of this size for every sample would cost more than the arithmetic.
-        self._weights -= np.multiply(along[:, None], gone, out=self._scratch)
-        self._products -= along * along
-        own = self._weights[place]
+        weights -= np.multiply(along[:, None], gone, out=self._scratch.values)
+        products -= along * along
+        own = weights[place]
         own += applied * (gain / growth)
-        self._targets[place] = target[0]
-        self._products[place] = target[0] @ own
+        targets[place] = target[0]
+        products[place] = target[0] @ own
         self._subtract(gone[None])
 
     def _work_in(
@@ -161,29 +165,28 @@ class RunningSolution:
     ) -> None:
         places = sorted({place for step in steps for place in step.places})
         self._make_room(places[-1])
+        weights, targets, products = self._weights.values, self._targets.values, self._products.values
         rows = np.concatenate([step.rows for step in steps])
         if len(rows):
             applied = self._apply(rows)
             middle = np.eye(len(rows)) + weight * (applied @ rows.T)
             solved = np.linalg.solve(np.linalg.cholesky(middle), math.sqrt(weight) * applied)
             gone = np.asarray(solved, dtype=np.float64)
-            along = self._targets @ gone.T
-            self._weights -= along @ gone
-            self._products -= row_products(along, along)
+            along = targets @ gone.T
+            weights -= along @ gone
+            products -= row_products(along, along)
             self._subtract(gone)
         after = targets_at(places)
-        self._weights[places] += self._apply(after - self._targets[places])
-        self._targets[places] = after
-        self._products[places] = row_products(after, self._weights[places])
+        weights[places] += self._apply(after - targets[places])
+        targets[places] = after
+        products[places] = row_products(after, weights[places])
 
     def _make_room(self, place: int) -> None:
         """Give W and T a row for the class at this place."""
         new = place + 1 - len(self._targets)
         if new > 0:
-            empty = np.zeros((new, self._targets.shape[1]))
-            self._targets = np.concatenate([self._targets, empty])
-            self._weights = np.concatenate([self._weights, empty])
-            self._products = np.concatenate([self._products, np.zeros(new)])
+            for kept in (self._weights, self._targets, self._products, self._scratch):
+                kept.grow(new)
 
     def _subtract(self, gone: NDArray[np.float64]) -> None:
         """Subtract the outer products of rows (k, M) from P."""

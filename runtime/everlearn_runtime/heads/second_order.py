@@ -14,8 +14,6 @@ from everlearn_runtime.heads.gram import GramSum, packed_size
 from everlearn_runtime.heads.running import RunningSolution, Step, rung
 
 VANISHING = 1e-280
-# So many samples are joined to their classes faster in a loop than all at once.
-FEW = 3
 
 
 class SecondOrder(Head):
@@ -28,17 +26,12 @@ class SecondOrder(Head):
 
     ladder: ClassVar[float] = 10.0  # rungs for a factor of e in the trace
     gram_name: ClassVar[str] = "gram"
-    # Whether single samples may wait, to be learned together by `_learn_each`; only where `exact`.
-    _gathers: bool = True
 
     def __init__(self) -> None:
         super().__init__()
         self._gram = GramSum(0)
         self._seen = 0
         self._running = RunningSolution()
-        self._waiting: list[NDArray[np.float64]] = []  # single samples (1, F)
-        self._waiting_places: list[int] = []
-        self._room = 0  # for so many
 
     @abstractmethod
     def _targets(self) -> NDArray[np.float64]:
@@ -61,63 +54,11 @@ class SecondOrder(Head):
         """Targets times (w G + r I)^-1, (C, M); to be read, not written."""
         return self._running.weights(self._gram, weight, ridge, self._targets, self._targets_at)
 
-    def _learn_one(self, rows: NDArray[np.float64], place: int) -> None:
-        if not (self._gathers and self.exact):
-            super()._learn_one(rows, place)
-            return
-        waiting = self._waiting
-        if not waiting:
-            self._room = self._gram.room
-        waiting.append(rows)
-        self._waiting_places.append(place)
-        if len(waiting) >= self._room:
-            self._catch_up()
-
-    def _catch_up(self) -> None:
-        if self._waiting:
-            rows, places = np.concatenate(self._waiting), self._waiting_places
-            self._waiting, self._waiting_places = [], []
-            self._seen += len(rows)
-            self._learn_each(rows, places)
+    def _room(self) -> int:
+        return self._gram.room
 
     @abstractmethod
-    def _learn_each(self, rows: NDArray[np.float64], places: list[int]) -> None:
-        """Learn rows (B, F) of the classes at these places one after the other, to the bit."""
-
-    def _join_each(
-        self, rows: NDArray[np.float64], places: list[int]
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Join samples into their classes, one after the other.
-
-        Returns each less the mean of its class's earlier samples, (B, F), and their number, (B,).
-        """
-        counts, means = self._counts, self._means
-        gaps, earlier = np.empty_like(rows), np.empty(len(rows), dtype=np.int64)
-        rest = list(range(len(rows)))
-        if len(rows) > FEW:
-            turns = turn_of_each(places)
-            order, sizes = np.argsort(turns, kind="stable"), np.bincount(turns)
-            codes, done = np.array(places), 0
-            for size in sizes[sizes > FEW].tolist():  # of a turn's classes no two are the same
-                now = order[done : done + size]
-                done += size
-                own = codes[now]
-                earlier[now] = before = counts[own]
-                counts[own] = before + 1
-                mean = means[own]
-                gap = rows[now] - mean
-                gaps[now] = gap
-                gap *= (1 / (before + 1))[:, None]
-                mean += gap
-                means[own] = mean
-            rest = order[done:].tolist()
-        for index in rest:  # the same arithmetic, with less ado
-            place = places[index]
-            earlier[index] = count = int(counts[place])
-            counts[place] = count + 1
-            mean = means[place]
-            mean += np.subtract(rows[index], mean, out=gaps[index]) * (1 / (count + 1))
-        return gaps, earlier
+    def _learn_each(self, rows: NDArray[np.float64], places: list[int]) -> None: ...
 
     def _size(self) -> float:
         """The trace of G on its ladder; 0 where G vanishes."""
@@ -152,18 +93,3 @@ class SecondOrder(Head):
             raise ValueError(f"the state has seen {self._seen} samples but counts {self._counts.sum()}")
         self._gram = GramSum.from_packed(arrays[self.gram_name], self._gram.width)
         self._settle_shared()
-
-
-def turn_of_each(places: list[int]) -> list[int]:
-    """How many samples of the same class come before each.
-
-    >>> turn_of_each([4, 7, 4, 4])
-    [0, 0, 1, 2]
-    """
-    seen: dict[int, int] = {}
-    turns = []
-    for place in places:
-        turn = seen.get(place, 0)
-        seen[place] = turn + 1
-        turns.append(turn)
-    return turns

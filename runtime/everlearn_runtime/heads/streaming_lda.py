@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.heads.base import Joined
 from everlearn_runtime.heads.lda import LDA
+from everlearn_runtime.heads.sums import Joined, groups
 
 COVARIANCES = ("stream", "base", "fixed")
 
@@ -55,6 +55,7 @@ class StreamingLDA(LDA):
             known = ", ".join(map(repr, COVARIANCES))
             raise ValueError(f"covariance is {covariance!r}; it must be one of {known}")
         self._covariance = covariance
+        self._scatter_of = 0  # samples; with "fixed" the scatter kept is that of the first update
 
     @property
     def options(self) -> dict[str, Any]:
@@ -71,29 +72,54 @@ class StreamingLDA(LDA):
         codes: NDArray[np.intp],
         joined: Joined,
     ) -> None:
-        before = self._seen
-        self._seen += len(rows)
-        if self._covariance == "stream" or (before and self._covariance == "base"):
-            seen = before + np.arange(len(rows))
+        if self._covariance == "stream" or (self._seen and self._covariance == "base"):
+            seen = self._seen + np.arange(len(rows))
             weights = np.sqrt(seen / (seen + 1))
             self._gram.add(weights[:, None] * (rows - running_means(rows, codes, joined)))
-        elif before:
-            self._gram.transform(math.sqrt(self._seen / before) * np.eye(rows.shape[1]))
-        else:
+        elif not self._seen:
             centred = rows - means
             shrinkage, variance = oas(centred)
             self._gram.add(math.sqrt(1 - shrinkage) * centred)
             self._gram.add(math.sqrt(shrinkage * len(rows) * variance) * np.eye(rows.shape[1]))
+            self._scatter_of = len(rows)
+        self._seen += len(rows)
+        self._running.drop()
+
+    # With "fixed" S stays, and so n S, which is what is written down, grows with n. To multiply the
+    # matrix for every sample would cost more than all the rest, so the factor is put off.
+
+    @property
+    def _factor(self) -> float:
+        """How many times the scatter that is kept the one to be written down is."""
+        return self._seen / self._scatter_of if self._covariance == "fixed" and self._scatter_of else 1.0
+
+    def _solved(self, weight: float, ridge: float) -> NDArray[np.float64]:
+        return super()._solved(weight * self._factor, ridge)
+
+    def _shared_arrays(self) -> dict[str, NDArray[Any]]:
+        arrays = super()._shared_arrays()
+        arrays[self.gram_name] *= self._factor
+        return arrays
+
+    def _settle_shared(self) -> None:
+        if self._factor != 1:
+            self._gram.scale(self._factor)
+        self._scatter_of = self._seen
+        super()._settle_shared()
+
+    def _merge_shared(self, other: LDA, joined: Joined) -> None:
         self._settle_shared()
+        other._settle_shared()
+        super()._merge_shared(other, joined)
 
 
 def running_means(rows: NDArray[np.float64], codes: NDArray[np.intp], joined: Joined) -> NDArray[np.float64]:
     """For each row (B, F) the mean of its class just before it; zero for a class's first."""
     means = np.empty_like(rows)
-    for place, count, mean in zip(joined.places, joined.counts, joined.means, strict=True):
-        own = rows[codes == place]
+    for numbers, count, mean in zip(groups(codes), joined.counts, joined.means, strict=True):
+        own = rows[numbers]
         sums = count * mean + np.cumsum(own, axis=0) - own
-        means[codes == place] = sums / np.maximum(count + np.arange(len(own)), 1)[:, None]
+        means[numbers] = sums / np.maximum(count + np.arange(len(own)), 1)[:, None]
     return means
 
 

@@ -8,28 +8,19 @@ class FeCAM(Frozen):
     """Train nothing, and take the nearest class mean under the class's own correlations.
 
     Args:
-        alpha1: shrinkage of the covariance's diagonal; None: the variant's.
-        alpha2: shrinkage of the rest; None: the variant's.
-        variant: see `everlearn_runtime.heads.FeCAM`, the head.
+        alpha1: shrinkage of the covariance's diagonal; see `everlearn_runtime.heads.FeCAM`, the head.
+        alpha2: shrinkage of the rest.
         patches: as in `Frozen`.
 
     Source: Goswami et al., "FeCAM: Exploiting the Heterogeneity of Class Distributions in
     Exemplar-Free Continual Learning", NeurIPS 2023, arXiv 2309.14062, section 3.
     """
 
-    def __init__(
-        self,
-        *,
-        alpha1: float | None = None,
-        alpha2: float | None = None,
-        variant: str = "vit",
-        patches: bool = False,
-    ) -> None:
+    def __init__(self, *, alpha1: float = 1.0, alpha2: float = 0.0, patches: bool = False) -> None:
         super().__init__(patches=patches)
         self.alpha1 = alpha1
         self.alpha2 = alpha2
-        self.variant = variant
 
     def head(self) -> heads.Head:
         """Give the head of the same name."""
-        return heads.FeCAM(self.alpha1, self.alpha2, self.variant)
+        return heads.FeCAM(self.alpha1, self.alpha2)

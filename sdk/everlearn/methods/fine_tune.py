@@ -67,7 +67,8 @@ class FineTune(Method):
         """Hand the classifier to a linear head; let any other head learn."""
         if isinstance(head, Linear):
             weights, bias = (value.detach().cpu().numpy() for value in self.classifier.parameters())
-            head.learn_as(features, labels, weights, bias)
+            rows = dict.fromkeys((*head.classes, *labels))  # in the order in which the classes arrived
+            head.learn_as(features, labels, classes=list(rows), weights=weights, bias=bias)
         else:
             super().teach(head, features, labels)
 

@@ -17,7 +17,7 @@ from everlearn.backbones import Backbone
 from everlearn.methods.base import Batches, CosineClassifier, Method, TaskInfo
 from everlearn.methods.losses import transfer
 from everlearn.training import Training
-from everlearn_runtime.heads import Aggregate, Head, HeldOutRidge, Ridge
+from everlearn_runtime.heads import Aggregate, Head, HeldOutRidge, Ridge, SharedAggregate
 
 ADAPTERS = ("bottleneck", "ssf", "vpt")
 
@@ -51,7 +51,7 @@ class SAFE(Method):
       thrown far out by their first step, which fixes their direction for good; slow's stay zero, so
       that slow never scores a later class in training (released: the same);
     - both learners add to one sum of statistics, so that each regresses on the other's features
-      too, and fast sees less of the newest task than slow (released: ``Aggregate(shared=True)``);
+      too, and fast sees less of the newest task than slow (released: `SharedAggregate`);
     - lambda of the ridge comes from a fifth of the newest task alone (released: `HeldOutRidge`; ours
       takes it by generalised cross-validation from the sums of all tasks);
     - the scale of the cosine classifiers, learned in the first task, is set back to its start, and
@@ -157,10 +157,10 @@ class SAFE(Method):
 
     def head(self) -> Head:
         """Two ridge regressions on random features, aggregated by entropy."""
-        ridge = Ridge(projection=self.projection)
         if self.released:
             ridge = HeldOutRidge(projection=self.projection, grid=(3, 8))
-        return Aggregate(self.sections, [ridge, ridge], self.gamma, self.sharpness, shared=self.released)
+            return SharedAggregate(self.sections, [ridge, ridge], self.gamma, self.sharpness)
+        return Aggregate(self.sections, [Ridge(projection=self.projection)] * 2, self.gamma, self.sharpness)
 
     def train(self, mode: bool = True) -> "SAFE":
         """Switch to training; slow stays in evaluation mode."""
