@@ -18,7 +18,7 @@ from everlearn.evaluation.bench import FILE as BENCH
 from everlearn.evaluation.bench import bench
 from everlearn.evaluation.run import FILE as RUN
 from everlearn.evaluation.run import Run
-from everlearn.evaluation.runner import HEADS, measure
+from everlearn.evaluation.runner import HEADS, as_it_stands, measure
 from everlearn.learner import Learner
 from everlearn.methods import NTKCL
 from everlearn.report import write_report
@@ -217,7 +217,8 @@ def _begun(arguments: argparse.Namespace, recipe: recipes.Recipe | None) -> Lear
     begun: dict[str, Any] = {
         **record["training"],
         **{name: record[name] for name in ("seed", "precision", "augmentation")},
-        "method": record["method"]["config"] | ({"name": record["method"]["name"]} if arguments.method else {}),
+        "method": record["method"]["config"]
+        | ({"name": record["method"]["name"]} if arguments.method else {}),
         **{name: (record["backbone"] or {}).get(key) for name, key in _OF_BACKBONE.items()},
         "head": {"kind": learner.head.kind, "options": learner.head.options},
     }
@@ -228,7 +229,9 @@ def _begun(arguments: argparse.Namespace, recipe: recipes.Recipe | None) -> Lear
         head = HEADS[arguments.head](learner.seed)
         now["head"] = {"kind": head.kind, "options": head.options}
     if arguments.no_flip or arguments.smallest_crop is not None:
-        now["augmentation"] = asdict(_augmentation(arguments, recipe.augmentation if recipe else Augmentation()))
+        now["augmentation"] = asdict(
+            _augmentation(arguments, recipe.augmentation if recipe else Augmentation())
+        )
     for name, asked in now.items():
         if begun[name] != asked:
             raise ValueError(
@@ -308,4 +311,6 @@ def _report(arguments: argparse.Namespace) -> None:
     own = method_report(learner, [test.of_classes(classes) for classes in learner.tasks])
     diagnosis = "\n\n".join(text for text in (found.text(), own) if text)
     print(diagnosis)
+    if not (Path(arguments.learner) / RUN).is_file():
+        as_it_stands(learner, test).write(arguments.learner)
     print(f"\n{write_report(arguments.learner, diagnosis=diagnosis)}")

@@ -167,7 +167,9 @@ class Learner:
                 those of the task that is to be resumed.
         """
         images = as_images(data)
-        processes.agree(hashlib.sha256(json.dumps(images.labels).encode()).digest(), "the labels of this task")
+        processes.agree(
+            hashlib.sha256(json.dumps(images.labels).encode()).digest(), "the labels of this task"
+        )
         # To know the images again; who keeps no checkpoint need not read them for that.
         digest = images.fingerprint() if checkpoint is not None or self.unfinished is not None else ""
         if self.unfinished is not None and self.unfinished.digest != digest:

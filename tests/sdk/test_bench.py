@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from everlearn import (
@@ -22,9 +23,11 @@ from everlearn import (
     Ridge,
     methods,
 )
+from everlearn.evaluation import beside
 from everlearn.evaluation.bench import FILE, Bench, bench
-from everlearn.evaluation.cache import FeatureStore
-from everlearn.evaluation.runner import OWN, Run, measure
+from everlearn.evaluation.cache import CachedLearner, FeatureStore
+from everlearn.evaluation.run import OWN, Run
+from everlearn.evaluation.runner import measure
 from everlearn_runtime.heads import Head
 
 from ..conftest import Clock, coloured, fit_all, make_learner, state, vit
@@ -78,7 +81,7 @@ def test_figures_are_those_of_the_learner_alone(tmp_path: Path) -> None:
         assert score.kind == learner.head.kind
         kept = sum(value.nbytes for value in learner.method.learned().values())
         assert score.bytes == kept + learner.head.nbytes
-        assert run.trained == learner.trained
+        assert run.trained == max(lesson.parameters for lesson in learner.history)
         assert (run.trained > 0) == (run.method == "NTK-CL")
         assert run.record == json.loads(json.dumps(learner.record()))
         assert run.classes == list(stream.classes)
@@ -154,6 +157,13 @@ def test_every_method_of_the_package_can_be_benched(tmp_path: Path) -> None:
 # What is reused
 
 
+def cached(method: Method, store: FeatureStore, **settings: Any) -> CachedLearner:
+    given: dict[str, Any] = {"backbone": vit(), **QUICK} | settings
+    learner = CachedLearner(given.pop("backbone"), method, **given)
+    learner.store = store
+    return learner
+
+
 def test_frozen_features_are_computed_once_and_told_of(tmp_path: Path) -> None:
     clock, said = Clock(), list[str]()
     train, test = clock.watch(coloured("abcdef", 4)), clock.watch(coloured("abcdef", 2, seed=1))
@@ -177,7 +187,7 @@ def test_features_of_a_store_are_those_of_the_method_to_the_bit(tmp_path: Path) 
     train, test = data()
     store = FeatureStore(tmp_path, train, test)
     for method in (Frozen(), Frozen(patches=True), NTKCL()):
-        plain, kept = make_learner(method), make_learner(type(method)(**method.config()), reuse=store)
+        plain, kept = make_learner(method), cached(type(method)(**method.config()), store)
         for images in (train.of_classes("db"), test.subset([3, 1]), test, coloured("x")):
             np.testing.assert_array_equal(kept.features(images), plain.features(images))
         assert (store.stored(kept.method) is not None) == isinstance(method, Frozen)
@@ -187,13 +197,13 @@ def test_features_of_a_store_are_those_of_the_method_to_the_bit(tmp_path: Path) 
 
 def test_features_of_another_backbone_or_other_data_are_not_taken(tmp_path: Path) -> None:
     train, test = data()
-    make_learner(Frozen(), reuse=FeatureStore(tmp_path, train, test)).features(train)
-    other = make_learner(Frozen(), backbone=vit(depth=1), reuse=FeatureStore(tmp_path, train, test))
+    cached(Frozen(), FeatureStore(tmp_path, train, test)).features(train)
+    other = cached(Frozen(), FeatureStore(tmp_path, train, test), backbone=vit(depth=1))
     np.testing.assert_array_equal(
         other.features(train), make_learner(Frozen(), backbone=vit(depth=1)).features(train)
     )
     new = coloured("abcdef", 4, seed=5)
-    third = make_learner(Frozen(), reuse=FeatureStore(tmp_path, new, test))
+    third = cached(Frozen(), FeatureStore(tmp_path, new, test))
     np.testing.assert_array_equal(third.features(new), make_learner(Frozen()).features(new))
     assert len(list(tmp_path.iterdir())) == 3
 
@@ -209,12 +219,12 @@ def of_fewer_images(file: Path) -> None:
 @pytest.mark.parametrize("damage", [cut, of_fewer_images])
 def test_damaged_features_are_computed_anew(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     train, test = data()
-    expected = make_learner(Frozen(), reuse=FeatureStore(tmp_path, train, test)).features(train)
+    expected = cached(Frozen(), FeatureStore(tmp_path, train, test)).features(train)
     (file,) = tmp_path.iterdir()
     damage(file)
     said: list[str] = []
     store = FeatureStore(tmp_path, train, test, say=said.append)
-    np.testing.assert_array_equal(make_learner(Frozen(), reuse=store).features(train), expected)
+    np.testing.assert_array_equal(cached(Frozen(), store).features(train), expected)
     assert "is damaged" in said[0]
     assert "computed in" in said[1]
 
@@ -243,7 +253,8 @@ def test_a_stopped_bench_goes_on_to_the_same_figures(tmp_path: Path) -> None:
         found = run_bench(out, data=watched(), say=said.append, **given)
         assert figures(found) == figures(expected), f"stopped at {stop} of {total}"
         assert figures(Bench.read(out)) == figures(expected)
-        assert sorted(path.name for path in (out / "runs").iterdir()) == ["NTK-CL-0.json", "frozen-0.json"]
+        assert sorted(path.name for path in (out / "runs").iterdir()) == ["NTK-CL-0", "frozen-0"]
+        assert [path.name for path in (out / "runs" / "frozen-0").iterdir()] == ["run.json"]
         if stop > total // 3:
             assert any("going on after" in line or "runs reused" in line for line in said)
             assert clock.reads < total
@@ -289,6 +300,24 @@ def test_a_checkpoint_that_cannot_be_used_is_told_of(tmp_path: Path) -> None:
     said: list[str] = []
     assert figures(run_bench(tmp_path, say=said.append, **given)) == figures(expected)
     assert "NTK-CL, seed 0: begun anew, for its checkpoint cannot be used" in said[0]
+    (aside,) = (tmp_path / "runs").glob(".NTK-CL-0-unreadable-*")
+    assert str(aside) in said[0]
+    assert (aside / "learner.safetensors").read_bytes() == b"nothing"
+
+
+def test_a_checkpoint_of_a_newer_version_stops_the_bench(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"methods": {"NTK-CL": NTKCL}, "seeds": [0]}
+    with pytest.raises(KeyboardInterrupt):
+        run_bench(tmp_path, data=tuple(map(Clock(100).watch, data())), **given)
+    (checkpoint,) = (tmp_path / "runs").glob("*/learner.safetensors")
+    with safe_open(checkpoint, "np") as stored:
+        about = json.loads(stored.metadata()["everlearn"])
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    save_file(tensors, checkpoint, {"everlearn": json.dumps(about | {"format": 99, "everlearn": "9.9"})})
+    kept = checkpoint.read_bytes()
+    with pytest.raises(ValueError, match=r"has format 99, by everlearn 9\.9"):
+        run_bench(tmp_path, **given)
+    assert checkpoint.read_bytes() == kept
 
 
 @pytest.mark.parametrize(
@@ -304,7 +333,7 @@ def test_a_checkpoint_that_cannot_be_used_is_told_of(tmp_path: Path) -> None:
             {"data": (coloured("abcdef", 4, seed=7), coloured("abcdef", 2, seed=1))},
             "was begun with other data",
         ),
-        ({"methods": {"frozen": lambda: Frozen(patches=True)}}, "frozen-0.json was made with method"),
+        ({"methods": {"frozen": lambda: Frozen(patches=True)}}, "frozen-0 was made with method"),
     ],
 )
 def test_other_settings_are_refused(tmp_path: Path, other: Mapping[str, Any], says: str) -> None:
@@ -317,7 +346,7 @@ def test_other_settings_are_refused(tmp_path: Path, other: Mapping[str, Any], sa
 @pytest.mark.parametrize("spoil", ["", "[]", "{}", '{"settings": {}}', "\ud800"])
 def test_a_damaged_file_is_named(tmp_path: Path, spoil: str) -> None:
     run_bench(tmp_path, methods={"frozen": Frozen}, seeds=[0])
-    for file in (tmp_path / "runs" / "frozen-0.json", tmp_path / FILE):
+    for file in (tmp_path / "runs" / "frozen-0" / "run.json", tmp_path / FILE):
         whole = file.read_bytes()
         file.write_bytes(spoil.encode("utf-8", "surrogatepass"))
         with pytest.raises(ValueError, match=file.name):
@@ -367,38 +396,44 @@ def test_a_run_is_plain_data_and_back(tmp_path: Path) -> None:
         Run.from_dict({})
 
 
-# The learner's part
+# Going on in the middle of a task
 
 
-def test_heads_beside_the_own_one_are_saved_and_go_on(tmp_path: Path) -> None:
-    tasks = [coloured("ab"), coloured("bc", seed=1)]
+@pytest.mark.parametrize("stop", [3, 40, 60, 75, 90])
+def test_heads_beside_the_own_one_go_on_with_the_learner(tmp_path: Path, stop: int) -> None:
+    """Whatever is written last when the run stops, the other heads go on from there, to the bit."""
+    train, test = coloured("abcd", 4), coloured("abcd", 2, seed=1)
+    stream = ClassIncremental(train, test, classes_per_task=2)
 
     def heads() -> dict[str, Head]:
         return {"ridge": Ridge(), "random": Ridge(projection=50, seed=3)}
 
-    expected = fit_all(make_learner(NTKCL(), beside=heads()), tasks)
-    learner = make_learner(NTKCL(), beside=heads())
+    def tidy(run: Run) -> dict[str, Any]:
+        return {**run.to_dict(), "seconds": 0}
+
+    expected = measure(make_learner(NTKCL()), stream, heads=heads(), folder=tmp_path / "whole")
+    watched = ClassIncremental(Clock(stop).watch(train), test, classes_per_task=2)
     with pytest.raises(KeyboardInterrupt):
-        fit_all(learner, [tasks[0], Clock(30).watch(tasks[1])], checkpoint=tmp_path)
-    learner = Learner.load(tmp_path, device="cpu")
-    assert learner.unfinished is not None
-    assert state(learner.fit(tasks[1])) == state(expected)
-    features = expected.features(tasks[0])
-    for name in learner.beside:
-        np.testing.assert_array_equal(
-            learner.beside[name].scores(features), expected.beside[name].scores(features)
-        )
+        measure(make_learner(NTKCL()), watched, heads=heads(), folder=tmp_path / "run")
+    learner = Learner.load(tmp_path / "run", device="cpu")
+    assert tidy(measure(learner, stream, heads=heads(), folder=tmp_path / "run")) == tidy(expected)
+    found, whole = (beside.Beside.load(tmp_path / name) for name in ("run", "whole"))
+    features = learner.features(train)
+    for name, head in whole.heads.items():
+        np.testing.assert_array_equal(found.heads[name].scores(features), head.scores(features))
 
 
 def test_seconds_and_trained_parameters_go_on_where_they_were(tmp_path: Path) -> None:
     learner = make_learner(NTKCL()).fit(coloured("ab"), checkpoint=tmp_path)
     loaded = Learner.load(tmp_path, device="cpu")
-    assert loaded.seconds == learner.seconds > 0
-    assert loaded.trained == learner.trained > 0
+    assert loaded.history == learner.history
+    assert loaded.history[0].seconds > 0
+    assert loaded.history[0].parameters > 0
     with pytest.raises(KeyboardInterrupt):
         loaded.fit(Clock(3).watch(coloured("cd")))
-    assert loaded.seconds == learner.seconds
-    assert loaded.fit(coloured("cd")).seconds > learner.seconds
+    assert loaded.history == learner.history
+    first, second = loaded.fit(coloured("cd")).history
+    assert (first, second.classes, second.images) == (learner.history[0], ("c", "d"), 12)
 
 
 def test_the_digest_of_data_is_theirs(tmp_path: Path) -> None:

@@ -107,17 +107,51 @@ def test_the_same_command_goes_on(
     assert rest == expected
 
 
-@pytest.mark.parametrize("other", [("--lr", "0.01"), ("--epochs", "2"), ("--seed", "9")])
+@pytest.mark.parametrize(
+    "other",
+    [
+        *(["--lr", "0.01"], ["--epochs", "2"], ["--batch-size", "9"], ["--seed", "9"]),
+        *(["--method", "RanPAC"], ["--head", "lda"], ["--head", "random-ridge"], ["--recipe", "cifar100"]),
+        *(["--backbone", "resnet18"], ["--weights", "random"], ["--precision", "bf16"]),
+        *(["--no-flip"], ["--smallest-crop", "0.9"], ["--classes-per-task", "2"]),
+    ],
+    ids=" ".join,
+)
 def test_other_settings_are_not_ignored(
-    data: Path, tmp_path: Path, capsys: Output, other: tuple[str, str]
+    data: Path, tmp_path: Path, capsys: Output, other: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert train(data, tmp_path / "run", "--method", "Frozen") == 0
+    kept = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     capsys.readouterr()
-    assert train(data, tmp_path / "run", *other) == 2
+    assert main(["train", str(data), "--out", str(tmp_path / "run"), *other]) == 2
     out, err = capsys.readouterr()
     assert "was begun with" in err
-    assert f"not {other[1]}; go on with the same, or give another --out" in err
-    assert out == ""
+    assert f"not {other[-1]}" in err or other[0] in (
+        "--head",
+        "--method",
+        "--recipe",
+        "--no-flip",
+        "--smallest-crop",
+        "--classes-per-task",
+    )
+    assert "go on with the same, or" in err
+    assert kept == {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+
+
+def test_what_is_left_out_is_the_folders_own(data: Path, tmp_path: Path, capsys: Output) -> None:
+    more = ("--method", "SLDA", "--seed", "4", "--classes-per-task", "2", "--no-flip")
+    assert train(data, tmp_path / "run", *more) == 0
+    expected = capsys.readouterr().out
+    assert main(["train", str(data), "--out", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out.split("\n", 1)[1] == expected
+
+
+def test_other_images_of_the_same_names_are_refused(data: Path, tmp_path: Path, capsys: Output) -> None:
+    assert train(data, tmp_path / "run", "--method", "Frozen") == 0
+    file = next(data.glob("a/*.png"))
+    Image.fromarray(255 - np.asarray(Image.open(file))).save(file)
+    assert train(data, tmp_path / "run", "--method", "Frozen") == 2
+    assert "was begun with other images" in capsys.readouterr().err
 
 
 def test_an_npz_file_is_data_too(tmp_path: Path, capsys: Output) -> None:
@@ -188,7 +222,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         bench_options("--methods", "NTKCL", "--backbone", "resnet10t", "--weights", "random"),
         "no plain Vision Transformer",
     ),
-    "no report": (lambda _: ["report", "nowhere"], "no learner is saved at nowhere"),
+    "no report": (lambda _: ["report", "nowhere"], "no run is at nowhere"),
     "no run": (lambda _: ["export", "nowhere", "--out", "bundle"], "no learner is saved at nowhere"),
     "no bundle": (lambda _: ["predict", "nowhere", "image.png"], "nowhere"),
 }
@@ -290,7 +324,8 @@ def test_report_of_a_training_has_the_diagnosis_and_the_confusion(
     run = tmp_path / "run"
     assert train(data, run, "--method", "Frozen", "--classes-per-task", "3") == 0
     assert main(["report", str(run)]) == 0
-    assert not (run / "report" / "confusion-Frozen.png").exists()
+    assert (run / "report" / "confusion-Frozen.png").is_file()
+    (run / "run.json").unlink()  # as if it had been fitted by hand
     capsys.readouterr()
     assert main(["report", str(run), str(data), "--samples", "6"]) == 0
     out = capsys.readouterr().out

@@ -16,8 +16,10 @@ from everlearn import (
     NTKCL,
     Augmentation,
     ClassIncremental,
+    FineTune,
     Frozen,
     Images,
+    Joint,
     Learner,
     Method,
     Prototypes,
@@ -169,6 +171,59 @@ def test_a_heads_class_means_are_the_means_of_the_features() -> None:
     np.testing.assert_allclose(learner.head.prototypes, means, rtol=1e-12, atol=1e-14)
 
 
+# What belongs to a learner is its own
+
+
+@pytest.mark.parametrize("what", ["method", "head"])
+def test_what_another_learner_has_is_refused(what: str) -> None:
+    method, head = NTKCL(), LDA()
+    first = make_learner(method, head=head).fit(coloured("ab"))
+    before, features = state(first), first.features(coloured("ab"))
+    given: dict[str, Any] = {"method": Frozen(), "head": LDA()} | {what: getattr(first, what)}
+    with pytest.raises(
+        ValueError, match=f"is the {what} of another learner; give each learner one of its own"
+    ):
+        make_learner(seed=1, **given)
+    assert state(first) == before
+    np.testing.assert_array_equal(first.features(coloured("ab")), features)
+
+
+def test_a_refused_learner_takes_nothing_from_its_parts() -> None:
+    method = NTKCL()
+    with pytest.raises(ValueError, match="96 wide; the sections"):
+        make_learner(method, head=Prototypes([10, 10]))
+    assert make_learner(method).method is method
+
+
+def test_after_a_fit_that_fails_the_callers_objects_are_still_the_learners() -> None:
+    method, head = NTKCL(), LDA()
+    learner = make_learner(method, head=head).fit(coloured("ab"))
+    with pytest.raises(KeyboardInterrupt):
+        learner.fit(Clock(9).watch(coloured("cd")))
+    assert learner.method is method
+    assert learner.head is head
+    learner.fit(coloured("cd"))
+    assert head.classes == tuple("abcd")
+    assert digests(method.learned()) == digests(learner.method.learned())
+
+
+def test_a_class_taken_out_of_the_head_by_hand_leaves_no_row_behind() -> None:
+    learner = make_learner(Joint()).fit(coloured("abc"))
+    learner.head.remove("a")
+    learner.fit(coloured("d"))
+    assert learner.classes == learner.method.classes.names == ("b", "c", "d")
+    assert learner.evaluate(coloured("bcd", seed=1)) == 1
+
+
+@pytest.mark.parametrize("label", ["z", "", 3])
+def test_a_class_that_is_not_known_cannot_be_forgotten(label: Any) -> None:
+    learner = make_learner(FineTune()).fit(coloured("ab"))
+    before = state(learner)
+    with pytest.raises(ValueError, match="no class"):
+        learner.forget(label)
+    assert state(learner) == before
+
+
 # The loop
 
 
@@ -300,11 +355,12 @@ def test_every_optimizer_is_resumed(tmp_path: Path, options: dict[str, Any]) -> 
 
 def test_a_task_is_resumed_with_its_own_data_only(tmp_path: Path) -> None:
     data = coloured("ab")
+    others = [coloured("cd"), data.subset(range(11, -1, -1)), coloured("ab", 5), coloured("ab", seed=1)]
     with pytest.raises(KeyboardInterrupt):
         make_learner(NTKCL(), epochs=3).fit(Clock(20).watch(data), checkpoint=tmp_path)
     learner = Learner.load(tmp_path, device="cpu")
     before = state(learner)
-    for other in (coloured("cd"), data.subset(range(11, -1, -1)), coloured("ab", 5)):
+    for other in others:
         with pytest.raises(ValueError, match="stopped after epoch 1 of a task with other images"):
             learner.fit(other)
     assert state(learner) == before
@@ -417,6 +473,20 @@ def test_a_run_without_its_record_is_refused(tmp_path: Path) -> None:
         ValueError, match="finished 3 tasks, but the accuracies after task 1 are not on record"
     ):
         learner.run(stream(), checkpoint=tmp_path)
+
+
+def test_a_stream_of_other_images_is_refused(tmp_path: Path) -> None:
+    learner = make_learner(Frozen())
+    learner.run(stream(), checkpoint=tmp_path)
+    other = ClassIncremental(coloured("abcdef", 4), coloured("abcdef", 2, seed=2), classes_per_task=2)
+    with pytest.raises(ValueError, match="was begun with other images; go on with the same"):
+        learner.run(other, checkpoint=tmp_path)
+
+
+def test_settings_of_a_saved_learner_are_not_changed_on_loading(tmp_path: Path) -> None:
+    make_learner(Frozen()).fit(coloured("ab")).save(tmp_path)
+    with pytest.raises(ValueError, match="keeps its settings, so lr, head cannot be given; only backbone"):
+        Learner.load(tmp_path, lr=0.1, head=LDA())
 
 
 # What the user sees

@@ -17,7 +17,8 @@ from PIL import Image
 
 from everlearn import NTKCL, ClassIncremental, Frozen, Images, Method
 from everlearn.evaluation.bench import FILE, Bench, bench
-from everlearn.evaluation.runner import OWN
+from everlearn.evaluation.run import OWN, Run
+from everlearn.evaluation.runner import as_it_stands
 from everlearn.report import page as report
 from everlearn.report import pictures, write_report
 from everlearn_runtime.errors import MissingExtra
@@ -199,26 +200,21 @@ def test_a_training_is_reported_too(tmp_path: Path, stream: ClassIncremental) ->
     page = Page(write_report(tmp_path))
     assert f"{100 * matrix.average:.2f}" in page.text
     assert f"{100 * matrix.last:.2f}" in page.text
-    assert f"{learner.trained:,}" in page.text
-    assert "everlearn report RUN DATA" in page.text
+    assert f"{learner.history[0].parameters:,}" in page.text
     assert {file.name for file in (tmp_path / "report").iterdir()} == {
-        *("index.html", "accuracy.png", "matrix-NTKCL.png")
+        *("index.html", "accuracy.png", "matrix-NTKCL.png", "confusion-NTKCL.png")
     }
-    page = Page(
-        write_report(tmp_path, learner=learner, test=coloured("abcd", 2, seed=1), diagnosis="so it is")
-    )
-    assert "so it is" in page.text
-    assert "everlearn report RUN DATA" not in page.text
-    assert (tmp_path / "report" / "confusion-NTKCL.png").is_file()
+    assert "so it is" in Page(write_report(tmp_path, diagnosis="so it is")).text
 
 
 def test_a_training_without_figures_is_measured(tmp_path: Path) -> None:
     learner = fit_all(make_learner(Frozen()), [coloured("ab"), coloured("cd")])
     learner.save(tmp_path)
-    with pytest.raises(ValueError, match=r"has no accuracy\.json; name the data, too"):
+    with pytest.raises(ValueError, match="no run is at"):
         write_report(tmp_path)
     test = coloured("abcdx", 3, seed=1)
-    page = Page(write_report(tmp_path, learner=learner, test=test))
+    as_it_stands(learner, test).write(tmp_path)
+    page = Page(write_report(tmp_path))
     assert f"{100 * learner.evaluate(test.of_classes('abcd')):.2f}" in page.text
 
 
@@ -226,12 +222,12 @@ def test_a_training_without_figures_is_measured(tmp_path: Path) -> None:
 
 
 def test_nothing_to_report_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no learner is saved at"):
+    with pytest.raises(ValueError, match="no run is at"):
         write_report(tmp_path)
     Bench({}, ()).write(tmp_path)
     with pytest.raises(ValueError, match="has no finished run yet"):
         write_report(tmp_path)
-    make_learner(Frozen()).save(tmp_path / "fresh")
+    Run("Frozen", 0, {}, ["a"], [1], {}).write(tmp_path / "fresh")
     with pytest.raises(ValueError, match="has not finished its first task"):
         write_report(tmp_path / "fresh")
     (tmp_path / FILE).write_text("{")

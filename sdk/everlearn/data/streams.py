@@ -84,6 +84,16 @@ class ClassIncremental:
             test_so_far=self._test.of_classes(self.classes[:end]),
         )
 
+    @property
+    def tasks(self) -> tuple[tuple[str, ...], ...]:
+        """The classes of each task."""
+        starts = [0, *self._ends[:-1]]
+        return tuple(self.classes[start:end] for start, end in zip(starts, self._ends, strict=True))
+
+    def fingerprints(self) -> list[str]:
+        """`Images.fingerprint` of the training images and of the test images."""
+        return [self._train.fingerprint(), self._test.fingerprint()]
+
     def at_once(self) -> ClassIncremental:
         """The same data and the same order of classes as a single task: what a ceiling learns."""
         whole = copy.copy(self)

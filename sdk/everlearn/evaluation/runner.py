@@ -92,6 +92,29 @@ def measure(
     return run
 
 
+def as_it_stands(learner: Learner, test: Images) -> Run:
+    """The figures of a learner that was not measured while it learned: those of its last model.
+
+    Args:
+        learner: after at least one task.
+        test: images of its classes; others are left out.
+    """
+    known = set(learner.classes)  # a class that was forgotten is in a task, and is not known
+    tasks = [names for task in learner.tasks if (names := [name for name in task if name in known])]
+    images = test.of_classes(name for name in test.classes if name in known)
+    run = Run(
+        method=type(learner.method).__name__,
+        seed=learner.seed,
+        record=learner.record(),
+        classes=[name for names in tasks for name in names],
+        tasks=[len(names) for names in tasks],
+        scores={},
+        device=str(learner.device),
+        settings={"fingerprint": learner.backbone.fingerprint()},
+    )
+    return _with_figures(run, learner, Beside({}), figures(learner, {}, images, tasks))
+
+
 def figures(
     learner: Learner, heads: Mapping[str, Head], images: Images, tasks: Sequence[Sequence[str]]
 ) -> dict[str, Figures]:
