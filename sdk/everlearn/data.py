@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from everlearn.augmentation import Augmentation
+from everlearn_runtime.decoding import decode
 from everlearn_runtime.images import open_image, to_rgb
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -377,9 +378,8 @@ def _load_encoded(path: str, data: NDArray[np.uint8], offsets: NDArray[np.int64]
     encoded = data[offsets[index] : offsets[index + 1]].tobytes()
     what = f"image {index} of '{path}'"
     try:
-        image = Image.open(BytesIO(encoded))
-        image.load()
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        image = decode(BytesIO(encoded))
+    except ValueError as error:
         raise ValueError(f"{what} cannot be decoded: {error}") from error
     return _to_rgb(image, what)
 
