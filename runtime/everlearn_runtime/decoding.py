@@ -46,7 +46,7 @@ def open_image(path: str | Path) -> Image:
     need_pillow("reading image files")
     try:
         there = Path(path).is_file()
-    except ValueError:  # a null character, before Python 3.12 or so
+    except (OSError, ValueError):  # no rights to look, or no name a file could have
         there = False
     if not there:
         raise ValueError(f"{path}: no such file")
