@@ -208,8 +208,8 @@ class Bundle:
             check_width(head, manifest.sections)
         except BundleError:
             raise
-        except ValueError as error:
-            raise BundleError(f"{self.path / HEAD}: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{self.path / HEAD}: {str(error)[:500]}") from None
         return head
 
 

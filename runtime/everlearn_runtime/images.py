@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -70,7 +71,9 @@ class InputSpec:
         for name in ("height", "width", "resize"):
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= LARGEST_SIDE:
-                raise ValueError(f"{name} is {value!r}; give whole pixels, from 1 to {LARGEST_SIDE}")
+                raise ValueError(
+                    f"{name} is {reprlib.repr(value)}; give whole pixels, from 1 to {LARGEST_SIDE}"
+                )
         if self.resize < max(self.height, self.width):
             raise ValueError(
                 f"resize is {self.resize}, smaller than the crop of {self.height} x {self.width}; "
@@ -78,16 +81,16 @@ class InputSpec:
             )
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(
-                f"interpolation is {self.interpolation!r}; use one of {', '.join(INTERPOLATIONS)}"
+                f"interpolation is {reprlib.repr(self.interpolation)}; use one of {', '.join(INTERPOLATIONS)}"
             )
         if self.crop not in CROPS:
-            raise ValueError(f"crop is {self.crop!r}; use one of {', '.join(CROPS)}")
+            raise ValueError(f"crop is {reprlib.repr(self.crop)}; use one of {', '.join(CROPS)}")
         if (
             not isinstance(self.fill, (tuple, list))
             or len(self.fill) != 3
             or any(type(value) is not int or not 0 <= value <= 255 for value in self.fill)
         ):
-            raise ValueError(f"fill is {self.fill!r}; give three whole numbers from 0 to 255")
+            raise ValueError(f"fill is {reprlib.repr(self.fill)}; give three whole numbers from 0 to 255")
         object.__setattr__(self, "fill", tuple(self.fill))
         if any(self.fill) and self.crop != "border":
             raise ValueError(f"fill is {self.fill}, but crop={self.crop!r} fills nothing; leave it out")
@@ -162,7 +165,9 @@ class InputSpec:
         """
         names = {field.name for field in fields(cls)}
         if set(data) | {"fill"} != names:
-            raise ValueError(f"an input spec has the fields {sorted(names)}; these came: {sorted(data)}")
+            raise ValueError(
+                f"an input spec has the fields {sorted(names)}; these came: {reprlib.repr(sorted(data))}"
+            )
         return cls(**data)
 
 
