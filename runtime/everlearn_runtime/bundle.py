@@ -17,17 +17,20 @@ import hashlib
 import json
 import os
 import re
+import reprlib
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from everlearn_runtime.backends.graph import check_graph
 from everlearn_runtime.errors import BundleError
 from everlearn_runtime.heads import Head, HeadState, from_state
 from everlearn_runtime.images import InputSpec
@@ -36,6 +39,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 FEATURES = "features.onnx"
 HEAD = "head.safetensors"
+LARGEST_MANIFEST = 1 << 26  # bytes; real ones have some kilobytes
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
@@ -91,39 +95,40 @@ class Manifest:
             BundleError: Not JSON, a newer format, or a field missing or of the wrong type.
         """
         try:
-            data = json.loads(text)
+            data = json.loads(text, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
             raise BundleError(f"{MANIFEST} is not JSON ({error}); copy the bundle again") from None
         if not isinstance(data, dict) or type(data.get("format")) is not int:
             raise BundleError(f"{MANIFEST} does not say its format; this is not an everlearn bundle")
         if data["format"] > FORMAT:
+            writer = _short(data.get("everlearn")).strip("'")
             raise BundleError(
-                f"the bundle has format {data['format']} (everlearn {data.get('everlearn', 'unknown')}); "
+                f"the bundle has format {data['format']} (everlearn {writer}); "
                 f"this version reads up to {FORMAT}: pip install --upgrade everlearn"
             )
         if data["format"] < 1:
             raise BundleError(f"{MANIFEST} says format {data['format']}; formats count from 1")
         names = [field.name for field in fields(cls)]
         if set(data) != set(names):
-            raise BundleError(f"{MANIFEST} has the fields {sorted(data)}; expected {sorted(names)}")
+            raise BundleError(f"{MANIFEST} has the fields {_short(sorted(data))}; expected {sorted(names)}")
         for name, kind in _JSON_TYPES.items():
             if not isinstance(data[name], kind):
-                raise BundleError(f"{name} in {MANIFEST} is {data[name]!r}; expected {_SAYS[kind]}")
+                raise BundleError(f"{name} in {MANIFEST} is {_short(data[name])}; expected {_SAYS[kind]}")
         sections, classes, files, head = data["sections"], data["classes"], data["files"], data["head"]
         if not sections or any(type(width) is not int or width < 1 for width in sections):
-            raise BundleError(f"sections in {MANIFEST} is {sections!r}; expected feature widths")
+            raise BundleError(f"sections in {MANIFEST} is {_short(sections)}; expected feature widths")
         if any(not isinstance(name, str) for name in classes):
-            raise BundleError(f"classes in {MANIFEST} is {classes!r}; expected names")
+            raise BundleError(f"classes in {MANIFEST} is {_short(classes)}; expected names")
         if set(head) != {"kind", "options"} or not isinstance(head["options"], dict):
-            raise BundleError(f"head in {MANIFEST} is {head!r}; expected a kind and options")
+            raise BundleError(f"head in {MANIFEST} is {_short(head)}; expected a kind and options")
         for name, digest in files.items():
             if not isinstance(digest, str) or not PLAIN_NAME.fullmatch(name):
                 raise BundleError(
-                    f"files in {MANIFEST} names {name!r}; only plain names inside the bundle are allowed"
+                    f"files in {MANIFEST} names {_short(name)}; only plain names in the bundle are allowed"
                 )
         if not {FEATURES, HEAD} <= set(files):
             raise BundleError(
-                f"files in {MANIFEST} is {sorted(files)}; {FEATURES} and {HEAD} must be among them"
+                f"files in {MANIFEST} is {_short(sorted(files))}; {FEATURES} and {HEAD} must be among them"
             )
         try:
             spec = InputSpec.from_dict(data["input"])
@@ -171,9 +176,7 @@ class Bundle:
                 together; the message says what.
         """
         folder = Path(path)
-        if not folder.is_dir():
-            raise BundleError(f"{folder}: no such folder; a bundle is a folder with a {MANIFEST}")
-        text = _read(folder / MANIFEST)
+        text = _manifest(folder)
         bundle = cls(folder, Manifest.from_json(text), hashlib.sha256(text).hexdigest())
         for name, digest in bundle.manifest.files.items():
             if (found := _sha256(folder / name)) != digest:
@@ -181,6 +184,7 @@ class Bundle:
                     f"{folder / name} is damaged: sha256 {found[:12]}..., "
                     f"the manifest says {digest[:12]}...; copy the bundle again"
                 )
+        check_graph(_read(bundle.features), str(bundle.features))
         bundle.head()
         return bundle
 
@@ -204,9 +208,21 @@ class Bundle:
             check_width(head, manifest.sections)
         except BundleError:
             raise
-        except ValueError as error:
-            raise BundleError(f"{self.path / HEAD}: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{self.path / HEAD}: {str(error)[:500]}") from None
         return head
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """What a bundle's manifest says, before its other files are looked at.
+
+    Args:
+        path: The bundle's folder.
+
+    Raises:
+        BundleError: As in :meth:`Bundle.open`.
+    """
+    return Manifest.from_json(_manifest(Path(path)))
 
 
 def write_bundle(
@@ -338,22 +354,53 @@ def _is_bundle(path: Path) -> bool:
     return not path.is_symlink() and present <= {MANIFEST, *manifest.files}
 
 
-def _read(path: Path) -> bytes:
+def _manifest(folder: Path) -> bytes:
+    """The bytes of a bundle's manifest."""
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read ({error.strerror}); copy the bundle again") from None
+        there = folder.is_dir()
+    except (OSError, ValueError):  # no rights to look, or no name a file could have
+        there = False
+    if not there:
+        raise BundleError(f"{folder}: no such folder; a bundle is a folder with a {MANIFEST}")
+    with _opened(folder / MANIFEST) as file:
+        text = file.read(LARGEST_MANIFEST + 1)
+    if len(text) > LARGEST_MANIFEST:
+        raise BundleError(f"{folder / MANIFEST} has more than {LARGEST_MANIFEST:,} bytes; it is no manifest")
+    return text
+
+
+def _read(path: Path) -> bytes:
+    with _opened(path) as file:
+        return file.read()
 
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
+    with _opened(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """An ordinary file, to be read: a pipe would wait for ever."""
     try:
+        if path.exists() and not path.is_file():
+            raise BundleError(f"{path} is no ordinary file; copy the bundle again")
         with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+            yield file
     except OSError as error:
         raise BundleError(f"{path} cannot be read ({error.strerror}); copy the bundle again") from None
-    return digest.hexdigest()
+
+
+def _short(value: object) -> str:
+    """A value for a message, whatever its size and depth."""
+    return reprlib.repr(value)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _sync_folder(path: Path) -> None:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from everlearn_runtime.bundle import read_manifest
 from everlearn_runtime.edge import EdgeLearner
 from everlearn_runtime.errors import MissingExtra
-from everlearn_runtime.images import InputSpec, open_image, prepare
+from everlearn_runtime.heads.checks import check_label
+from everlearn_runtime.images import InputSpec, prepare_batch
 
 BATCH = 32
+_RESIZED = {"center": "shorter side to", "squash": "squeezed to", "border": "bordered within"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,10 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         result, text = arguments.run(arguments)
     except (ValueError, OSError, MissingExtra) as error:
-        print(f"everlearn-device: {' '.join(str(error).split())}", file=sys.stderr)
+        _print(f"everlearn-device: {' '.join(str(error).split())}", sys.stderr)
         return 2
-    print(json.dumps(result) if arguments.json else text)
+    _print(json.dumps(result) if arguments.json else text, sys.stdout)
     return 0
+
+
+def _print(text: str, file: TextIO) -> None:
+    """Print, spelling out what the terminal's encoding does not have."""
+    encoding = file.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), file=file)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     images: dict[str, Any] = {
         "metavar": "IMAGES",
         "nargs": "+",
-        "help": "image files, or .npy files of uint8 (H, W, 3) or (N, H, W, 3)",
+        "help": "image files, or .npy files of uint8 (H, W), (H, W, 3) or (N, H, W, 3), of any size",
     }
 
     def command(name: str, run: Any, says: str) -> argparse.ArgumentParser:
@@ -103,8 +112,10 @@ def _predict(arguments: argparse.Namespace) -> tuple[Any, str]:
 
 
 def _learn(arguments: argparse.Namespace) -> tuple[Any, str]:
+    # All that can be wrong with them is found before there is a state file.
+    check_label(arguments.label)
+    _, batch = _images(arguments.images, read_manifest(arguments.bundle).input)
     with _open(arguments, new=True) as learner:
-        _, batch = _images(arguments.images, learner.bundle.manifest.input)
         learner.learn(batch, [arguments.label] * len(batch))
         counts = learner.counts
     samples = counts[arguments.label]
@@ -142,7 +153,10 @@ def _status(arguments: argparse.Namespace) -> tuple[Any, str]:
     }
     lines = [
         ("format", f"{manifest.format}, written by everlearn {manifest.everlearn}"),
-        ("input", f"{spec.height} x {spec.width} RGB, shorter side to {spec.resize}, {spec.interpolation}"),
+        (
+            "input",
+            f"{spec.height} x {spec.width} RGB, {_RESIZED[spec.crop]} {spec.resize}, {spec.interpolation}",
+        ),
         ("features", f"{manifest.width} in sections of {', '.join(map(str, manifest.sections))}"),
         ("head", f"{manifest.head['kind']} {json.dumps(manifest.head['options'])}"),
         *((f"parity {name}", json.dumps(value)) for name, value in manifest.parity.items()),
@@ -154,28 +168,26 @@ def _status(arguments: argparse.Namespace) -> tuple[Any, str]:
 
 def _images(paths: Sequence[str], spec: InputSpec) -> tuple[list[str], NDArray[np.uint8]]:
     """Names, and the batch they make."""
-    named = [pair for path in paths for pair in _read(path, spec)]
-    return [name for name, _ in named], np.stack([image for _, image in named])
+    named = [_read(path, spec) for path in paths]
+    return [name for names, _ in named for name in names], np.concatenate([batch for _, batch in named])
 
 
-def _read(path: str, spec: InputSpec) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+def _read(path: str, spec: InputSpec) -> tuple[list[str], NDArray[np.uint8]]:
+    """The pictures in one file, and a name for each."""
     if Path(path).suffix.lower() != ".npy":
-        yield path, prepare(open_image(path), spec)
-        return
+        return [path], prepare_batch(path, spec)
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such file")
     try:
-        with open(path, "rb") as file:
-            array = np.lib.format.read_array(file, allow_pickle=False)
-    except (ValueError, EOFError, MemoryError) as error:
-        raise ValueError(f"{path}: not a readable .npy file ({error})") from None
-    if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.size == 0:
-        raise ValueError(
-            f"{path}: {array.dtype} of shape {array.shape}; expected uint8 (H, W, 3) or (N, H, W, 3)"
-        )
-    if array.ndim == 3:
-        yield path, prepare(array, spec)
-    else:
-        for number, image in enumerate(array):
-            yield f"{path}[{number}]", prepare(image, spec)
+        # Mapped, so that the size in the header is held against the file's before memory is asked for.
+        array = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # numpy has half a dozen kinds for damaged files
+        raise ValueError(f"{path}: not a readable .npy file ({error})") from error
+    try:
+        batch = prepare_batch(array, spec)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return [path] if array.ndim < 4 else [f"{path}[{number}]" for number in range(len(batch))], batch
 
 
 def _aligned(header: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> str:

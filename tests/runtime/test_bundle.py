@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from everlearn_runtime import FORMAT, LDA, Bundle, BundleError, InputSpec, Prototypes, Ridge, write_bundle
-from everlearn_runtime.bundle import dump_arrays
+from everlearn_runtime import (
+    FORMAT,
+    LDA,
+    Bundle,
+    BundleError,
+    FeCAM,
+    InputSpec,
+    Prototypes,
+    Ridge,
+    write_bundle,
+)
+from everlearn_runtime.bundle import dump_arrays, read_manifest
 
 FILES = ("manifest.json", "features.onnx", "head.safetensors")
 
@@ -21,6 +33,14 @@ def edit(bundle: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
     change(manifest)
     (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+def sign(bundle: Path, arrays: dict[str, Any]) -> None:
+    """Put other statistics into a bundle, and their hash into the manifest."""
+    contents = dump_arrays(arrays)
+    (bundle / "head.safetensors").write_bytes(contents)
+    digest = hashlib.sha256(contents).hexdigest()
+    edit(bundle, lambda manifest: manifest["files"].update({"head.safetensors": digest}))
 
 
 def test_what_is_written_is_read(make_bundle: Callable[..., Path], graph: bytes) -> None:
@@ -126,6 +146,118 @@ def test_a_manifest_with_a_wrong_field(bundle: Path, field: str, value: Any) -> 
     edit(bundle, lambda manifest: manifest.update({field: value}))
     with pytest.raises(BundleError):
         Bundle.open(bundle)
+
+
+@pytest.mark.parametrize("field", ["sections", "classes", "head", "input", "files"])
+def test_a_manifest_of_any_depth_and_length_has_a_short_message(bundle: Path, field: str) -> None:
+    deep: Any = 1
+    for _ in range(400):
+        deep = [deep]
+    for value in (
+        deep,
+        {"kind": deep, "options": deep},
+        {f"a b{'c' * 10**6}": deep},
+        ["x" * 10**7],
+        {"a": "x" * 10**7},
+    ):
+        edit(bundle, partial(dict.update, **{field: value}))
+        with pytest.raises(BundleError) as raised:
+            Bundle.open(bundle)
+        assert len(str(raised.value)) < 1000
+
+
+@pytest.mark.parametrize("way", ["sections", "kind", "shrinkage", "height", "fill"])
+def test_a_manifest_as_deep_as_python_just_reads(bundle: Path, way: str) -> None:
+    whole = json.loads((bundle / "manifest.json").read_text())
+    place = {"sections": whole, "kind": whole["head"], "shrinkage": whole["head"]["options"]}.get(
+        way, whole["input"]
+    )
+    place[way] = "HERE"
+    text = json.dumps(whole)
+    for depth in range(700, 1000, 7):
+        (bundle / "manifest.json").write_text(text.replace('"HERE"', "[" * depth + "]" * depth))
+        with pytest.raises(BundleError):
+            Bundle.open(bundle)
+
+
+def test_a_manifest_that_is_far_too_long_is_not_read(bundle: Path) -> None:
+    with (bundle / "manifest.json").open("r+b") as file:
+        file.truncate(1 << 40)  # a file of holes
+    with pytest.raises(BundleError, match="it is no manifest"):
+        Bundle.open(bundle)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+def test_a_manifest_with_what_json_does_not_have(bundle: Path, value: str) -> None:
+    text = (bundle / "manifest.json").read_text().replace("1e-06", value)
+    (bundle / "manifest.json").write_text(text)
+    with pytest.raises(BundleError, match=f"not JSON .{value}"):
+        Bundle.open(bundle)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_pipe_is_not_waited_for(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    os.mkfifo(bundle / name)
+    with pytest.raises(BundleError, match=rf"{name} is no ordinary file"):
+        Bundle.open(bundle)
+
+
+def test_a_folder_with_an_impossible_name(tmp_path: Path) -> None:
+    for name in ("a\0b", "a" * 300):
+        with pytest.raises(BundleError, match="no such folder"):
+            Bundle.open(tmp_path / name)
+
+
+def test_the_manifest_alone(bundle: Path, tmp_path: Path) -> None:
+    assert read_manifest(bundle) == Bundle.open(bundle).manifest
+    with pytest.raises(BundleError, match="no such folder"):
+        read_manifest(tmp_path / "none")
+
+
+STATISTICS = {
+    "counts": np.full(2, 4, np.int64),
+    "means": np.ones((2, 6)),
+    "scatter": np.ones(21),
+    "seen": np.full(1, 8, np.int64),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("means", 1e308, "means holds NaN or values outside of"),
+        ("means", -1e39, "means holds"),
+        ("means", np.nan, "means holds"),
+        ("scatter", 1e308, "scatter holds"),
+        ("scatter", -np.inf, "scatter holds"),
+        ("seen", 1 << 62, "seen holds"),
+        ("seen", -1, "seen holds"),
+        ("counts", 1 << 62, "counts holds"),
+        ("counts", 0, "without samples"),
+    ],
+)
+def test_statistics_that_no_features_can_have_led_to(
+    bundle: Path, name: str, value: float, says: str
+) -> None:
+    sign(bundle, STATISTICS)
+    head = Bundle.open(bundle).head()
+    assert np.isfinite(head.scores(np.eye(6))).all()
+    array = STATISTICS[name].copy()
+    array.flat[0] = value
+    sign(bundle, {**STATISTICS, name: array})
+    with pytest.raises(BundleError, match=rf"head\.safetensors: .*{says}"):
+        Bundle.open(bundle)
+
+
+def test_the_largest_features_can_be_learned_and_kept(make_bundle: Callable[..., Path]) -> None:
+    largest = float(np.finfo(np.float32).max)
+    for head in (Prototypes(), LDA(), Ridge(0.1), Ridge(projection=9), FeCAM()):
+        head.update(largest * np.sign(np.random.default_rng(0).normal(size=(40, 6))), ["a", "b"] * 20)
+        scores = (
+            Bundle.open(make_bundle(f"{head.kind}-{head.nbytes}", head)).head().scores(largest * np.eye(6))
+        )
+        assert np.isfinite(scores).all()
 
 
 @pytest.mark.parametrize("field", ["everlearn", "files", "classes", "input"])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,14 +102,32 @@ def test_mistakes_are_one_line_and_exit_code_two(
     (tmp_path / "text.npy").write_text("text")
     np.save(tmp_path / "float.npy", np.zeros((8, 8, 3)))
     np.save(tmp_path / "object.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    here, state = str(bundle), str(tmp_path / "device.db")
+    header = io.BytesIO()
+    np.save(header, np.zeros((1, 8, 8, 3), np.uint8))
+    long = header.getvalue()[:128].replace(
+        b"(1, 8, 8, 3), }        ", b"(99999999999, 8, 8, 3), }"[:23].ljust(23)
+    )
+    (tmp_path / "long.npy").write_bytes(long + bytes(192))
+    np.save(tmp_path / "many.npy", np.zeros((5, 9, 9), np.uint8))
+    Image.new("I;16", (8, 8)).save(tmp_path / "deep.png")
+    (tmp_path / "deep-rgb.ppm").write_bytes(b"P6 4 4 65535\n" + bytes(96))
+    here, state, learned = str(bundle), str(tmp_path / "device.db"), str(tmp_path / "learned.db")
+    assert main(["learn", here, "cup", cups[0], "--state", learned]) == 0
+    capsys.readouterr()
     for arguments, says in (
         (["predict", str(tmp_path / "none"), cups[0]], "no such folder"),
         (["predict", here, str(tmp_path / "none.png")], "no such file"),
-        (["predict", here, str(tmp_path / "none.npy")], "No such file"),
+        (["predict", here, str(tmp_path / "none.npy")], "no such file"),
         (["predict", here, str(tmp_path / "text.png")], "not a readable image"),
         (["predict", here, str(tmp_path / "text.npy")], "not a readable .npy"),
-        (["predict", here, str(tmp_path / "float.npy")], "float64"),
+        (["predict", here, str(tmp_path / "float.npy")], "float.npy: the images are float64"),
+        (["predict", here, str(tmp_path / "long.npy")], "long.npy: not a readable .npy"),
+        (["predict", here, str(tmp_path / "many.npy")], "many.npy: the images have shape (5, 9, 9)"),
+        (["predict", here, cups[0], str(tmp_path / "deep.png")], "deep.png: the image has more than 8 bits"),
+        (
+            ["predict", here, cups[0], str(tmp_path / "deep-rgb.ppm")],
+            "deep-rgb.ppm: the image has more than 8",
+        ),
         (["predict", here, str(tmp_path / "object.npy")], "not a readable .npy"),
         (["predict", here, cups[0], "--state", state], "no such state"),
         (["status", here, "--state", state], "no such state"),
@@ -114,7 +135,7 @@ def test_mistakes_are_one_line_and_exit_code_two(
         (["predict", here, cups[0], "--provider", "NoSuchProvider"], "NoSuchProvider"),
         (["predict", here, cups[0], "--threads", "0"], "threads"),
         (["learn", here, " ", cups[0], "--state", state], "non-empty str"),
-        (["forget", here, "axe", "--state", state], "no class 'axe'"),
+        (["forget", here, "axe", "--state", learned], "no class 'axe'"),
     ):
         assert main(arguments) == 2, arguments
         out, err = capsys.readouterr()
@@ -128,3 +149,55 @@ def test_learn_needs_a_state(bundle: Path, cups: list[str], capsys: Output) -> N
     with pytest.raises(SystemExit, match="2"):
         main(["learn", str(bundle), "cup", *cups])
     assert "--state" in capsys.readouterr().err
+
+
+def test_learning_from_what_cannot_be_read_makes_no_state(
+    bundle: Path, tmp_path: Path, cups: list[str], capsys: Output
+) -> None:
+    state = tmp_path / "device.db"
+    (tmp_path / "text.png").write_text("text")
+    for label, images in (
+        ("cup", [cups[0], str(tmp_path / "none.png")]),
+        ("cup", [str(tmp_path / "text.png")]),
+        (" ", cups),
+    ):
+        assert main(["learn", str(bundle), label, *images, "--state", str(state)]) == 2
+        assert "everlearn-device: " in capsys.readouterr().err
+        assert not list(tmp_path.glob("device.db*"))
+    assert main(["learn", str(bundle), "cup", *cups, "--state", str(state)]) == 0
+    assert state.is_file()
+
+
+def test_files_of_any_kind_and_size(bundle: Path, tmp_path: Path, capsys: Output) -> None:
+    rgb = np.random.default_rng(0).integers(256, size=(20, 31, 3), dtype=np.uint8)
+    held, exif = Image.fromarray(np.rot90(rgb)), Image.Exif()
+    exif[0x0112] = 6
+    held.save(tmp_path / "held.png", exif=exif)
+    Image.fromarray(rgb).save(tmp_path / "plain.tif")
+    np.save(tmp_path / "one.npy", rgb)
+    np.save(tmp_path / "many.npy", np.asfortranarray([rgb] * 2))
+    paths = [str(tmp_path / name) for name in ("held.png", "plain.tif", "one.npy", "many.npy")]
+    assert main(["predict", str(bundle), *paths, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["predictions"]
+    assert [row["image"] for row in rows] == [*paths[:3], f"{paths[3]}[0]", f"{paths[3]}[1]"]
+    assert len({json.dumps(row["scores"]) for row in rows}) == 1
+    np.save(tmp_path / "grey.npy", rgb[:, :, 0])
+    Image.fromarray(rgb[:, :, 0]).save(tmp_path / "grey.png")
+    assert (
+        main(["predict", str(bundle), str(tmp_path / "grey.npy"), str(tmp_path / "grey.png"), "--json"]) == 0
+    )
+    rows = json.loads(capsys.readouterr().out)["predictions"]
+    assert rows[0]["scores"] == rows[1]["scores"]
+
+
+def test_a_terminal_without_the_letters(bundle: Path, tmp_path: Path, cups: list[str]) -> None:
+    state = ["--state", str(tmp_path / "device.db")]
+    plain = {"PYTHONIOENCODING": "ascii:strict", "PYTHONPATH": ":".join(sys.path)}
+    command = [sys.executable, "-m", "everlearn_runtime.cli"]
+    for arguments, code in (
+        (["learn", str(bundle), "Täßchen ☕", *cups], 0),
+        (["forget", str(bundle), "Öl"], 2),
+    ):
+        done = subprocess.run([*command, *arguments, *state], env=plain, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        assert "T\\xe4\\xdfchen \\u2615" in done.stdout + done.stderr

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from everlearn_runtime.backends.graph import check_graph
 from everlearn_runtime.errors import BundleError, MissingExtra
 
 CHUNK_IMAGES = 32
+Provider: TypeAlias = str | tuple[str, Mapping[str, Any]]
 
 
 class OnnxRuntime:
@@ -19,12 +21,14 @@ class OnnxRuntime:
 
     Args:
         path: The ONNX file.
-        providers: Execution providers, the preferred one first.
+        providers: Execution providers, the preferred one first: names, or pairs of a name and its
+            options.
         threads: CPU threads inside an operator; None: all cores.
 
     Raises:
         MissingExtra: onnxruntime is not installed.
-        BundleError: Not a readable graph, or one with other inputs and outputs.
+        BundleError: Not a readable graph, one that needs other files, or one with other inputs and
+            outputs.
         ValueError: A provider that is not there. ONNX Runtime itself would go on without it, on
             the CPU and in silence.
     """
@@ -32,48 +36,51 @@ class OnnxRuntime:
     def __init__(
         self,
         path: str | Path,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        providers: Sequence[Provider] = ("CPUExecutionProvider",),
         threads: int | None = None,
     ) -> None:
-        if isinstance(providers, str) or not providers:
-            raise ValueError(f"providers is {providers!r}; give a list, for example ['CPUExecutionProvider']")
+        wanted = _pairs(providers)
         if threads is not None and (type(threads) is not int or threads < 1):
             raise ValueError(f"threads is {threads!r}; give None or a whole number, at least 1")
-        gpu = any(name.startswith(("CUDA", "Tensorrt")) for name in providers)
+        gpu = any(name.startswith(("CUDA", "Tensorrt")) for name in wanted)
         try:
             import onnxruntime
         except ImportError:
             raise MissingExtra("running a bundle", "gpu" if gpu else "cpu") from None
 
         present = onnxruntime.get_available_providers()
-        if missing := [name for name in providers if name not in present]:
+        if missing := [name for name in wanted if name not in present]:
             raise ValueError(
                 f"{', '.join(missing)} is not in this build of onnxruntime, which has {', '.join(present)}; "
                 'for a GPU: pip install "everlearn[gpu]"'
             )
+        # Bytes, not a path: what is checked is what is loaded, and ONNX Runtime spells paths in its
+        # own encoding.
+        try:
+            graph = Path(path).read_bytes()
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path}: cannot load this graph ({error})") from error
+        check_graph(graph, str(path))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+            session = onnxruntime.InferenceSession(graph, options, providers=list(wanted.items()))
+            inputs = [(node.name, node.type, len(node.shape)) for node in session.get_inputs()]
+            outputs = [node.name for node in session.get_outputs()]
         except Exception as error:  # onnxruntime's errors have no base class of their own
             raise BundleError(f"{path}: ONNX Runtime cannot load this graph ({error})") from error
-        if missing := [name for name in providers if name not in session.get_providers()]:
+        if missing := [name for name in wanted if name not in session.get_providers()]:
             raise ValueError(
                 f"{', '.join(missing)} could not be loaded and ONNX Runtime fell back to "
                 f"{', '.join(session.get_providers())}; mend the driver or library, or leave it out"
             )
-        inputs, outputs = session.get_inputs(), session.get_outputs()
-        if (
-            len(inputs) != 1
-            or len(outputs) != 1
-            or inputs[0].type != "tensor(uint8)"
-            or len(inputs[0].shape) != 4
-        ):
+        session.disable_fallback()  # nor later, in the middle of a run
+        if len(inputs) != 1 or len(outputs) != 1 or inputs[0][1:] != ("tensor(uint8)", 4):
             raise BundleError(
                 f"{path}: the graph must take one uint8 NHWC tensor and give one; export it again"
             )
         self._session: Any = session
-        self._input: str = inputs[0].name
+        self._input: str = inputs[0][0]
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Features of a batch; large batches go through in parts, so that memory stays bounded.
@@ -110,3 +117,19 @@ class OnnxRuntime:
     def close(self) -> None:
         """Give the session back."""
         self._session = None
+
+
+def _pairs(providers: object) -> dict[str, dict[str, Any]]:
+    """Names and options of execution providers, in their order."""
+    if isinstance(providers, str) or not isinstance(providers, Sequence) or not providers:
+        raise ValueError(f"providers is {providers!r}; give a list, for example ['CPUExecutionProvider']")
+    pairs = {}
+    for given in providers:
+        name, options = given if isinstance(given, (tuple, list)) and len(given) == 2 else (given, {})
+        if not isinstance(name, str) or not isinstance(options, Mapping):
+            raise ValueError(
+                f"providers holds {given!r}; give names, or pairs of a name and its options, for example "
+                "('CUDAExecutionProvider', {'device_id': 0})"
+            )
+        pairs[name] = dict(options)
+    return pairs

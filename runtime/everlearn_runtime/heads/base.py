@@ -221,13 +221,18 @@ class Head(ABC):
             float64 (B, C), columns in the order of ``classes``.
 
         Raises:
-            ValueError: The head knows no class, or the features are not as in :meth:`update`.
+            ValueError: The head knows no class, the features are not as in :meth:`update`, or its
+                statistics contradict each other so that a score would not be finite.
         """
         if not self._classes:
             raise ValueError("this head knows no class yet; update it with labelled features first")
         rows = self._rows(features)
         self._catch_up()
-        return self._score(rows)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            scores = self._score(rows)
+        if not np.isfinite(scores).all():
+            raise ValueError("the head's statistics give scores that are not finite; restore an older state")
+        return scores
 
     def predict(self, features: ArrayLike) -> list[str]:
         """The best class of each row of features (B, F); raises like :meth:`scores`."""

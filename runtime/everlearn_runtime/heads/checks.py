@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from everlearn_runtime.arrays import as_array
+
 # Squares of larger numbers would overflow, and no network that works gives any.
 LARGEST = float(np.finfo(np.float32).max)
+# What statistics of such features come to. A mean is no larger than they are, but for rounding; a
+# sum of squares and products over 2^40 samples, random projections included, stays below 2^64.
+LARGEST_MEAN = 2 * LARGEST
+LARGEST_SUM = LARGEST**2 * 2.0**64
+MOST_SAMPLES = 1 << 40
+MOST_LABELS = 1 << 24
 
 
 def check_rows(features: ArrayLike) -> NDArray[np.float64]:
@@ -19,7 +27,7 @@ def check_rows(features: ArrayLike) -> NDArray[np.float64]:
         ValueError: No matrix of real numbers, an empty one, or one with NaN, infinite or larger
             numbers than float32 holds.
     """
-    given = np.asarray(features)
+    given = as_array(features, "features")
     if given.ndim != 2 or given.dtype.kind not in "fiu":
         raise ValueError(
             f"features are {given.dtype} of shape {given.shape}; give real numbers (batch, width)"
@@ -39,16 +47,23 @@ def check_labels(labels: Sequence[str]) -> list[str]:
     """Class names as a list of plain ``str``.
 
     Raises:
-        ValueError: Something else than a sequence of non-empty ``str`` that UTF-8 can hold.
+        ValueError: Something else than a sequence of non-empty ``str`` that UTF-8 can hold. A set or
+            a dict has no order by which its names could go with samples; an iterator may never end.
     """
     if isinstance(labels, (str, bytes)):
         raise ValueError(
             f"labels is one {type(labels).__name__}, {labels!r}; give a list with one label per sample"
         )
+    ordered = not isinstance(labels, (Set, Mapping)) and hasattr(labels, "__getitem__")
     try:
-        names = list(labels)
-    except TypeError:
-        raise ValueError(f"labels is {labels!r}; give a list of str") from None
+        count = len(labels) if ordered else -1
+        names = list(labels) if 0 <= count <= MOST_LABELS else []
+    except Exception:
+        count = -1
+    if count < 0:
+        raise ValueError(f"labels is a {type(labels).__name__}; give a list of str, one label per sample")
+    if count > MOST_LABELS:
+        raise ValueError(f"{count:,} labels at once; give at most {MOST_LABELS:,}")
     if not names:
         raise ValueError("no labels; give one label per sample")
     return [check_label(name) for name in names]
@@ -68,24 +83,29 @@ def check_label(label: object) -> str:
 def check_arrays(
     arrays: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, NDArray[Any]]:
-    """Copies of a state's arrays, after checking names, shapes, dtypes and that all is finite.
+    """Copies of a state's arrays, after checking names, shapes, dtypes and magnitudes.
 
     ``counts`` and ``seen`` are int64, the rest is float64; of a name with dots the last part counts.
 
     Raises:
-        ValueError: The arrays are not what a head of these shapes keeps.
+        ValueError: The arrays are not what a head of these shapes keeps, or hold numbers that no
+            features can have led to.
     """
     if set(arrays) != set(shapes):
         raise ValueError(f"the state holds the arrays {sorted(arrays)}; expected {sorted(shapes)}")
     checked = {}
     for name, shape in shapes.items():
-        array = np.asarray(arrays[name])
-        dtype = np.int64 if name.rpartition(".")[2] in ("counts", "seen") else np.float64
+        array, kind = np.asarray(arrays[name]), name.rpartition(".")[2]
+        whole = kind in ("counts", "seen")
+        dtype = np.int64 if whole else np.float64
         if array.dtype != dtype or array.shape != shape:
             raise ValueError(
                 f"{name} is {array.dtype} of shape {array.shape}; expected {np.dtype(dtype)} of shape {shape}"
             )
-        if not np.isfinite(array).all():
-            raise ValueError(f"{name} holds NaN or infinite values")
+        least, most = (0, MOST_SAMPLES) if whole else (-LARGEST_SUM, LARGEST_SUM)
+        if kind.endswith("means"):
+            least, most = -LARGEST_MEAN, LARGEST_MEAN
+        if array.size and not (array.min() >= least and array.max() <= most):  # nor NaN
+            raise ValueError(f"{name} holds NaN or values outside of {least:.3g} to {most:.3g}")
         checked[name] = np.array(array, order="C")
     return checked
