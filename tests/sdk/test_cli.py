@@ -112,28 +112,18 @@ def test_the_same_command_goes_on(
     [
         *(["--lr", "0.01"], ["--epochs", "2"], ["--batch-size", "9"], ["--seed", "9"]),
         *(["--method", "RanPAC"], ["--head", "lda"], ["--head", "random-ridge"], ["--recipe", "cifar100"]),
-        *(["--backbone", "resnet18"], ["--weights", "random"], ["--precision", "bf16"]),
+        *(["--backbone", "resnet18"], ["--weights", "pretrained"], ["--precision", "bf16"]),
         *(["--no-flip"], ["--smallest-crop", "0.9"], ["--classes-per-task", "2"]),
     ],
     ids=" ".join,
 )
-def test_other_settings_are_not_ignored(
-    data: Path, tmp_path: Path, capsys: Output, other: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_settings_are_not_ignored(data: Path, tmp_path: Path, capsys: Output, other: list[str]) -> None:
     assert train(data, tmp_path / "run", "--method", "Frozen") == 0
     kept = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     capsys.readouterr()
     assert main(["train", str(data), "--out", str(tmp_path / "run"), *other]) == 2
-    out, err = capsys.readouterr()
+    err = capsys.readouterr().err
     assert "was begun with" in err
-    assert f"not {other[-1]}" in err or other[0] in (
-        "--head",
-        "--method",
-        "--recipe",
-        "--no-flip",
-        "--smallest-crop",
-        "--classes-per-task",
-    )
     assert "go on with the same, or" in err
     assert kept == {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
 

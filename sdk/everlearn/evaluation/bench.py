@@ -24,8 +24,9 @@ from everlearn import checkpoint, processes
 from everlearn import methods as all_methods
 from everlearn.backbones import BUNDLED, Backbone, load_backbone
 from everlearn.data import Augmentation, ClassIncremental, Images, as_images
-from everlearn.evaluation import beside, run
+from everlearn.evaluation import beside
 from everlearn.evaluation.cache import CachedLearner, FeatureStore
+from everlearn.evaluation.run import FILE as RUN
 from everlearn.evaluation.run import OWN, Run
 from everlearn.evaluation.runner import HEADS, measure
 from everlearn.files import read_json, write_json
@@ -276,8 +277,8 @@ def bench(
             bar.update()
             own = found.scores[OWN]
             say(
-                f"{title}: A_bar {spread([own.average])}, A_T {spread([own.last])}, {seconds(found.seconds)} s"
-                f"{'' if found.reused is None else ' with the features that are kept'}"
+                f"{title}: A_bar {spread([own.average])}, A_T {spread([own.last])}, {seconds(found.seconds)} "
+                f"s{'' if found.reused is None else ' with the features that are kept'}"
             )
     result = folder.collect(wanted)
     if given_up:
@@ -327,7 +328,7 @@ def _resumed(
         return None
     try:
         learner = cast(CachedLearner, CachedLearner.load(path, **options))
-        done, measured = len(learner.tasks), len(Run.read(path).scores.get(OWN, _NOTHING).rows)
+        done, measured = len(learner.tasks), Run.read(path).measured
         if learner.started and not done - 1 <= measured <= done:
             raise ValueError(f"it has learned {done} tasks, and there are the figures of {measured}")
     except checkpoint.NewerFormatError:
@@ -339,9 +340,6 @@ def _resumed(
         return None
     say(f"{title}: going on after {len(learner.tasks)} tasks")
     return learner
-
-
-_NOTHING = run.Score("", (), 0)
 
 
 def _free(path: Path) -> Path:
@@ -373,7 +371,7 @@ class _Folder:
     def finished(self, method: str, seed: int, record: dict[str, Any]) -> Run | None:
         """The run, if it is finished; it must have been made as the record says."""
         path = self.of(method, seed)
-        if not (path / run.FILE).is_file():
+        if not (path / RUN).is_file():
             return None
         found = self._read(path)
         for what in ("method", "training"):
@@ -395,7 +393,7 @@ class _Folder:
 
     def collect(self, first: Sequence[tuple[str, int]]) -> Bench:
         """Write all finished runs as one file; those named come first."""
-        found = [self._read(file.parent) for file in sorted((self.path / "runs").glob(f"[!.]*/{run.FILE}"))]
+        found = [self._read(file.parent) for file in sorted((self.path / "runs").glob(f"[!.]*/{RUN}"))]
         runs = {(one.method, one.seed): one for one in found if one.finished}
         order = dict.fromkeys([name for name in first if name in runs] + list(runs))
         result = Bench(self.settings, tuple(runs[name] for name in order))
@@ -404,7 +402,7 @@ class _Folder:
 
     def _read(self, path: Path) -> Run:
         found = Run.read(path)
-        self._check(path / run.FILE, found.settings)
+        self._check(path / RUN, found.settings)
         return found
 
     def _check(self, file: Path, begun: dict[str, Any]) -> None:

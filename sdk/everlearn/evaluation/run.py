@@ -161,6 +161,11 @@ class Run:
     everlearn: str = field(default_factory=partial(version, "everlearn"))
 
     @property
+    def measured(self) -> int:
+        """How many rows of figures there are."""
+        return len(self.scores[OWN].rows) if self.scores else 0
+
+    @property
     def accuracy(self) -> AccuracyMatrix:
         """That of the learner's own head."""
         return self.scores[OWN].accuracy

@@ -63,7 +63,6 @@ def measure(
     at_once = learner.method.at_once
     learning = stream.at_once() if at_once else stream
     path = None if folder is None else Path(folder)
-    _check_tasks(learner, learning)
     run = Run(
         method=name or type(learner.method).__name__,
         seed=learner.seed,
@@ -76,12 +75,14 @@ def measure(
     )
     beside = Beside(heads or {})
     if learner.started:
-        run, beside = _going_on(path, run, beside, learner)
+        begun = Run.read(path) if path is not None and (path / FILE).is_file() else None
+        _check_tasks(learner, learning, run, begun)
+        run, beside = _going_on(path, run, begun, beside, learner)
     elif path is not None:
         learner.save(path)  # so that nothing of an earlier run in this folder is taken for this one's
         _write(run, path)
     for index in range(len(learning.tasks)):
-        if index == _measured(run):
+        if index == run.measured:
             _learn(learner, learning[index], beside, path)
             seen = len(stream) if at_once else index + 1
             test, classes = stream[seen - 1].test_so_far, stream.tasks[:seen]
@@ -177,12 +178,12 @@ def _with_figures(run: Run, learner: Learner, beside: Beside, found: Mapping[str
     )
 
 
-def _measured(run: Run) -> int:
-    """After how many tasks there are figures."""
-    return len(run.scores[OWN].rows) if run.scores else 0
-
-
-def _check_tasks(learner: Learner, learning: ClassIncremental) -> None:
+def _check_tasks(learner: Learner, learning: ClassIncremental, run: Run, begun: Run | None) -> None:
+    if begun is not None and begun.tasks != run.tasks:
+        raise ValueError(
+            f"this run was begun with tasks of {', '.join(map(str, begun.tasks))} classes, not of "
+            f"{', '.join(map(str, run.tasks))}; go on with the same, or begin again in another folder"
+        )
     for index, (classes, done) in enumerate(zip(learning.tasks, learner.tasks, strict=False)):
         if set(classes) != set(done):
             raise ValueError(
@@ -191,21 +192,21 @@ def _check_tasks(learner: Learner, learning: ClassIncremental) -> None:
             )
 
 
-def _going_on(path: Path | None, run: Run, beside: Beside, learner: Learner) -> tuple[Run, Beside]:
+def _going_on(
+    path: Path | None, run: Run, begun: Run | None, beside: Beside, learner: Learner
+) -> tuple[Run, Beside]:
     """The run of a folder as far as it is, and the heads beside."""
     done = len(learner.tasks)
-    if path is not None and (path / FILE).is_file():
-        found = Run.read(path)
-        for what in ("classes", "tasks", "settings"):
-            if getattr(found, what) != getattr(run, what):
-                raise ValueError(
-                    f"{path} was begun with {_differences(found, run, what)}; go on with the same, or begin "
-                    "again in another folder"
-                )
-        run = replace(run, scores=found.scores, seconds=found.seconds, trained=found.trained)
-    if not done - 1 <= _measured(run) <= done:
+    if begun is not None:
+        differs = _difference(begun, run)
+        if differs:
+            raise ValueError(
+                f"{path} was begun with {differs}; go on with the same, or begin again in another folder"
+            )
+        run = replace(run, scores=begun.scores, seconds=begun.seconds, trained=begun.trained)
+    if not done - 1 <= run.measured <= done:
         raise ValueError(
-            f"this learner has finished {done} tasks, but the accuracies after task {_measured(run) + 1} "
+            f"this learner has finished {done} tasks, but the accuracies after task {run.measured + 1} "
             "are not on record; start again with a fresh learner"
         )
     if beside.heads:
@@ -221,14 +222,14 @@ def _going_on(path: Path | None, run: Run, beside: Beside, learner: Learner) -> 
     return run, beside
 
 
-def _differences(found: Run, run: Run, what: str) -> str:
-    if what != "settings":
-        return f"{what} {getattr(found, what)}, not {getattr(run, what)}"
-    for key in found.settings.keys() | run.settings.keys():
-        begun, now = found.settings.get(key), run.settings.get(key)
-        if begun != now:
-            return "other images" if key == "data" else f"{key} {begun}, not {now}"
-    raise AssertionError("called without a difference")
+def _difference(begun: Run, run: Run) -> str:
+    if begun.classes != run.classes:
+        return "the classes in another order"
+    for key in begun.settings.keys() | run.settings.keys():
+        before, now = begun.settings.get(key), run.settings.get(key)
+        if before != now:
+            return "other images" if key == "data" else f"{key} {before}, not {now}"
+    return ""
 
 
 def _write(run: Run, path: Path) -> None:
