@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from everlearn_runtime import LDA, Aggregate, EdgeLearner, Head, Ridge
+from everlearn_runtime import (
+    LDA,
+    Aggregate,
+    EdgeLearner,
+    FeCAM,
+    Head,
+    HeadState,
+    Linear,
+    Prototypes,
+    Ridge,
+    from_state,
+)
 from everlearn_runtime.heads import SharedAggregate
 from everlearn_runtime.heads.aggregate import aggregate
 
@@ -110,3 +123,91 @@ def test_a_device_learns_forgets_and_comes_back_with_it(
         again = edge.predict(make_images("cup", seed=2))
         assert again.classes == before.classes
         np.testing.assert_array_equal(again.scores, before.scores)
+
+
+def parts() -> list[Aggregate]:
+    """Heads of which one part at least cannot be merged, at the top and further down."""
+    return [
+        Aggregate([2, 2], [LDA(), Linear()]),
+        Aggregate([2, 2], [Linear(), Prototypes()]),
+        Aggregate([2, 2], [Aggregate([1, 1], [LDA(), Linear()]), LDA()]),
+    ]
+
+
+@pytest.mark.parametrize("head", parts(), ids=["second", "first", "nested"])
+def test_a_merge_that_fails_leaves_both_heads_as_they_were(head: Aggregate) -> None:
+    other = from_state(head.state())
+    x = np.random.default_rng(0).normal(size=(12, 4))
+    head.update(x, list("abc" * 4))
+    other.update(x[::-1], list("cad" * 4))
+    before = [(one.state(), one.scores(x)) for one in (head, other)]
+    with pytest.raises(ValueError, match="cannot be merged"):
+        head.merge(other)
+    for one, (state, scores) in zip((head, other), before, strict=True):
+        found = one.state()
+        assert found.classes == state.classes
+        for name, array in state.arrays.items():
+            np.testing.assert_array_equal(found.arrays[name], array)
+        np.testing.assert_array_equal(one.scores(x), scores)
+    head.update(x[:4], list("wxyz"))
+    assert head.scores(x).shape == (12, 7)
+
+
+def test_all_parts_know_the_classes_of_the_whole() -> None:
+    """One object has their order, before and after all that can happen to it."""
+    x = np.random.default_rng(0).normal(size=(12, 4))
+    head = Aggregate([2, 2], [Aggregate([1, 1], [LDA(), Prototypes()]), Ridge(0.1)])
+    other = from_state(head.state())
+    assert isinstance(other, Aggregate)
+    other.update(x, list("fed" * 4))
+
+    def check(head: Aggregate) -> None:
+        for part in head.heads:
+            assert part._classes is head._classes
+            assert part.classes == head.classes
+            assert len(part.counts) == len(head.counts) == len(head.classes)
+            np.testing.assert_array_equal(part.counts, head.counts)
+            if isinstance(part, Aggregate):
+                check(part)
+
+    acts: list[Callable[[], None]] = [
+        lambda: head.update(x, list("abc" * 4)),
+        lambda: head.update(x[:1], ["d"]),
+        lambda: head.remove("b"),
+        lambda: head.merge(other),
+        lambda: head.update(x[:3], list("bga")),
+        lambda: head.carry(x, x + 0.1),
+    ]
+    for act in acts:
+        act()
+        check(head)
+    for again in (from_state(head.state()), copy.deepcopy(head)):
+        assert isinstance(again, Aggregate)
+        check(again)
+        again.update(x[:1], ["new"])
+        check(again)
+        assert "new" not in head.classes
+    assert head.classes == ("a", "c", "d", "f", "e", "b", "g")
+
+
+def test_parts_have_parts_and_come_back() -> None:
+    x = np.random.default_rng(0).normal(size=(12, 4))
+    head = Aggregate([2, 2], [Aggregate([1, 1], [LDA(), Prototypes()]), Ridge(0.1)])
+    head.update(x, list("abc" * 4))
+    again = from_state(head.state())
+    assert again.options == head.options
+    np.testing.assert_array_equal(again.scores(x), head.scores(x))
+
+
+def test_a_state_from_before_shared_statistics_were_a_head_of_their_own_loads() -> None:
+    x = np.random.default_rng(0).normal(size=(12, 4))
+    head = Aggregate([2, 2], [FeCAM(), LDA()])
+    head.update(x, list("abc" * 4))
+    state = head.state()
+    options = {**state.options, "shared": False}
+    options["heads"][0]["options"]["variant"] = "vit"
+    again = from_state(HeadState(state.kind, state.classes, options, state.arrays))
+    np.testing.assert_array_equal(again.scores(x), head.scores(x))
+    for wrong in ({**options, "shared": True}, {**options, "heads": [{"kind": [], "options": {}}] * 2}):
+        with pytest.raises(ValueError, match=r"wrong options for head .aggregate|is no head"):
+            from_state(HeadState(state.kind, state.classes, wrong, state.arrays))

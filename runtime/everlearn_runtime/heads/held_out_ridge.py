@@ -100,18 +100,13 @@ class HeldOutRidge(Ridge):
         weights = self._solved(1.0, max(self.strength, least))
         return weights.T, np.zeros(len(self._counts)), 1
 
-    def _learn_shared(
-        self,
-        rows: NDArray[np.float64],
-        means: NDArray[np.float64],
-        codes: NDArray[np.intp],
-        joined: Joined,
-    ) -> None:
-        if len(rows) > 1:
-            order = self.order(len(rows))
-            errors = held_out_errors(rows, codes, self._grid, self._map, order)
-            self._errors = self._errors + errors if self._remember else errors
-        super()._learn_shared(rows, means, codes, joined)
+    def _learn(self, rows: NDArray[np.float64], places: list[int]) -> None:
+        errors = self._errors
+        if len(rows) > 1:  # before the rest, while the rows are all that is in memory
+            found = held_out_errors(rows, np.array(places), self._grid, self._map, self.order(len(rows)))
+            errors = errors + found if self._remember else found
+        super()._learn(rows, places)
+        self._errors = errors
 
     def _merge_shared(self, other: Ridge, joined: Joined) -> None:
         assert isinstance(other, HeldOutRidge)

@@ -92,7 +92,7 @@ def make(kind: str, options: Mapping[str, Any]) -> Head:
     try:
         return head(**head.read_options(options))
     except (TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"wrong options for a {kind} head: {error}") from None
+        raise ValueError(f"wrong options for head {kind!r}: {error}") from None
 
 
 def from_state(state: HeadState) -> Head:

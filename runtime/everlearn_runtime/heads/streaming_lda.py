@@ -107,6 +107,10 @@ class StreamingLDA(LDA):
         self._scatter_of = self._seen
         super()._settle_shared()
 
+    def _carry_shared(self, before: NDArray[np.float64], after: NDArray[np.float64], drift: Any) -> None:
+        self._settle_shared()
+        super()._carry_shared(before, after, drift)
+
     def _merge_shared(self, other: LDA, joined: Joined) -> None:
         self._settle_shared()
         other._settle_shared()

@@ -1,0 +1,161 @@
+"""What many classes, much data and many callers cost, as ratios within one run.
+
+    python examples/benchmarks/scale.py [TABLE ...]
+
+`classes`: thousands of classes that arrive one at a time, two single samples each, against one batch
+of the same samples, for every head; and the same classes forgotten one at a time, against the batch.
+How far from 1 the ratio may be is set by the price of a call, some 5 microseconds, against what
+learning a sample costs: with few features there is nothing left that a batch could share. For
+`Linear` a batch is no measure of one-by-one: each of its gradient steps goes through all classes for
+all samples, and each update has 20 of them, whatever it holds.
+
+`memory`: the most memory in use during one update, of a ridge that holds out against a plain one.
+
+Times are of the processor, of one thread where the environment says so (OPENBLAS_NUM_THREADS=1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from everlearn_runtime.heads import (
+    LDA,
+    Aggregate,
+    EvidenceLDA,
+    FeCAM,
+    Head,
+    HeldOutRidge,
+    Linear,
+    Prototypes,
+    Ridge,
+    StreamingLDA,
+)
+
+Features = NDArray[np.float32]
+
+
+def halves(width: int) -> Head:
+    """Two heads, each on half the features."""
+    return Aggregate([width // 2, width - width // 2], [LDA(), Ridge(0.01)])
+
+
+# What makes each head for a width, and the parts of --width and --classes that it is asked for:
+# FeCAM keeps a matrix for each class, and a batch of Linear takes samples times classes.
+HEADS: dict[str, tuple[Callable[[int], Head], float, float]] = {
+    "Prototypes": (lambda width: Prototypes(), 1, 1),
+    "LDA": (lambda width: LDA(), 1, 1),
+    "EvidenceLDA": (lambda width: EvidenceLDA(tasks=10), 1, 1),
+    "StreamingLDA": (lambda width: StreamingLDA(), 1, 1),
+    "StreamingLDA, fixed": (lambda width: StreamingLDA(covariance="fixed"), 1, 1),
+    "Ridge": (lambda width: Ridge(), 1, 1),
+    "Ridge, projected": (lambda width: Ridge(projection=2 * width), 1, 1),
+    "HeldOutRidge": (lambda width: HeldOutRidge(), 1, 1),
+    "FeCAM": (lambda width: FeCAM(), 1 / 24, 1),
+    "Aggregate": (halves, 1, 1),
+    "Linear": (lambda width: Linear(), 1 / 4, 1 / 5),
+}
+
+
+def classes(arguments: argparse.Namespace) -> None:
+    """Print, for each head, classes one by one against all of them at once."""
+    print("\nclasses that come one at a time, two samples each, against one batch; processor time")
+    print(f"{'':22}{'width':>7}{'classes':>9}{'batch, s':>10}{'one by one':>12}{'forgotten':>12}")
+    for name, (make, of_width, of_classes) in HEADS.items():
+        if arguments.heads and name not in arguments.heads:
+            continue
+        width, many = int(of_width * arguments.width), int(of_classes * arguments.classes)
+        rows = np.random.default_rng(0).normal(size=(2 * many, width)).astype(np.float32)
+        labels = [f"class {number // 2}" for number in range(2 * many)]
+        batch, single, gone = (
+            min(times)
+            for times in zip(
+                *(one_and_all(make, width, rows, labels) for _ in range(arguments.repeats)), strict=True
+            )
+        )
+        print(
+            f"{name:22}{width:7}{many:9,}{batch:10.2f}{single / batch:12.2f}{gone / batch:12.2f}", flush=True
+        )
+
+
+def one_and_all(
+    make: Callable[[int], Head], width: int, rows: Features, labels: list[str]
+) -> tuple[float, float, float]:
+    """Seconds to learn all at once, to learn one by one, and to forget one by one."""
+    head = make(width)
+    start = time.process_time()
+    head.update(rows, labels)
+    batch = time.process_time() - start
+    head = make(width)
+    start = time.process_time()
+    for number, label in enumerate(labels):
+        head.update(rows[number : number + 1], [label])
+    learned = head.counts  # with all that waits worked in
+    single = time.process_time() - start
+    if len(learned) * 2 != len(labels):
+        raise RuntimeError(f"{len(learned)} classes of {len(labels)} samples")
+    start = time.process_time()
+    for label in labels[::2]:
+        head.remove(label)
+    return batch, single, time.process_time() - start
+
+
+def memory(arguments: argparse.Namespace) -> None:
+    """Print the most memory in use during one update."""
+    print("\nmemory at most, MB, during one update of 20,000 samples of 384 features, projected to 2,000")
+    print(f"{'':22}{'arrays':>10}{'ratio':>8}{'process':>10}{'ratio':>8}")
+    first: list[float] = []
+    for kind in (Ridge, HeldOutRidge):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:  # a process knows its highest mark only
+            process = pool.apply(peak, (kind, False))
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            found = [pool.apply(peak, (kind, True)), process]
+        first = first or found
+        cells = [f"{mine:10.0f}{mine / plain:8.2f}" for mine, plain in zip(found, first, strict=True)]
+        print(f"{kind.__name__:22}" + "".join(cells), flush=True)
+
+
+def peak(kind: Callable[..., Head], traced: bool) -> float:
+    """MB of arrays during the update, or of the process until its end."""
+    rows = np.random.default_rng(0).standard_normal(size=(20_000, 384), dtype=np.float32)
+    labels = [str(number % 100) for number in range(len(rows))]
+    head = kind(projection=2000)
+    if traced:
+        tracemalloc.start()
+        head.update(rows, labels)
+        return tracemalloc.get_traced_memory()[1] / 1e6
+    head.update(rows, labels)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+TABLES: dict[str, Callable[[argparse.Namespace], Any]] = {"classes": classes, "memory": memory}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)}; default: all")
+    parser.add_argument("--classes", type=int, default=10_000)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--heads", nargs="*", choices=list(HEADS), metavar="NAME", help="default: all")
+    parser.add_argument("--repeats", type=int, default=2, help="the least time of so many counts")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.tables) - set(TABLES):
+        parser.error(f"no table {', '.join(sorted(unknown))}; there are {', '.join(TABLES)}")
+    for name in arguments.tables or TABLES:
+        TABLES[name](arguments)
+
+
+if __name__ == "__main__":
+    main()
