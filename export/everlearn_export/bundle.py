@@ -78,7 +78,7 @@ def export_bundle(
             file.write_bytes(graph)
             backend = OnnxRuntime(file)
             try:
-                parity = verify(reference, backend.run, images, head, tolerance=tolerance)
+                parity = verify(reference, backend.run, images, head, sections=sections, tolerance=tolerance)
             finally:
                 backend.close()
         bar.update()

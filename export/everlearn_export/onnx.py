@@ -3,7 +3,8 @@
 import io
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import onnx
 import onnxslim
@@ -18,18 +19,21 @@ OPSET = 20
 
 
 class _WithPreprocessing(nn.Module):
-    mean: Tensor
-    std: Tensor
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, features: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.features = features
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        # (pixel / 255 - mean) / std, as one product and one sum.
+        deviations = torch.tensor(std, dtype=torch.float64)
+        scale, shift = 1 / (255 * deviations), -torch.tensor(mean, dtype=torch.float64) / deviations
+        self.register_buffer("scale", scale.to(torch.float32).view(1, 3, 1, 1))
+        self.register_buffer("shift", shift.to(torch.float32).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        pixels = images.permute(0, 3, 1, 2).to(torch.float32) / 255.0
-        features: Tensor = self.features((pixels - self.mean) / self.std)
+        pixels = images.to(torch.float32).permute(0, 3, 1, 2)  # in this order: TensorRT turns no uint8
+        features: Tensor = self.features(pixels * self.scale + self.shift)
         return features
 
 
@@ -50,7 +54,7 @@ def to_onnx(module: nn.Module, spec: InputSpec) -> bytes:
     """
     # Two, not one: the exporter takes a batch of one for a constant, in silence.
     example = torch.zeros(2, spec.height, spec.width, 3, dtype=torch.uint8)
-    with warnings.catch_warnings(), _Quiet(), torch.no_grad():
+    with warnings.catch_warnings(), quiet(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's own deprecations, none of the user's doing
         program = torch.onnx.export(
             module,
@@ -71,11 +75,12 @@ def to_onnx(module: nn.Module, spec: InputSpec) -> bytes:
     return buffer.getvalue()
 
 
-class _Quiet:
-    """Hold back the exporter's log lines."""
-
-    def __enter__(self) -> None:
-        logging.disable(logging.WARNING)
-
-    def __exit__(self, *_: object) -> None:
-        logging.disable(logging.NOTSET)
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back the exporter's log lines, and nothing that was held back before any the less."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -254,13 +254,21 @@ class Learner:
         head.settle()  # so that saving changes nothing, not even the last bits
 
     @processes.together()
-    def export(self, path: str | Path, *, images: object | None = None, overwrite: bool = False) -> Manifest:
+    def export(
+        self,
+        path: str | Path,
+        *,
+        images: object | None = None,
+        tolerance: float = 1e-4,
+        overwrite: bool = False,
+    ) -> Manifest:
         """Write the bundle that a device opens: one static graph and the head.
 
         Args:
             path: folder to write.
             images: images to verify the graph on (any that `as_images` takes); by default those
                 of the last task when it was learned by this object, otherwise photographs.
+            tolerance: how far the graph's features may differ from torch's, relative to their size.
             overwrite: replace a bundle that is there.
 
         Raises:
@@ -289,6 +297,7 @@ class Learner:
             sections=self.method.sections,
             images=pixels,
             training=record,
+            tolerance=tolerance,
             overwrite=overwrite,
             progress=self.progress,
         )

@@ -19,6 +19,7 @@ from everlearn import LDA, NTKCL, Frozen, Learner, Prototypes, load_backbone
 from everlearn import learner as learners
 from everlearn.data import photographs
 from everlearn_export import Parity, ParityError, export_bundle, verify
+from everlearn_export.onnx import quiet, to_onnx, with_preprocessing
 from everlearn_runtime import EdgeLearner, InputSpec, Manifest, OnnxRuntime, from_state, prepare
 
 from ..conftest import coloured, fit_all, make_learner, pixels, state
@@ -140,6 +141,40 @@ def test_export_leaves_the_learner_as_it_was(exported: Exported) -> None:
     assert logging.root.manager.disable == logging.NOTSET
 
 
+@pytest.mark.parametrize("level", [logging.NOTSET, logging.INFO, logging.CRITICAL])
+def test_what_was_held_back_of_the_log_still_is_after_an_export(level: int) -> None:
+    logging.disable(level)
+    try:
+        to_onnx(with_preprocessing(Small(), [0.5] * 3, [0.5] * 3), SPEC)
+        assert logging.root.manager.disable == level
+        held = max(level, logging.WARNING)
+
+        def fail() -> None:
+            with quiet():
+                assert logging.root.manager.disable == held
+                with quiet():
+                    pass
+                assert logging.root.manager.disable == held
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            fail()
+        assert logging.root.manager.disable == level
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def test_the_normalisation_is_a_product_and_a_sum_of_floats(exported: Exported) -> None:
+    nodes = onnx.load(exported.bundle / "features.onnx").graph.node
+    way: list[str] = []
+    tensor = "images"
+    while len(way) < 5:
+        (node,) = (node for node in nodes if tensor in node.input and node.op_type != "Shape")
+        tensor = node.output[0]
+        way.append(node.op_type)
+    assert way == ["Cast", "Transpose", "Mul", "Add", "Conv"]
+
+
 def test_a_path_that_is_taken_is_refused_before_any_work(
     exported: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +272,8 @@ def test_the_normalisation_is_in_the_graph(tmp_path: Path) -> None:
 
 def test_a_graph_that_is_not_the_model_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(
-        ParityError, match=r"differ by up to 0\.01 \(allowed 0\.0001\).*no bundle was written"
+        ParityError,
+        match=r"differ by up to 0\.01, 0\.0\d+ of their size \(allowed 0\.0001\).*no bundle was written",
     ):
         small_bundle(tmp_path / "bundle", Small(error=0.01))
     assert list(tmp_path.iterdir()) == []
@@ -307,9 +343,74 @@ def test_a_difference_at_one_batch_size_is_found() -> None:
     def specialised(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return features(images, 0.001 * (len(images) == 2))
 
-    with pytest.raises(ParityError, match=r"differ by up to 0\.001 "):
+    with pytest.raises(ParityError, match=r"differ by up to 0\.001, 0\.0014 of their size "):
         verify(features, specialised, IMAGES, two_classes())
     assert verify(features, specialised, IMAGES, two_classes(), tolerance=0.002).max_abs_difference > 9e-4
+
+
+@pytest.mark.parametrize("size", [1e-12, 5e-5, 8868.0, 1e20])
+def test_differences_are_relative_to_the_features_size(size: float) -> None:
+    def sized(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return (features(images) * size).astype(np.float32)
+
+    def rounded(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return (sized(images).astype(np.float64) * (1 + 4e-7)).astype(np.float32)
+
+    def off(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return (sized(images).astype(np.float64) * (1 + 5e-4)).astype(np.float32)
+
+    parity = verify(sized, rounded, IMAGES, two_classes())
+    assert parity.max_relative_difference == pytest.approx(4e-7 / 0.5**0.5, rel=0.3)
+    assert parity.max_abs_difference == pytest.approx(size * 4e-7, rel=0.3)
+    with pytest.raises(ParityError, match="of their size"):
+        verify(sized, off, IMAGES, two_classes())
+
+
+def test_a_small_section_is_measured_by_its_own_size() -> None:
+    def both(images: NDArray[np.uint8], error: float = 0.0) -> NDArray[np.float32]:
+        return np.concatenate([features(images) * np.float32(1e4), features(images, error)], axis=1)
+
+    head = Prototypes()
+    head.update(np.array([[1.0, 0.1] * 2, [-1.0, 0.1] * 2]), ["right", "left"])
+    assert verify(both, lambda images: both(images, 0.01), IMAGES, head).max_relative_difference < 1e-5
+    with pytest.raises(ParityError, match=r"differ by up to 0\.01, 0\.014 of their size"):
+        verify(both, lambda images: both(images, 0.01), IMAGES, head, sections=[2, 2])
+    with pytest.raises(ValueError, match=r"sections \[2, 3\] make 5 features; torch gives 4"):
+        verify(both, both, IMAGES, head, sections=[2, 3])
+
+
+def test_an_image_whose_features_turn_is_found_by_their_cosine() -> None:
+    def faint(images: NDArray[np.uint8], angle: float = 0.0) -> NDArray[np.float32]:
+        found = features(images)
+        found[images[:, 0, 0, 0] == 4] = np.array([np.cos(angle), np.sin(angle)]) * 1e-5
+        return found
+
+    with pytest.raises(ParityError, match=r"cosines fall to 0\.995004 \(allowed 0\.9999\), 100\.0%"):
+        verify(faint, lambda images: faint(images, 0.1), IMAGES, two_classes())
+    assert verify(faint, faint, IMAGES, two_classes()).min_cosine == pytest.approx(1, abs=1e-12)
+
+
+def test_features_that_are_zero_must_stay_so() -> None:
+    def none(images: NDArray[np.uint8], size: float = 0.0) -> NDArray[np.float32]:
+        return np.full((len(images), 2), size, np.float32)
+
+    assert verify(none, none, IMAGES, two_classes()).max_relative_difference == 0
+    with pytest.raises(ParityError):
+        verify(none, lambda images: none(images, 1e-30), IMAGES, two_classes())
+
+
+def test_no_tolerance_lets_everything_pass() -> None:
+    with pytest.raises(ParityError):
+        verify(features, features, IMAGES, two_classes(), tolerance=float("nan"))
+    with pytest.raises(ValueError, match="no images to verify on"):
+        verify(features, features, IMAGES[:0], two_classes())
+
+
+def test_a_learner_passes_its_tolerance_on(tmp_path: Path) -> None:
+    learner = make_learner(Frozen()).fit(coloured("ab"))
+    with pytest.raises(ParityError, match=r"allowed 1e-12\)"):
+        learner.export(tmp_path / "bundle", tolerance=1e-12)
+    assert learner.export(tmp_path / "bundle").parity["max_relative_difference"] < 1e-5
 
 
 def test_a_difference_at_one_image_is_found() -> None:
