@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn_runtime.heads.base import Head, Joined, unit_rows
-from everlearn_runtime.heads.drift import linear_drift
+from everlearn_runtime.heads.drift import Drift, affine_drift
 from everlearn_runtime.heads.gram import GramSum, packed_size
 
 Array = NDArray[np.float64]
@@ -216,11 +216,11 @@ class FeCAM(Head):
             self._scatters[place].merge(scatter)
             self._join(place, before, count, mean)
 
-    def _carry_shared(self, before: Array, after: Array, drift: Array) -> None:
-        drift = linear_drift(self._variant.learned(before), self._variant.learned(after))
-        self._learned_means = self._learned_means @ drift
-        for scatter in self._scatters:
-            scatter.transform(drift)
+    def _carry_shared(self, before: Array, after: Array, drift: Drift) -> None:
+        drift = affine_drift(self._variant.learned(before), self._variant.learned(after))
+        self._learned_means = drift.move(self._learned_means)
+        for scatter, count in zip(self._scatters, self._counts.tolist(), strict=True):
+            scatter.transform(drift.linear, (count - 1) * drift.left_over)
         self._inverses = [None] * len(self._inverses)
 
     def _remove_shared(self, place: int) -> None:

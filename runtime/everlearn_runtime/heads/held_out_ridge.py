@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from everlearn_runtime.heads.base import Joined, Solution
 from everlearn_runtime.heads.ridge import Ridge
 
+# Rows to hold out: enough in any case.
+DECISIVE = 10
+
 
 class HeldOutRidge(Ridge):
     """`Ridge` with lambda by hold-out: to compare with RanPAC. ``Ridge("gcv")`` is the exact one.
@@ -23,7 +26,13 @@ class HeldOutRidge(Ridge):
     Lambda depends on how the rows are cut into updates and on their order, so the head is not
     ``exact``. As released it also forgets: the newest task alone decides for all classes.
     With ``remember`` the errors of all updates are added up, and the whole stream decides.
-    An update of one row has nothing to hold out and leaves the choice as it was (1 at first).
+
+    An update that is no task says nothing about lambda, and leaves the choice as it was (1 at
+    first); its samples count in G and Q like all others. It is one if it has two classes or more,
+    for of one alone a hold-out shows how well a constant is fitted, and holds out ten rows, or half
+    as many as the largest hold-out so far. On features of the bundled backbone with 2,000 random
+    ones, tasks choose 1e5; ten rows or more of three classes or more came within two decades of
+    that in all of 28 draws, fewer rows chose 1e-8 or 1e8 in 59 of 72.
 
     Args:
         remember: add up the errors of all updates.
@@ -68,6 +77,7 @@ class HeldOutRidge(Ridge):
         self._exponents = given
         self._grid = np.power(10.0, np.arange(given[0], given[1] + 1), dtype=np.float64)
         self._errors = np.zeros(len(self._grid))
+        self._held_out = 0.0  # the most rows so far
 
     @property
     def options(self) -> dict[str, Any]:
@@ -105,30 +115,44 @@ class HeldOutRidge(Ridge):
         codes: NDArray[np.intp],
         joined: Joined,
     ) -> None:
-        if len(rows) > 1:
+        if self._decides(held_out := len(rows) - fitted_rows(len(rows)), len(joined.places)):
             targets = (codes[:, None] == joined.places).astype(np.float64)
             hidden, order = self._map(rows), self.order(len(rows))
             errors = held_out_errors(hidden[order], targets[order], self._grid)
             self._errors = self._errors + errors if self._remember else errors
+            self._held_out = max(self._held_out, held_out)
         super()._learn_shared(rows, means, codes, joined)
+
+    def _decides(self, held_out: float, classes: int) -> bool:
+        """Whether so many rows of so many classes say anything about lambda."""
+        return classes > 1 and held_out >= max(1, min(DECISIVE, self._held_out / 2))
 
     def _merge_shared(self, other: Ridge, joined: Joined) -> None:
         assert isinstance(other, HeldOutRidge)
         super()._merge_shared(other, joined)
-        self._errors = self._errors + other._errors if self._remember else other._errors.copy()
+        if self._decides(other._held_out, len(joined.places)):
+            self._errors = self._errors + other._errors if self._remember else other._errors.copy()
+            self._held_out = max(self._held_out, other._held_out)
 
     def _shared_nbytes(self) -> int:
-        return super()._shared_nbytes() + self._errors.nbytes
+        return super()._shared_nbytes() + self._errors.nbytes + 8
 
     def _shared_arrays(self) -> dict[str, NDArray[Any]]:
-        return {**super()._shared_arrays(), "errors": self._errors.copy()}
+        own = {"errors": self._errors.copy(), "held_out": np.array([self._held_out], np.float64)}
+        return {**super()._shared_arrays(), **own}
 
     def _shared_shapes(self, classes: int, width: int) -> dict[str, tuple[int, ...]]:
-        return {**super()._shared_shapes(classes, width), "errors": self._errors.shape}
+        own: dict[str, tuple[int, ...]] = {"errors": self._errors.shape, "held_out": (1,)}
+        return {**super()._shared_shapes(classes, width), **own}
 
     def _restore_shared(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        self._errors = arrays["errors"]
+        self._errors, self._held_out = arrays["errors"], float(arrays["held_out"][0])
         super()._restore_shared(arrays)
+
+
+def fitted_rows(rows: int) -> int:
+    """How many of so many rows are fitted to, of which the rest is held out."""
+    return int(0.8 * rows)
 
 
 def held_out_errors(
@@ -144,7 +168,7 @@ def held_out_errors(
     Returns:
         (K,).
     """
-    first = int(0.8 * len(hidden))
+    first = fitted_rows(len(hidden))
     fitted, rest = hidden[:first], hidden[first:]
     # One eigendecomposition for all strengths, of the smaller of the two forms of the same ridge.
     if first < hidden.shape[1]:
