@@ -253,6 +253,43 @@ def test_a_sample_alone_leaves_the_ridge_as_it_was() -> None:
     assert head.strength == chosen
 
 
+@pytest.mark.parametrize("remember", [False, True])
+def test_an_update_that_holds_out_too_little_leaves_the_ridge_as_it_was(remember: bool) -> None:
+    """Whatever it is that a device is shown; after saving, too; and what is shown is learned."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(1000, 20))
+    y = (x @ random.normal(size=(20, 4)) + random.normal(size=(1000, 4))).argmax(axis=1)
+    head = HeldOutRidge(remember)
+    head.update(x[:600], names(y[:600]))
+    chosen, kept = head.strength, head.state().arrays["errors"]
+    assert 1e-8 < chosen < 1e8
+    head = HeldOutRidge.from_state(head.state())
+    shown = [np.arange(600, 602), np.arange(602, 605), np.arange(605, 630), np.flatnonzero(y == 2)[-100:]]
+    for rows in shown:
+        head.update(x[rows], names(y[rows]))
+        one = HeldOutRidge(remember)
+        one.update(x[rows], names(y[rows]))
+        head.merge(one)
+    assert head.strength == chosen
+    np.testing.assert_array_equal(head.state().arrays["errors"], kept)
+    rows = np.concatenate([np.arange(600), *shown, *shown])
+    targets = (y[rows][:, None] == [int(name) for name in head.classes]).astype(float)
+    weights = np.linalg.solve(x[rows].T @ x[rows] + chosen * np.eye(20), x[rows].T @ targets)
+    np.testing.assert_allclose(head.scores(x), x @ weights, rtol=RTOL, atol=RTOL)
+    head.update(x[700:], names(y[700:]))  # half as much as at first decides
+    assert not np.array_equal(head.state().arrays["errors"], kept)
+
+
+def test_small_tasks_decide_where_no_larger_one_has() -> None:
+    x, _, y = data(0, 60)
+    head = HeldOutRidge()
+    for start in range(0, 60, 20):
+        rows, labels = x[start : start + 20], names(y[start : start + 20])
+        head.update(rows, labels)
+        errors = one(rows, labels).state().arrays["errors"]
+        np.testing.assert_allclose(head.state().arrays["errors"], errors, rtol=RTOL)
+
+
 def hidden(x: Array, projection: int | None, seed: int) -> Array:
     if projection is None:
         return x

@@ -76,6 +76,8 @@ class FeCAM(Head):
     order and ``remove`` leaves nothing behind. They take d (d + 1) / 2 + 2 d + 1 numbers a class
     for d features, 0.6 MB at d = 384, and twice that while in use; once there are scores, R^-1 of
     each class as much again. After an update only the classes in it are solved anew, O(d^3) each.
+    A class that returns has mean and covariance of all its samples; in the released codes those of
+    the newest task replace the earlier ones, which ``remove`` before the update does, too.
 
     Args:
         alpha1: a1, above 0; None: the variant's.
