@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn_runtime.heads import Head
-from everlearn_runtime.heads.base import unit_rows
+from everlearn_runtime.heads.sums import unit_rows
 
 BATCHES = (1, 2, 32)
 """Batch sizes the gate runs: one, the exporter's own, and a large one."""

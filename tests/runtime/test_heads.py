@@ -253,11 +253,44 @@ def test_features_that_did_not_move_change_nothing(new: Callable[[], Head]) -> N
     head = learned(new, (x, y))
     before = snapshot(head)
     head.carry(x[:7], x[:7])
-    head.carry(np.zeros((3, WIDTH)), np.ones((3, WIDTH)))  # says nothing about any direction
+    head.carry(x[:1], x[:1] + 1)  # one image alone, which no other confirms
     assert snapshot(head) == before
     fresh = new()
     fresh.carry(x, 2 * x)  # nothing learned, nothing to move
     assert snapshot(fresh) == snapshot(new())
+
+
+def test_images_that_all_moved_alike_move_everything_alike(new: Callable[[], Head]) -> None:
+    """They say nothing about any direction, but a shift is seen."""
+    x, y = make_samples(0, 20)
+    head = learned(new, (x, y))
+    start = head.prototypes
+    head.carry(np.zeros((3, WIDTH)), np.ones((3, WIDTH)))
+    evidence = 1 if isinstance(head, EvidenceLDA) else 0  # it does not move
+    np.testing.assert_allclose(head.prototypes[:, : WIDTH - evidence], start[:, : WIDTH - evidence] + 1)
+    np.testing.assert_array_equal(head.prototypes[:, WIDTH - evidence :], start[:, WIDTH - evidence :])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, WIDTH, WIDTH + 1, WIDTH + 2, 200])
+@pytest.mark.parametrize("offset", [0.0, 1e5])
+@pytest.mark.parametrize("constant", [0.0, 1e-9, 1.0])
+def test_carrying_by_few_or_odd_images_breaks_nothing(
+    new: Callable[[], Head], rows: int, offset: float, constant: float
+) -> None:
+    """Features that hardly vary, far from zero, of fewer images than features."""
+    x, y = make_samples(0, 60)
+    head = learned(new, (x, y))
+    random = np.random.default_rng(rows)
+    before = random.normal(size=(rows, WIDTH)) + offset
+    before[:, 1] = offset + constant * random.normal(size=rows)
+    after = 1.1 * before + 0.1 * random.normal(size=before.shape)
+    head.carry(before, after)
+    scores = head.scores(x)
+    assert np.isfinite(scores).all()
+    for array in head.state().arrays.values():
+        assert np.isfinite(array).all()
+    assert np.abs(head.prototypes[:, 0] - learned(new, (x, y)).prototypes[:, 0]).max() < 10 + 0.2 * offset
+    from_state(head.state()).update(x, y)
 
 
 def test_features_to_carry_must_be_of_the_same_images(new: Callable[[], Head]) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from everlearn_runtime.heads.base import Head
 from everlearn_runtime.heads.classes import Classes
-from everlearn_runtime.heads.drift import linear_drift
+from everlearn_runtime.heads.drift import Drift, side_by_side
 from everlearn_runtime.heads.registry import HeadState, make, own_kind
 from everlearn_runtime.heads.sums import Joined
 
@@ -155,17 +155,14 @@ class Aggregate(Head):
             head.merge(another)
         self._take_names(self._classes)  # a merged head is a copy, its names too
 
-    def _drift(self, before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
-        drift = np.zeros((before.shape[1], before.shape[1]))
-        for _, columns in self._parts():
-            drift[columns, columns] = linear_drift(before[:, columns], after[:, columns])
-        return drift
+    def _drift(self, before: NDArray[np.float64], after: NDArray[np.float64]) -> Drift:
+        return side_by_side(
+            [head._drift(before[:, columns], after[:, columns]) for head, columns in self._parts()]
+        )
 
-    def _carry_shared(
-        self, before: NDArray[np.float64], after: NDArray[np.float64], drift: NDArray[np.float64]
-    ) -> None:
+    def _carry_shared(self, before: NDArray[np.float64], after: NDArray[np.float64], drift: Drift) -> None:
         for head, columns in self._parts():
-            head.carry(before[:, columns], after[:, columns])
+            head._move(before[:, columns], after[:, columns], drift.part(columns))
 
     def _settle_shared(self) -> None:
         for head in self._heads:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from everlearn_runtime.heads.checks import check_arrays, check_labels, check_rows
 from everlearn_runtime.heads.classes import Classes
-from everlearn_runtime.heads.drift import linear_drift
+from everlearn_runtime.heads.drift import Drift, affine_drift
 from everlearn_runtime.heads.growing import GrowingRows, PerClass
 from everlearn_runtime.heads.registry import HeadState, make, own_kind, register
 from everlearn_runtime.heads.sums import Joined, group_sums, join, join_each
@@ -187,9 +187,11 @@ class Head(ABC):
         """Move all statistics along when the features themselves have changed.
 
         Training changes what the features of old images would be, but the images are gone. So
-        the change is fitted on images that are at hand, as a linear map of what the statistics
-        are sums of, and applied to the sums: exact where the change is linear, and no change to
-        the bit where there was none.
+        the change is fitted on images that are at hand, as an affine map of what the statistics
+        are sums of (:func:`~everlearn_runtime.heads.drift.affine_drift`), and applied to the sums.
+        Scatters also gain what the map leaves over. Where the change is affine the result is exact,
+        given more images than features by two, and where there was none it is the same to the bit.
+        With fewer images, features move as far as these can tell; one image alone moves nothing.
 
         Args:
             before: features (B, F) of some images as they were when this head learned.
@@ -205,11 +207,7 @@ class Head(ABC):
             )
         if self.width is None or np.array_equal(old, new):
             return
-        self._catch_up()
-        drift = self._drift(old, new)
-        self._means = self._means @ drift
-        self._carry_shared(old, new, drift)
-        self._solution = None
+        self._move(old, new, self._drift(old, new))
 
     def scores(self, features: ArrayLike) -> NDArray[np.float64]:
         """Score every class; the largest is the prediction.
@@ -472,13 +470,19 @@ class Head(ABC):
         """Add the other head's shared statistics; counts and means of the classes come later."""
 
     def _carry_shared(  # noqa: B027
-        self, before: NDArray[np.float64], after: NDArray[np.float64], drift: NDArray[np.float64]
+        self, before: NDArray[np.float64], after: NDArray[np.float64], drift: Drift
     ) -> None:
         """Move along, given the same images' features (B, F) before and after, and their drift."""
 
-    def _drift(self, before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The map (F, F) by which the features of some images have moved."""
-        return linear_drift(before, after)
+    def _drift(self, before: NDArray[np.float64], after: NDArray[np.float64]) -> Drift:
+        """How the features of some images (B, F) have moved."""
+        return affine_drift(before, after)
+
+    def _move(self, before: NDArray[np.float64], after: NDArray[np.float64], drift: Drift) -> None:
+        self._catch_up()
+        self._means = drift.move(self._means)
+        self._carry_shared(before, after, drift)
+        self._solution = None
 
     def _settle_shared(self) -> None:  # noqa: B027
         """Work in what waits."""

@@ -20,6 +20,10 @@ MOST_SAMPLES = 1 << 40
 MOST_LABELS = 1 << 24
 
 
+# Arrays that earlier versions did not keep: zero is what they would have held, unless a class had gone.
+ADDED_LATER = ("background", "held_out")
+
+
 def check_rows(features: ArrayLike) -> NDArray[np.float64]:
     """A float64 copy of features (B, F), C-contiguous.
 
@@ -91,6 +95,12 @@ def check_arrays(
         ValueError: The arrays are not what a head of these shapes keeps, or hold numbers that no
             features can have led to.
     """
+    added = {
+        name: np.zeros(shape)
+        for name, shape in shapes.items()
+        if name not in arrays and name.rpartition(".")[2] in ADDED_LATER
+    }
+    arrays = {**arrays, **added}
     if set(arrays) != set(shapes):
         raise ValueError(f"the state holds the arrays {sorted(arrays)}; expected {sorted(shapes)}")
     checked = {}

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.heads.drift import linear_drift
+from everlearn_runtime.heads.drift import Drift, affine_drift, side_by_side, still
 from everlearn_runtime.heads.lda import LDA
 from everlearn_runtime.heads.sums import Joined
 
@@ -121,12 +121,8 @@ class EvidenceLDA(LDA):
     def _joined(self, joined: Joined) -> Joined:
         return joined._replace(means=self._map(joined.means), between=self._map(joined.between))
 
-    def _drift(self, before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
-        drift = np.eye(before.shape[1])
-        drift[: -self._tasks, : -self._tasks] = linear_drift(self._map(before), self._map(after))
-        return drift
+    def _drift(self, before: NDArray[np.float64], after: NDArray[np.float64]) -> Drift:
+        return side_by_side([affine_drift(self._map(before), self._map(after)), still(self._tasks)])
 
-    def _carry_shared(
-        self, before: NDArray[np.float64], after: NDArray[np.float64], drift: NDArray[np.float64]
-    ) -> None:
-        super()._carry_shared(before, after, drift[: -self._tasks, : -self._tasks])
+    def _carry_gram(self, drift: Drift) -> None:
+        super()._carry_gram(drift.part(slice(None, -self._tasks)))

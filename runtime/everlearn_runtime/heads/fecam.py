@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn_runtime.heads.base import Head
-from everlearn_runtime.heads.drift import linear_drift
+from everlearn_runtime.heads.drift import Drift, affine_drift
 from everlearn_runtime.heads.gram import GramSum, packed_size
 from everlearn_runtime.heads.growing import PerClass
 from everlearn_runtime.heads.sums import Joined, groups, join, join_each, unit_rows
@@ -33,6 +33,8 @@ class FeCAM(Head):
     order and ``remove`` leaves nothing behind. They take d (d + 1) / 2 + 2 d + 1 numbers a class
     for d features, 0.6 MB at d = 384, and twice that while in use; once there are scores, R^-1 of
     each class as much again. After an update only the classes in it are solved anew, O(d^3) each.
+    A class that returns has mean and covariance of all its samples; in the released codes those of
+    the newest task replace the earlier ones, which ``remove`` before the update does, too.
 
     The method was also released in other forms. They differ in the five hooks from ``_learned`` to
     ``_inverted``, which a subclass with a ``kind`` of its own may override.
@@ -184,11 +186,11 @@ class FeCAM(Head):
             self._scatters[place].merge(scatter)
         self._take(join(places, joined.counts, means, other._counts, others))
 
-    def _carry_shared(self, before: Array, after: Array, drift: Array) -> None:
-        drift = linear_drift(self._learned(before), self._learned(after))
-        self._learned_means = self._learned_means @ drift
-        for scatter in self._scatters:
-            scatter.transform(drift)
+    def _carry_shared(self, before: Array, after: Array, drift: Drift) -> None:
+        drift = affine_drift(self._learned(before), self._learned(after))
+        self._learned_means = drift.move(self._learned_means)
+        for scatter, count in zip(self._scatters, self._counts.tolist(), strict=True):
+            scatter.transform(drift.linear, (count - 1) * drift.left_over)
         self._inverses = [None] * len(self._inverses)
 
     def _remove_shared(self, place: int) -> None:

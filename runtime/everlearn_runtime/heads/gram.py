@@ -54,10 +54,10 @@ class GramSum:
         self._folded = self.value() + other.value()
         self._restart()
 
-    def transform(self, linear: NDArray[np.float64]) -> None:
-        """Become the sum over all rows r_i' A, for a map A (width, width)."""
+    def transform(self, linear: NDArray[np.float64], gain: NDArray[np.float64] | float = 0.0) -> None:
+        """Become the sum over all rows r_i' A, for a map A (width, width), and a symmetric gain."""
         moved = linear.T @ self.value() @ linear
-        self._folded = (moved + moved.T) / 2
+        self._folded = (moved + moved.T) / 2 + gain
         self._restart()
 
     def scale(self, factor: float) -> None:

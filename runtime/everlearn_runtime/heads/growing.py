@@ -53,6 +53,10 @@ class GrowingRows(Generic[Scalar]):
         """Bytes of the rows in use."""
         return len(self) * self._array[:1].nbytes if len(self._array) else 0
 
+    def row(self, place: int) -> Any:
+        """One row, to be read; rows that have gone are left as they are noted."""
+        return self._array[place if self._kept is None else self._kept[place]]
+
     def grow(self, new: int) -> None:
         """Add rows of zeros at the end."""
         values = self.values

@@ -13,6 +13,9 @@ from everlearn_runtime.heads.gram import add_products
 from everlearn_runtime.heads.ridge import CHUNK_ROWS, Ridge
 from everlearn_runtime.heads.sums import Joined, group_sums
 
+# Held-out rows that are enough in any case.
+DECISIVE = 20
+
 
 class HeldOutRidge(Ridge):
     """`Ridge` with lambda by hold-out: to compare with RanPAC. ``Ridge("gcv")`` is the exact one.
@@ -25,7 +28,14 @@ class HeldOutRidge(Ridge):
     Lambda depends on how the rows are cut into updates and on their order, so the head is not
     ``exact``. As released it also forgets: the newest task alone decides for all classes.
     With ``remember`` the errors of all updates are added up, and the whole stream decides.
-    An update of one row has nothing to hold out and leaves the choice as it was (1 at first).
+
+    An update that is no task says nothing about lambda and leaves the choice as it was, 1 at
+    first; its samples count in G and Q like all others. It is a task if it has two classes or more,
+    for of one alone a hold-out shows how well a constant is fitted, and if it holds out twenty rows,
+    or half as many as the largest hold-out so far. On trained features of Tiny-ImageNet with 2,000
+    random ones, tasks choose 1e5 or 1e6. Parts of them that hold out twenty rows or more came within
+    two decades of 1e5 in 120 of 120 draws, ten to nineteen rows in 78 of 96, and fewer in 70 of 264,
+    the other 194 being at an end of the grid.
 
     Args:
         remember: add up the errors of all updates.
@@ -70,6 +80,7 @@ class HeldOutRidge(Ridge):
         self._exponents = given
         self._grid = np.power(10.0, np.arange(given[0], given[1] + 1), dtype=np.float64)
         self._errors = np.zeros(len(self._grid))
+        self._held_out = 0.0  # the most rows so far
 
     @property
     def options(self) -> dict[str, Any]:
@@ -101,30 +112,44 @@ class HeldOutRidge(Ridge):
         return weights.T, np.zeros(len(self._counts)), 1
 
     def _learn(self, rows: NDArray[np.float64], places: list[int]) -> None:
-        errors = self._errors
-        if len(rows) > 1:  # before the rest, while the rows are all that is in memory
+        errors, most = self._errors, self._held_out
+        held_out = len(rows) - fitted_rows(len(rows))
+        if self._decides(held_out, len(set(places))):  # before the rest, while the rows are all in memory
             found = held_out_errors(rows, np.array(places), self._grid, self._map, self.order(len(rows)))
-            errors = errors + found if self._remember else found
+            errors, most = errors + found if self._remember else found, max(most, held_out)
         super()._learn(rows, places)
-        self._errors = errors
+        self._errors, self._held_out = errors, most
+
+    def _decides(self, held_out: float, classes: int) -> bool:
+        """Whether so many rows of so many classes say anything about lambda."""
+        return classes > 1 and held_out >= max(1, min(DECISIVE, self._held_out / 2))
 
     def _merge_shared(self, other: Ridge, joined: Joined) -> None:
         assert isinstance(other, HeldOutRidge)
         super()._merge_shared(other, joined)
-        self._errors = self._errors + other._errors if self._remember else other._errors.copy()
+        if self._decides(other._held_out, len(joined.places)):
+            self._errors = self._errors + other._errors if self._remember else other._errors.copy()
+            self._held_out = max(self._held_out, other._held_out)
 
     def _shared_nbytes(self) -> int:
-        return super()._shared_nbytes() + self._errors.nbytes
+        return super()._shared_nbytes() + self._errors.nbytes + 8
 
     def _shared_arrays(self) -> dict[str, NDArray[Any]]:
-        return {**super()._shared_arrays(), "errors": self._errors.copy()}
+        own = {"errors": self._errors.copy(), "held_out": np.array([self._held_out], np.float64)}
+        return {**super()._shared_arrays(), **own}
 
     def _shared_shapes(self, classes: int, width: int) -> dict[str, tuple[int, ...]]:
-        return {**super()._shared_shapes(classes, width), "errors": self._errors.shape}
+        own: dict[str, tuple[int, ...]] = {"errors": self._errors.shape, "held_out": (1,)}
+        return {**super()._shared_shapes(classes, width), **own}
 
     def _restore_shared(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        self._errors = arrays["errors"]
+        self._errors, self._held_out = arrays["errors"], float(arrays["held_out"][0])
         super()._restore_shared(arrays)
+
+
+def fitted_rows(rows: int) -> int:
+    """How many of so many rows are fitted to, of which the rest is held out."""
+    return int(0.8 * rows)
 
 
 def held_out_errors(
@@ -152,7 +177,7 @@ def held_out_errors(
     numbers = np.arange(len(rows)) if order is None else order
     codes = np.unique(codes, return_inverse=True)[1]
     classes = int(codes.max()) + 1
-    first = int(0.8 * len(rows))
+    first = fitted_rows(len(rows))
 
     def chunks(start: int, end: int) -> Iterator[tuple[NDArray[np.float64], NDArray[np.intp]]]:
         for at in range(start, end, CHUNK_ROWS):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn_runtime.heads.base import Solution
+from everlearn_runtime.heads.drift import Drift
 from everlearn_runtime.heads.gram import GramSum
 from everlearn_runtime.heads.running import Step, row_products
 from everlearn_runtime.heads.second_order import SecondOrder
@@ -100,6 +101,11 @@ class LDA(SecondOrder):
             for place, count, gap in zip(places, earlier.tolist(), gaps, strict=True):
                 gain = 1 / math.sqrt(count * (count + 1)) if count else None
                 self._running.note(Step(gap[None][: min(count, 1)], [place], gain))
+
+    def _carry_gram(self, drift: Drift) -> None:
+        """A shift moves no scatter; what the map leaves over adds to it as other noise does."""
+        free = max(self._seen - len(self._counts), 0)  # a class of one sample has no scatter
+        self._gram.transform(drift.linear, free * drift.left_over)
 
     def _merge_shared(self, other: LDA, joined: Joined) -> None:
         self._gram.merge(other._gram)

@@ -20,6 +20,9 @@ class Prototypes(Head):
     width is the plain cosine prototype classifier. The mean is of features that were not
     normalised; a section of zeros has cosine 0. ``remove`` is exact: nothing is shared.
 
+    A class that returns has the mean of all its samples. In SimpleCIL's and RanPAC's released code
+    those of the newest task replace the earlier ones; ``remove`` before the update does the same.
+
     Args:
         sections: Widths of the sections, in order; their sum is the feature width. None: one.
         weights: One weight m_s per section; None: all 1.

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn_runtime.heads.base import Solution
-from everlearn_runtime.heads.drift import linear_drift
+from everlearn_runtime.heads.drift import Drift, affine_drift
 from everlearn_runtime.heads.gram import GramSum
 from everlearn_runtime.heads.growing import PerClass
 from everlearn_runtime.heads.running import Step
@@ -92,6 +92,7 @@ class Ridge(SecondOrder):
         self._seed = seed
         self._random: NDArray[np.float64] | None = None
         self._sums = np.zeros((0, projection or 0))
+        self._background = np.zeros(0)  # the sum of removed classes' h
 
     @property
     def options(self) -> dict[str, Any]:
@@ -157,6 +158,7 @@ class Ridge(SecondOrder):
 
     def _start_shared(self, width: int) -> None:
         self._gram = GramSum(self._projection or width)
+        self._background = np.zeros(self._projection or width)
 
     def _targets(self) -> NDArray[np.float64]:
         return self._sums if self._projection else self._counts[:, None] * self._means
@@ -199,29 +201,50 @@ class Ridge(SecondOrder):
             for place, row in zip(places, hidden, strict=True):
                 self._running.note(Step(row[None], [place], 1.0))
 
-    def _carry_shared(
-        self, before: NDArray[np.float64], after: NDArray[np.float64], drift: NDArray[np.float64]
-    ) -> None:
-        if self._projection:  # the random features have a drift of their own, which is not linear in x
-            drift = linear_drift(self._map(before), self._map(after))
-            self._sums = self._sums @ drift
+    def _carry_shared(self, before: NDArray[np.float64], after: NDArray[np.float64], drift: Drift) -> None:
+        if self._projection:  # the random features have a drift of their own, which is not affine in x
+            drift = affine_drift(self._map(before), self._map(after))
+            self._sums = self._sums @ drift.linear + self._counts[:, None] * drift.offset
         super()._carry_shared(before, after, drift)
+
+    def _carry_gram(self, drift: Drift) -> None:
+        """With A' h + b for each h, G' = A' G A + g' b' + b g' - n b b', g' the sum of what h became."""
+        gone = self._seen - int(self._counts.sum())
+        self._background = self._background @ drift.linear + gone * drift.offset
+        total = self._targets().sum(axis=0) + self._background
+        shift = np.outer(total - 0.5 * self._seen * drift.offset, drift.offset)
+        self._gram.transform(drift.linear, shift + shift.T + self._seen * drift.left_over)
 
     def _merge_shared(self, other: Ridge, joined: Joined) -> None:
         self._gram.merge(other._gram)
         if self._projection:
             self._sums[joined.places] += other._sums
+        self._background = self._background + other._background
         self._seen += other._seen
         self._settle_shared()
 
+    def _remove_shared(self, place: int) -> None:
+        rows = self._per_class
+        if place < len(rows["_counts"]):  # one by one, so that classes that go do not move all others
+            gone = rows["_sums"].row(place)
+            if not self._projection:
+                gone = rows["_counts"].row(place) * rows["_means"].row(place)
+            self._background = self._background + gone
+        super()._remove_shared(place)
+
+    def _shared_nbytes(self) -> int:
+        return super()._shared_nbytes() + self._background.nbytes
+
     def _shared_arrays(self) -> dict[str, NDArray[Any]]:
-        arrays = super()._shared_arrays()
+        arrays = {**super()._shared_arrays(), "background": self._background.copy()}
         return {**arrays, "sums": self._sums.copy()} if self._projection else arrays
 
     def _shared_shapes(self, classes: int, width: int) -> dict[str, tuple[int, ...]]:
-        shapes = super()._shared_shapes(classes, (self._projection or width) if width else 0)
+        own = (self._projection or width) if width else 0
+        shapes = {**super()._shared_shapes(classes, own), "background": (own,)}
         return {**shapes, "sums": (classes, self._projection)} if self._projection else shapes
 
     def _restore_shared(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        self._background = arrays["background"]
         self._sums = arrays.get("sums", np.zeros((len(self._classes), 0)))
         super()._restore_shared(arrays)

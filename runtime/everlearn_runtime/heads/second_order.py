@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn_runtime.heads.base import Head
+from everlearn_runtime.heads.drift import Drift
 from everlearn_runtime.heads.gram import GramSum, packed_size
 from everlearn_runtime.heads.running import RunningSolution, Step, rung
 
@@ -69,11 +70,13 @@ class SecondOrder(Head):
         self._gram.fold()
         self._running.drop()
 
-    def _carry_shared(
-        self, before: NDArray[np.float64], after: NDArray[np.float64], drift: NDArray[np.float64]
-    ) -> None:
-        self._gram.transform(drift)
+    def _carry_shared(self, before: NDArray[np.float64], after: NDArray[np.float64], drift: Drift) -> None:
+        self._carry_gram(drift)
         self._settle_shared()
+
+    @abstractmethod
+    def _carry_gram(self, drift: Drift) -> None:
+        """Move G along, the class means having moved."""
 
     def _remove_shared(self, place: int) -> None:
         self._settle_shared()
