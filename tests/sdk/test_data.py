@@ -1,18 +1,32 @@
+import os
 import pickle
 import random
+import re
+import shutil
+import subprocess
+import sys
 from collections import Counter
+from collections.abc import Callable, Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 
-from everlearn.data import Images, arrays, as_images, digits, folder, folder_splits, load, npz
+from everlearn import Augmentation
+from everlearn.backbones import torchvision_guard
+from everlearn.data import Images, arrays, as_images, digits, folder, folder_splits, load, npz, sort_classes
+from everlearn.data.loader import Loader
+from everlearn_runtime import prepare
+
+from ..conftest import vit
 
 TINY_IMAGENET = Path(__file__).parents[2] / "../shared/data/tiny_imagenet_b.npz"
 
@@ -41,6 +55,26 @@ class Pairs:
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         self.read += 1
         return self.images[index], self.items[index]
+
+
+class Part:
+    """A part of a data set, by no more than its two attributes."""
+
+    def __init__(self, dataset: Any, indices: Any) -> None:
+        self.dataset, self.indices = dataset, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[self.indices[index]]
+
+
+class Through(Part):
+    """A part that hands everything else through, of the whole data set."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.dataset, name)
 
 
 class Tensor:
@@ -86,10 +120,51 @@ def test_subsets_of_subsets_point_to_the_same_images() -> None:
     assert part.labels == ("a", "a", "a")
 
 
-@pytest.mark.parametrize("label", ["", 3, None])
+NO_NAMES: list[Any] = [
+    "",
+    " ",
+    "\t\n",
+    "\u3000",
+    "mug\udcff",
+    float("nan"),
+    None,
+    1.0,
+    True,
+    b"mug",
+    ("mug",),
+]
+"""What is a class name nowhere."""
+
+
+@pytest.mark.parametrize("label", [*NO_NAMES, 3])
 def test_labels_that_are_no_names_are_refused(label: Any) -> None:
-    with pytest.raises(ValueError, match=f"label 1 is {label!r}; expected a class name"):
+    with pytest.raises(ValueError, match=f"label 1 is {re.escape(repr(label))}; expected a class name"):
         made(["a", label])
+
+
+def test_names_come_out_as_plain_text() -> None:
+    images = made(["a", np.str_("b")])
+    assert images.labels == ("a", "b")
+    assert {type(name) for name in images.labels + images.classes} == {str}
+
+
+def test_whole_numbers_are_in_numeric_order_and_other_names_in_that_of_text() -> None:
+    names = [str(number) for number in range(100)]
+    assert made(sorted(names)).classes == tuple(names)
+    assert sort_classes(["+2", "10", "-3", "02", "2"]) == ("-3", "+2", "02", "2", "10")
+    assert sort_classes(["10", "9", "1.5"]) == ("1.5", "10", "9")
+    assert sort_classes(["10", "9", "-"]) == ("-", "10", "9")
+    assert sort_classes(["1" * 5000, "9"]) == ("1" * 5000, "9")
+    mixed = made(["10", "9", "mug"])
+    assert mixed.classes == ("10", "9", "mug")
+    assert mixed.of_classes(["10", "9"]).classes == made(["10", "9"]).classes == ("9", "10")
+
+
+@given(st.lists(st.integers(-50, 50).map(str) | st.text("ab1", min_size=1, max_size=2), min_size=1))
+def test_the_order_of_classes_depends_on_nothing_but_their_names(names: list[str]) -> None:
+    ordered = sort_classes(set(names))
+    assert ordered == sort_classes(reversed(ordered)) == made(names).classes == made(names[::-1]).classes
+    assert set(ordered) == set(names)
 
 
 @pytest.mark.parametrize("index", [-1, 2])
@@ -101,6 +176,40 @@ def test_subset_refuses_a_position_that_is_not_there(index: int) -> None:
 def test_of_classes_refuses_an_unknown_class() -> None:
     with pytest.raises(ValueError, match="no images of class 'cup'; the classes are 'a', 'b'"):
         made(["a", "b"]).of_classes(["a", "cup"])
+
+
+LABELS = st.lists(st.sampled_from(["a", "b", "2", "10", "-1"]), min_size=1, max_size=40)
+
+
+@given(LABELS, st.data())
+def test_a_subset_is_the_data_set_of_its_own_images(labels: list[str], data: st.DataObject) -> None:
+    whole = made(labels)
+    for _ in range(2):
+        chosen = data.draw(st.lists(st.integers(0, len(labels) - 1)))
+        part = data.draw(st.sampled_from([whole, whole.subset(range(len(labels)))])).subset(chosen)
+        fresh = made([labels[i] for i in chosen])
+        assert (part.labels, part.classes) == (fresh.labels, fresh.classes)
+        assert values(part) == chosen
+        assert part.targets.tolist() == [fresh.classes.index(label) for label in fresh.labels]
+        assert part.positions_in(whole).tolist() == chosen
+        for name in part.classes:
+            assert values(part.of_classes([name])) == [i for i in chosen if labels[i] == name]
+            assert part.targets_in([name]).tolist() == [0 if labels[i] == name else -1 for i in chosen]
+
+
+def test_images_of_another_data_set_have_no_position_here() -> None:
+    one, other = made(["a", "b", "a"]), made(["a", "b", "a"])
+    assert other.positions_in(one).tolist() == [-1, -1, -1]
+    assert one.positions_in(one.subset([2, 0])).tolist() == [1, -1, 0]
+    assert one.subset([]).positions_in(one).tolist() == []
+    assert one.positions_in(one.subset([])).tolist() == [-1, -1, -1]
+
+
+def test_it_tells_which_classes_are_not_known() -> None:
+    images = made(["mug", "10", "9", "pen"])
+    assert images.unknown_to(["pen"]) == ("10", "9", "mug")
+    assert images.unknown_to(images.classes) == ()
+    assert images.targets_in(["pen", "mug"]).tolist() == [1, -1, -1, 0]
 
 
 @given(
@@ -154,7 +263,6 @@ def test_every_form_of_an_image_gives_the_same_pixels() -> None:
 
 
 def test_real_torch_tensors_are_taken() -> None:
-    torch = pytest.importorskip("torch")
     pixels = np.arange(60, dtype=np.uint8).reshape(3, 4, 5)
     data = Pairs([torch.from_numpy(pixels)] * 2, [0, 1], targets=torch.tensor([0, 1]), classes=["mug", "pen"])
     images = as_images(data)
@@ -222,6 +330,17 @@ def test_images_in_no_known_form_are_refused_by_position(image: object, came: st
         ([], "the data set is empty"),
         (made([]), "the data set is empty"),
         ((np.zeros((2, 4, 4), np.uint8), ["a", "b"]), "item 0 is ndarray; expected .* pair .*data.arrays"),
+        ({"mug": []}, r"dict is not a data set; .*for name, images in data.items\(\)"),
+        ("mugs/", r"'mugs/' is not a data set; .*load\(path\)"),
+        (Path("mugs"), r"mugs'\) is not a data set; .*load\(path\)"),
+        (DataLoader(Pairs([0], [0])), "DataLoader has no .*give what it loads, its `dataset`"),  # type: ignore[arg-type]
+        (Pairs([0, 0, 0], [0, 1], targets=None), "Pairs has no item 2 of 3 .*by position from 0"),
+        (Pairs([0], [np.zeros(2)]), r"label 0 is array\(\[0., 0.\]\)"),
+        (Pairs([0], [0], targets={0}), "labels is set; expected a list with one label for each image"),
+        (Pairs([0, 0], [0, 1], targets=np.eye(2)), r"labels have shape \(2, 2\).*labels.argmax\(1\)"),
+        (Pairs([0, 0], [0, 1], classes=2), "`classes` is int; expected a list of class names"),
+        (Pairs([0, 0], [0, 1], classes={"a": 0, "b": 3}), r"positions \[0, 3\]; expected 0 to 1, each once"),
+        (Part(Pairs([0], [0]), [0, 1]), "Part has `indices` outside its `dataset`, which has 1 items"),
         ([(np.zeros((4, 4), np.uint8), 0.5)], "label 0 is 0.5; expected a class name or an int"),
         ([(np.zeros((4, 4), np.uint8), "")], "label 0 is ''; expected a class name"),
         (Pairs([0, 0], [0, 2], classes=["a", "b"]), "label 1 is 2, but the data set has 2 `classes`"),
@@ -234,6 +353,141 @@ def test_images_in_no_known_form_are_refused_by_position(image: object, came: st
 def test_data_that_is_no_data_set_is_refused(data: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         as_images(data)
+
+
+def dots(labels: list[Any], **attributes: Any) -> Pairs:
+    """Pairs whose grey value is their position."""
+    return Pairs([np.full((2, 2), i, np.uint8) for i in range(len(labels))], labels, **attributes)
+
+
+PARTS: list[Callable[[Any, list[int]], Any]] = [
+    Subset,
+    Part,
+    Through,
+    lambda data, chosen: Part(data, np.array(chosen)),
+    lambda data, chosen: Part(data, torch.tensor(chosen)),
+    lambda data, chosen: Subset(Subset(data, chosen[::-1]), range(len(chosen))[::-1]),
+    lambda data, chosen: ConcatDataset([Subset(data, [i]) for i in chosen]),
+    lambda data, chosen: Subset(ConcatDataset([data, data]), [i + len(data) for i in chosen]),
+]
+
+
+@pytest.mark.parametrize("part_of", PARTS)
+@pytest.mark.parametrize("attribute", ["targets", "labels"])
+def test_a_part_of_a_data_set_keeps_its_names_and_reads_no_image(
+    part_of: Callable[[Any, list[int]], Any], attribute: str
+) -> None:
+    data = dots([2, 0, 1, 2, 0], classes=["cup", "mug", "pen"])
+    setattr(data, attribute, torch.tensor(data.items))
+    images = as_images(part_of(data, [4, 3, 1]))
+    assert data.read == 0
+    assert images.labels == ("cup", "pen", "cup")
+    assert values(images) == [4, 3, 1]
+
+
+@pytest.mark.parametrize("part_of", PARTS)
+def test_without_labels_a_part_reads_its_own_items_only(part_of: Callable[[Any, list[int]], Any]) -> None:
+    data = dots([2, 0, 1, 2, 0], classes=["cup", "mug", "pen"])
+    assert as_images(part_of(data, [4, 3])).labels == ("cup", "pen")
+    assert data.read == 2
+
+
+def test_a_part_of_images_keeps_their_names() -> None:
+    images = as_images(Subset(made(["10", "9", "mug"]), [2, 0]))  # type: ignore[arg-type]
+    assert images.labels == ("mug", "10")
+    assert values(images) == [2, 0]
+
+
+def test_what_a_part_says_itself_goes_before_what_is_in_it() -> None:
+    part: Any = Part(dots([0, 1, 1], classes=["mug", "pen"], targets=[0, 1, 1]), [1, 0])
+    part.classes = {"one": 0, "two": 1}
+    assert as_images(part).labels == ("two", "one")
+    part.targets = ["pen", "mug"]
+    assert as_images(part).labels == ("pen", "mug")
+    with pytest.raises(ValueError, match="item 0 has label 'two' now and 'pen' before"):
+        as_images(part)[0]
+
+
+def test_several_data_sets_in_one_have_the_names_of_each() -> None:
+    one, other = dots([0, 1], classes=["mug", "pen"]), dots([0, 1], classes=["pen", "cup"], targets=[0, 1])
+    assert as_images(ConcatDataset([one, other])).labels == ("mug", "pen", "pen", "cup")  # type: ignore[list-item]
+    assert as_images(ConcatDataset([one, dots(["cup"])])).labels == ("mug", "pen", "cup")  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"label 2 is 0 in a part of the data set that has no `classes`"):
+        as_images(ConcatDataset([one, dots([0])]))  # type: ignore[list-item]
+
+
+def test_torchvisions_folders_and_their_parts_keep_the_names_of_the_folders(tmp_path: Path) -> None:
+    torchvision_guard.make_importable()
+    from torchvision.datasets import ImageFolder
+
+    write_folder(tmp_path, ["mug", "pen"], count=3)
+    data = ImageFolder(tmp_path)
+    assert as_images(data).labels == ("mug",) * 3 + ("pen",) * 3
+    assert as_images(Subset(data, [5, 0])).labels == ("pen", "mug")
+    assert values(as_images(Subset(data, [5, 0]))) == [2, 0]
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ("mug", "pen"),
+        np.array(["mug", "pen"]),
+        {0: "mug", 1: "pen"},
+        {1: "pen", 0: "mug"},
+        {"pen": 1, "mug": 0},
+    ],
+)
+def test_names_may_be_in_any_sequence_or_dict(classes: Any) -> None:
+    assert as_images(dots([1, 0, 1], classes=classes)).labels == ("pen", "mug", "pen")
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        *(1, "1", np.int64(1), np.uint8(1), np.array(1), np.array([1]), np.str_("1"), np.array("1")),
+        *(torch.tensor(1), torch.tensor([1])),
+    ],
+)
+def test_a_label_is_the_same_in_any_wrapping(label: Any) -> None:
+    item = (np.zeros((4, 4), np.uint8), label)
+    for images in (as_images([item]), as_images(Pairs([item[0]], [label], targets=[label]))):
+        assert images.labels == ("1",)
+        assert type(images[0][1]) is str
+    assert arrays(item[0][None], [label]).labels == ("1",)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array([3, 4]),
+        np.array([[3], [4]]),
+        np.array(["3", "4"]),
+        torch.tensor([[3], [4]]),
+        ("3", 4),
+        iter([3, 4]),
+    ],
+)
+def test_labels_come_in_any_sequence(labels: Any) -> None:
+    assert arrays(np.zeros((2, 4, 4), np.uint8), labels).labels == ("3", "4")
+
+
+@pytest.mark.parametrize(
+    "label", [*NO_NAMES, np.bool_(True), np.float32(2), torch.tensor(True), torch.tensor(2.0)]
+)
+def test_a_label_that_is_no_name_is_refused_at_every_door(label: Any) -> None:
+    pixels = np.zeros((2, 4, 4), np.uint8)
+    doors: list[Callable[[], Images]] = [
+        lambda: as_images([(pixels[0], "a"), (pixels[1], label)]),
+        lambda: as_images(Pairs(list(pixels), ["a", label], targets=["a", label])),
+        lambda: as_images(Part(Pairs(list(pixels), ["a", label], targets=["a", label]), [0, 1])),
+        lambda: arrays(pixels, ["a", label]),
+    ]
+    for give in doors:
+        with pytest.raises(ValueError, match=r"label 1 is .*; expected a class name"):
+            give()
+    if isinstance(label, str):
+        with pytest.raises(ValueError, match=r"label 1 is .*; expected a class name"):
+            as_images(Pairs(list(pixels), [0, 1], classes=["a", label]))
 
 
 def test_labels_that_contradict_the_items_are_refused() -> None:
@@ -263,6 +517,11 @@ def test_arrays_take_grey_and_colour() -> None:
         (np.zeros((2, 4, 4), np.uint8), ["a"], "2 images but 1 labels"),
         (np.zeros((2, 4, 4), np.uint8), ["a", ""], "label 1 is ''"),
         (np.zeros((2, 4, 4), np.uint8), [0, 1.5], "label 1 is 1.5; expected a class name or an int"),
+        (np.zeros((2, 4, 4), np.uint8), {"a", "b"}, "labels is set; expected a list"),
+        (np.zeros((2, 4, 4), np.uint8), b"ab", "labels is bytes; expected a list"),
+        (np.zeros((2, 4, 4), np.uint8), 3, "labels is int; expected a list"),
+        (np.zeros((2, 4, 4), np.uint8), np.eye(2), r"labels have shape \(2, 2\); .*labels.argmax\(1\)"),
+        ([np.zeros((4, 4), np.uint8)], ["a"], r"images are list; .*a list of \(image, label\) pairs"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(pixels: Any, labels: list[Any], message: str) -> None:
@@ -270,10 +529,176 @@ def test_arrays_that_do_not_fit_are_refused(pixels: Any, labels: list[Any], mess
         arrays(pixels, labels)
 
 
+# One rule of what is upright
+
+
+def entrances(files: list[Path]) -> dict[str, Images]:
+    """The same image files through every entrance there is."""
+    encoded = [file.read_bytes() for file in files]
+    parts = {
+        "data": np.frombuffer(b"".join(encoded * 2), np.uint8),
+        "offsets": np.cumsum([0, *map(len, encoded * 2)]),
+        "labels": np.zeros(2 * len(files), np.int64),
+        "is_test": np.repeat([False, True], len(files)),
+        "classes": np.array(["mug"]),
+    }
+    opened = [(Image.open(BytesIO(data)), "mug") for data in encoded]
+    loaded = [(image.copy(), label) for image, label in opened]
+    return {
+        "folder": folder(files[0].parents[1]),
+        "npz": npz(write_npz(files[0].parents[1] / "data.npz", parts))[1],
+        "opened": as_images([(Image.open(BytesIO(data)), "mug") for data in encoded]),
+        "loaded": as_images(loaded),
+        "part": as_images(Subset(loaded, range(len(files)))),  # type: ignore[arg-type]
+        "load": Images(["mug"] * len(files), lambda i: Image.open(BytesIO(encoded[i]))),
+        "arrays": as_images([(np.asarray(ImageOps.exif_transpose(image)), label) for image, label in opened]),
+    }
+
+
+def test_every_entrance_turns_a_picture_upright_once(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    (tmp_path / "pictures" / "mug").mkdir(parents=True)
+    files, wanted = [], []
+    for orientation in range(1, 9):
+        image, exif = Image.fromarray(rng.integers(256, size=(9, 9, 3)).astype(np.uint8)), Image.Exif()
+        exif[0x0112] = orientation
+        files.append(tmp_path / "pictures" / "mug" / f"{orientation}.png")
+        image.save(files[-1], exif=exif)
+        turned = ImageOps.exif_transpose(Image.open(files[-1]))
+        assert (turned.tobytes() == image.tobytes()) == (orientation == 1)
+        wanted.append(np.asarray(turned))
+    backbone = vit()
+    whole = Augmentation(scale=(1, 1), ratio=(1, 1), flip=False)
+    prepared = np.stack([prepare(pixels, backbone.input) for pixels in wanted])
+    large = [
+        np.asarray(Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC)) for pixels in wanted
+    ]
+    for entrance, images in entrances(files).items():
+        for _ in range(2):
+            found = np.stack([np.asarray(image) for image, _ in images])
+            np.testing.assert_array_equal(found, np.stack(wanted), err_msg=entrance)
+        loader = Loader(images, backbone, torch.device("cpu"))
+        np.testing.assert_array_equal(loader.pixels(range(8)), prepared, err_msg=entrance)
+        ((batch, targets),) = loader.shuffled(range(8), whole, batch_size=8, key=[0])
+        expected = backbone.normalise(torch.from_numpy(np.stack(large)[targets.numpy()]))
+        assert torch.equal(batch, expected), entrance
+
+
+def test_what_a_load_function_gives_becomes_rgb_or_is_refused() -> None:
+    grey = np.arange(20, dtype=np.uint8).reshape(4, 5)
+    images = Images("ab", lambda i: [grey, grey.astype(float)][i])
+    np.testing.assert_array_equal(np.asarray(images[0][0]), np.stack([grey] * 3, axis=-1))
+    with pytest.raises(ValueError, match=r"image 1 is float64 \(4, 5\); expected a PIL image"):
+        images.subset([1])[0]
+
+
+# Fingerprints
+
+
+class Random:
+    """Pixels that differ at every look, as random transforms make them."""
+
+    targets = (0, 1, 0, 1)
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.rng.integers(256, size=(8, 8)).astype(np.uint8), self.targets[index]
+
+
+def test_a_fingerprint_is_that_of_the_pixels_in_any_wrapping() -> None:
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.integers(256, size=(300, 4, 5, 3)).astype(np.uint8), ["a", "b", "c"] * 100
+    expected = arrays(pixels, labels).fingerprint()
+    pairs = list(zip(pixels, labels, strict=True))
+    for again in (pairs, tuple(pairs), [(Image.fromarray(image), label) for image, label in pairs]):
+        assert as_images(again).fingerprint() == expected
+    assert arrays(pixels, labels).subset(range(300)).fingerprint() == expected
+    few = arrays(pixels, labels).subset(range(0, 300, 2)).fingerprint()
+    assert as_images(Subset(pairs, range(0, 300, 2))).fingerprint() == few  # type: ignore[arg-type]
+    assert as_images(Subset(arrays(pixels, labels), range(0, 300, 2))).fingerprint() == few  # type: ignore[arg-type]
+    grey = pixels[..., 0]
+    assert arrays(grey, labels).fingerprint() == arrays(np.stack([grey] * 3, -1), labels).fingerprint()
+    assert arrays(grey, labels).fingerprint() == arrays(grey[..., None], labels).fingerprint()
+
+
+def test_a_fingerprint_tells_other_data_of_the_same_labels_apart(tmp_path: Path) -> None:
+    pixels = np.zeros((300, 4, 5), np.uint8)
+    changed = pixels.copy()
+    changed[299, 3, 4] = 1
+    labels = ["a", "b", "c"] * 100
+    found = [
+        arrays(pixels, labels),
+        arrays(changed, labels),
+        arrays(pixels.reshape(300, 5, 4), labels),
+        arrays(pixels, labels[::-1]),
+        arrays(pixels[:299], labels[:299]),
+        arrays(changed, labels).subset([*range(298), 299, 298]),
+        Images(labels, lambda i: np.full((4, 5), i % 256, np.uint8)),
+        Images(labels, lambda i: np.full((4, 5), 255 - i % 256, np.uint8)),
+    ]
+    prints = [images.fingerprint() for images in found]
+    assert len(set(prints)) == len(found)
+    pairs = [as_images(list(zip(images, labels, strict=True))) for images in (pixels, changed)]
+    assert [images.fingerprint() for images in pairs] == prints[:2]
+
+
+def test_a_fingerprint_of_files_needs_no_decoding_and_survives_a_copy(tmp_path: Path) -> None:
+    write_folder(tmp_path / "one", count=3)
+    shutil.copytree(tmp_path / "one", tmp_path / "copy", copy_function=shutil.copyfile)
+    (tmp_path / "copy" / "a" / "0.png").rename(tmp_path / "copy" / "a" / "00.png")
+    assert folder(tmp_path / "copy").fingerprint() == folder(tmp_path / "one").fingerprint()
+    for path in (tmp_path / "one", tmp_path / "copy"):
+        (path / "b" / "2.png").write_bytes(b"not a picture")
+    expected = folder(tmp_path / "one").fingerprint()
+    assert folder(tmp_path / "copy").fingerprint() == expected
+    (tmp_path / "copy" / "b" / "2.png").write_bytes(b"nor is this 1")
+    images = folder(tmp_path / "copy")
+    assert images.fingerprint() != expected
+    (tmp_path / "copy" / "b" / "2.png").unlink()
+    with pytest.raises(ValueError, match=r"cannot read .*2\.png"):
+        images.fingerprint()
+
+
+def test_a_fingerprint_of_an_npz_is_that_of_its_bytes(tmp_path: Path) -> None:
+    parts = npz_parts()
+    train, test = npz(write_npz(tmp_path / "data.npz", parts))
+    again, _ = npz(write_npz(tmp_path / "copy.npz", parts))
+    assert again.fingerprint() == train.fingerprint() != test.fingerprint()
+    parts["data"] = parts["data"].copy()
+    parts["data"][parts["offsets"][3]] ^= 1
+    other, same = npz(write_npz(tmp_path / "copy.npz", parts))
+    assert other.fingerprint() != train.fingerprint()
+    assert same.fingerprint() == test.fingerprint()
+
+
+def test_a_fingerprint_of_random_pixels_is_that_of_their_labels() -> None:
+    assert as_images(Random(0)).fingerprint() == as_images(Random(1)).fingerprint()
+    other = Random(0)
+    other.targets = (1, 1, 0, 1)
+    assert as_images(other).fingerprint() != as_images(Random(0)).fingerprint()
+
+
+def test_a_fingerprint_of_any_data_set_looks_at_a_bounded_number_of_images() -> None:
+    data = Pairs([np.zeros((2, 2), np.uint8)] * 5000, [0] * 5000, targets=[0] * 5000)
+    as_images(data).fingerprint()
+    assert data.read == 512
+
+
+def test_a_fingerprint_is_the_same_in_another_process(tmp_path: Path) -> None:
+    program = "from everlearn.data import digits; print(digits()[0].fingerprint())"
+    found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert found.stdout.strip() == digits()[0].fingerprint()
+
+
 # Folders
 
 
-def write_folder(path: Path, classes: str = "ab", count: int = 2) -> None:
+def write_folder(path: Path, classes: Iterable[str] = "ab", count: int = 2) -> None:
     for name in classes:
         (path / name).mkdir(parents=True)
         for i in range(count):
@@ -314,6 +739,63 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
         images[2]
     with pytest.raises(ValueError, match=r"3\.png: the image has more than 8 bits a channel \(I;16\)"):
         images[3]
+
+
+def test_folders_named_by_numbers_are_in_numeric_order(tmp_path: Path) -> None:
+    write_folder(tmp_path, ["10", "9", "-1"], count=1)
+    images = folder(tmp_path)
+    assert images.labels == images.classes == ("-1", "9", "10")
+
+
+@pytest.mark.parametrize("name", [b" ", b"m\xfcg"])
+def test_a_folder_that_is_no_class_is_refused_at_the_door(tmp_path: Path, name: bytes) -> None:
+    write_folder(tmp_path)
+    path = tmp_path / os.fsdecode(name)
+    path.mkdir()
+    Image.new("RGB", (4, 4)).save(path / "0.png")
+    for read in (folder, folder_splits, load):
+        with pytest.raises(
+            ValueError, match=r"a class folder in .* cannot be a class: label .*; rename it"
+        ) as caught:
+            read(tmp_path)
+        str(caught.value).encode()  # can be printed
+
+
+def test_a_class_of_one_image_is_named_where_it_would_have_to_be_divided(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    write_folder(tmp_path, ["mug"], count=1)
+    assert folder(tmp_path).classes == ("a", "b", "mug")
+    for read in (folder_splits, load):
+        with pytest.raises(
+            ValueError, match=r"has one image only of 'mug'; a class needs .*: add images, or"
+        ):
+            read(tmp_path)
+    write_folder(tmp_path, map(str, range(8)), count=1)
+    with pytest.raises(ValueError, match=r"of '0', '1', '2', '3', '4' and 4 more classes; a class"):
+        folder_splits(tmp_path)
+    write_folder(tmp_path / "divided" / "train", count=1)
+    write_folder(tmp_path / "divided" / "test", count=1)
+    assert [len(images) for images in folder_splits(tmp_path / "divided")] == [2, 2]
+
+
+@pytest.mark.parametrize("name", ["train", "test", "val"])
+def test_half_of_a_split_is_named(tmp_path: Path, name: str) -> None:
+    write_folder(tmp_path / name, count=5)
+    with pytest.raises(
+        ValueError, match=f"has {name}/ with folders in it, but not both train/ and test/ or val/"
+    ):
+        folder_splits(tmp_path)
+    assert [len(images) for images in folder_splits(tmp_path / name)] == [8, 2]
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    write_folder(tmp_path, ["train", "car"], count=5)
+    assert folder_splits(tmp_path)[0].classes == ("car", "train")
+
+
+def test_one_class_is_a_data_set(tmp_path: Path) -> None:
+    write_folder(tmp_path, ["mug"], count=5)
+    assert [images.classes for images in folder_splits(tmp_path)] == [("mug",), ("mug",)]
 
 
 @pytest.mark.parametrize("name", ["test", "val"])
@@ -384,6 +866,8 @@ def test_npz_gives_training_and_test_images(tmp_path: Path) -> None:
         ("classes", np.array([1, 2]), r"`classes` is int64 \(2,\)"),
         ("classes", np.array(["a", "a"]), "a name occurs twice in `classes`"),
         ("classes", np.array(["a", "b"], dtype=object), "cannot read .*allow_pickle"),
+        ("classes", np.array(["a", " "]), "in `classes`, label ' ' is not a non-empty str"),
+        ("classes", np.array(["a", "b\udcff"]), r"in `classes`, label 'b\\udcff' is not valid Unicode"),
     ],
 )
 def test_npz_parts_that_contradict_each_other_are_refused(

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -19,6 +21,14 @@ def test_the_class_order_is_that_of_the_published_code() -> None:
     stream = ClassIncremental(data, data, classes_per_task=10, seed=1993)
     assert stream.classes == tuple(data.classes[i] for i in order)
     assert tuple(name for task in stream for name in task.classes) == stream.classes
+
+
+def test_a_seed_means_the_published_order_for_classes_that_are_numbers() -> None:
+    labels = [str(number) for number in range(100)]
+    data = arrays(np.zeros((100, 4, 4), np.uint8), labels)
+    stream = ClassIncremental(data, data, classes_per_task=10, seed=1993)
+    assert stream[0].classes == ("68", "56", "78", "8", "23", "84", "90", "65", "74", "76")
+    assert ClassIncremental(data, data, classes_per_task=10)[1].classes == tuple(labels[10:20])
 
 
 def test_a_stream_leaves_the_global_random_state_alone() -> None:
@@ -48,6 +58,24 @@ def test_tasks_are_found_by_index() -> None:
     assert stream[-1].classes == stream[2].classes
     with pytest.raises(IndexError):
         stream[3]
+
+
+def test_a_task_looks_its_images_up_once_and_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    subset = Images.subset
+
+    def counted(images: Images, indices: Any) -> Images:
+        asked.append(len(indices))
+        return subset(images, indices)
+
+    monkeypatch.setattr(Images, "subset", counted)
+    stream = ClassIncremental(made(6, 3), made(6, 2), classes_per_task=2, seed=0)
+    assert [task.classes_so_far for task in stream] == [stream.classes[:end] for end in (2, 4, 6)]
+    assert asked == []
+    task = stream[1]
+    for _ in range(3):
+        assert (len(task.train), len(task.test), len(task.test_so_far)) == (6, 4, 8)
+    assert asked == [6, 4, 8]
 
 
 def test_real_digits_in_five_tasks() -> None:
@@ -89,6 +117,14 @@ def test_classes_that_differ_are_refused() -> None:
         ClassIncremental(made(2), made(3), classes_per_task=1)
     with pytest.raises(ValueError, match=r"classes in train but not in test: .* and 3 more"):
         ClassIncremental(made(10), made(2), classes_per_task=1)
+
+
+def test_a_class_of_one_image_is_told_of() -> None:
+    images = arrays(np.zeros((11, 4, 4), np.uint8), ["mug"] * 5 + ["pen"] * 5 + ["cup"])
+    with pytest.raises(
+        ValueError, match=r"'cup'; .* leaves classes out\); 'cup' with one image only, which is not"
+    ):
+        ClassIncremental(*images.split(0.8, seed=0), classes_per_task=1)
 
 
 @pytest.mark.parametrize("number", [0, -1, 5])

@@ -330,14 +330,12 @@ def method_report(learner: Learner, tasks: Iterable[object]) -> str:
     Raises:
         ValueError: for images of a class that the learner does not know.
     """
-    place = {name: column for column, name in enumerate(learner.classes)}
     batches = []
     for images in map(as_images, tasks):
-        unknown = [name for name in images.classes if name not in place]
+        unknown = images.unknown_to(learner.classes)
         if unknown:
             raise ValueError(f"there are images of {unknown[0]!r}, which the learner does not know")
-        targets = [place[name] for name in images.labels]
-        batches.append(_loader(learner, images).in_order(targets))
+        batches.append(_loader(learner, images).in_order(images.targets_in(learner.classes)))
     learner.method.eval()
     return learner.method.report(batches)
 

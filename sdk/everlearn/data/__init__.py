@@ -1,7 +1,9 @@
 """Labelled images, where they come from, and how they become tasks and batches."""
 
 from everlearn.data.augmentation import Augmentation
-from everlearn.data.images import Images, as_images
+from everlearn.data.images import Images
+from everlearn.data.labels import sort_classes
+from everlearn.data.pairs import as_images
 from everlearn.data.sources import (
     IMAGE_SUFFIXES,
     arrays,
@@ -28,4 +30,5 @@ __all__ = [
     "load",
     "npz",
     "photographs",
+    "sort_classes",
 ]

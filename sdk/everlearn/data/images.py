@@ -1,4 +1,4 @@
-"""Labelled images: any data set of pairs as a sequence of RGB pictures and class names."""
+"""Labelled images: a sequence of RGB pictures and the names of their classes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import hashlib
 import json
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
+from everlearn.data.labels import checked_name, sort_classes
 from everlearn_runtime.images import to_rgb
+
+SAMPLE = 256
+"""Images that `Images.fingerprint` looks at where it would have to decode them all."""
 
 _FORMS = (
     "a PIL image of 8 bits a channel, a uint8 array (H, W), (H, W, 1) or (H, W, 3), "
@@ -23,9 +28,15 @@ _FORMS = (
 class Images:
     """A sequence of `(image, label)` pairs: RGB PIL images, and class names.
 
-    `load(i)` gives image i, in RGB, and is called only when that image is asked
-    for; the labels are there from the start. Raises `ValueError` when a label is
-    not a non-empty string.
+    Args:
+        labels: the class name of every image.
+        load: gives image i in any form that `as_images` takes, and is called only when that image
+            is asked for; it comes out upright and in RGB.
+        content: where that is cheaper than decoding, bytes that determine image i, see
+            `fingerprint`.
+
+    Raises:
+        ValueError: when a label is not a class name: blank, no `str`, or no text that UTF-8 can hold.
 
     >>> images = Images(["pen", "mug", "pen"], load=lambda i: Image.new("RGB", (8, 8)))
     >>> len(images), images.labels, images.classes
@@ -34,35 +45,78 @@ class Images:
     ('pen', 'pen')
     """
 
-    def __init__(self, labels: Iterable[str], load: Callable[[int], Image.Image]) -> None:
-        names = tuple(labels)
-        for i, name in enumerate(names):
-            if not isinstance(name, str) or not name:
-                raise ValueError(f"label {i} is {name!r}; expected a class name, a non-empty string")
-        self.labels: tuple[str, ...] = tuple(str(name) for name in names)
-        """Class name of every image."""
-        self.classes: tuple[str, ...] = tuple(sorted(set(self.labels)))
-        """The class names that occur, sorted."""
+    def __init__(
+        self,
+        labels: Iterable[str],
+        load: Callable[[int], Any],
+        content: Callable[[int], bytes] | None = None,
+    ) -> None:
+        codes: list[int] = []
+        table: dict[str, int] = {}
+        for i, label in enumerate(labels):
+            code = table.get(label) if type(label) is str else None
+            if code is None:
+                code = table.setdefault(checked_name(label, i), len(table))
+            codes.append(code)
         self._load = load
-        self._positions: Sequence[int] = range(len(names))
+        self._content = content
+        # A subset shares the table and has its own rows of these two, so that it costs its own size.
+        self._table = tuple(table)
+        self._codes = np.array(codes, dtype=np.int64)
+        self._positions = np.arange(len(codes))
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self._codes)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, str]:
         i = operator.index(index)
-        return self._load(self._positions[i]), self.labels[i]
+        label, position = self._table[self._codes[i]], int(self._positions[i])
+        return rgb_of(self._load(position), f"image {position}"), label
 
     def __iter__(self) -> Iterator[tuple[Image.Image, str]]:
         return (self[i] for i in range(len(self)))
 
-    @property
-    def origins(self) -> list[tuple[int, int]]:
-        """Where each image comes from: equal for the same image of a data set and its subsets.
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Class name of every image."""
+        return tuple([self._table[code] for code in self._codes.tolist()])
 
-        Good while the data set exists, and in this process only.
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The class names that occur, sorted: as numbers where all are whole numbers, otherwise as text.
+
+        See `everlearn.data.labels.sort_classes`.
         """
-        return [(id(self._load), position) for position in self._positions]
+        return sort_classes(self._table[code] for code in np.unique(self._codes).tolist())
+
+    @cached_property
+    def targets(self) -> NDArray[np.int64]:
+        """Position in `classes` of every image's label, int64 (N,)."""
+        return self.targets_in(self.classes)
+
+    def targets_in(self, classes: Sequence[str]) -> NDArray[np.int64]:
+        """Position in ``classes`` of every image's label, int64 (N,); -1 where it is not among them."""
+        place = {name: position for position, name in enumerate(classes)}
+        codes, rows = np.unique(self._codes, return_inverse=True)
+        positions = [place.get(self._table[code], -1) for code in codes.tolist()]
+        return np.array(positions, dtype=np.int64)[rows]
+
+    def unknown_to(self, classes: Iterable[str]) -> tuple[str, ...]:
+        """The classes that occur here but not among ``classes``, such as those that a learner knows."""
+        known = frozenset(classes)
+        return tuple(name for name in self.classes if name not in known)
+
+    def positions_in(self, whole: Images) -> NDArray[np.int64]:
+        """Where each of these images stands in ``whole``, int64 (N,); -1 where it is not one of its images.
+
+        An image is known by where it comes from: a data set and its subsets have the same.
+        """
+        if self._load is not whole._load:
+            return np.full(len(self), -1)
+        found = np.full(len(self), -1)
+        inside = self._positions < len(whole._places)
+        found[inside] = whole._places[self._positions[inside]]
+        return found
 
     def digest(self, after_image: Callable[[], object] = lambda: None) -> str:
         """Sha256 of labels, sizes and pixels, in this order; reads every image."""
@@ -73,17 +127,48 @@ class Images:
             after_image()
         return whole.hexdigest()
 
+    def fingerprint(self) -> str:
+        """Sha256 to know the data set again, in another process, too, at a small part of an epoch's cost.
+
+        It changes with any label and with the order. Of the images it sees
+
+        - every pixel, where they are in memory: `arrays`, or a list of pairs;
+        - every byte of their files, but neither names nor dates, in a `folder` or `.npz` file;
+        - otherwise the pixels of 256 of them, spread evenly; of none where these differ when they
+          are read once more, as random transforms make them.
+
+        So a copy of a folder has the fingerprint of the folder, and pairs in memory that of the array
+        with the same pixels, but a folder not that of an array; two large data sets of the third kind that
+        differ outside of the 256 have the same. `digest` tells all of these apart, and reads every image.
+        """
+        whole = hashlib.sha256(json.dumps(self.labels).encode())
+        if self._content is not None:
+            for position in self._positions.tolist():
+                whole.update(hashlib.sha256(self._content(position)).digest())
+            return whole.hexdigest()
+        chosen = np.linspace(0, len(self) - 1, min(len(self), SAMPLE)).round().astype(int).tolist()
+        contents, again = (
+            [hashlib.sha256(pixel_content(self[i][0])).digest() for i in chosen] for _ in range(2)
+        )
+        if contents == again:
+            whole.update(b"".join(contents))
+        return whole.hexdigest()
+
     def subset(self, indices: Iterable[int]) -> Images:
         """The images at these positions, in this order; none is decoded.
 
         Raises `ValueError` for a position outside 0 to `len(self) - 1`.
         """
-        chosen = [operator.index(i) for i in indices]
-        for i in chosen:
-            if not 0 <= i < len(self):
-                raise ValueError(f"index {i} is out of range; expected 0 to {len(self) - 1}")
-        part = Images([self.labels[i] for i in chosen], self._load)
-        part._positions = [self._positions[i] for i in chosen]
+        if isinstance(indices, np.ndarray) and indices.ndim == 1 and indices.dtype.kind in "iu":
+            chosen = indices.astype(np.int64)
+        else:
+            chosen = np.fromiter(map(operator.index, indices), dtype=np.int64)
+        outside = chosen[(chosen < 0) | (chosen >= len(self))]
+        if len(outside):
+            raise ValueError(f"index {outside[0]} is out of range; expected 0 to {len(self) - 1}")
+        part = Images.__new__(Images)
+        part._load, part._content, part._table = self._load, self._content, self._table
+        part._codes, part._positions = self._codes[chosen], self._positions[chosen]
         return part
 
     def of_classes(self, names: Iterable[str]) -> Images:
@@ -92,10 +177,11 @@ class Images:
         Raises `ValueError` for a class that does not occur.
         """
         wanted = set(names)
-        unknown = sorted(wanted - set(self.classes))
+        unknown = sort_classes(wanted - self._members.keys())
         if unknown:
             raise ValueError(f"no images of class {unknown[0]!r}; the classes are {_some(self.classes)}")
-        return self.subset(i for i, label in enumerate(self.labels) if label in wanted)
+        members = [self._members[name] for name in wanted]
+        return self.subset(np.sort(np.concatenate([np.zeros(0, np.int64), *members]), kind="stable"))
 
     def split(self, fraction: float, seed: int) -> tuple[Images, Images]:
         """A random `fraction` of every class, and the rest; both keep the order they have here.
@@ -107,89 +193,27 @@ class Images:
         if not 0 < fraction < 1:
             raise ValueError(f"fraction is {fraction}; expected a number between 0 and 1, such as 0.8")
         rng = np.random.default_rng(seed)
-        labels = np.array(self.labels, dtype=object)
         is_first = np.zeros(len(self), dtype=np.bool_)
         for name in self.classes:
-            members = rng.permutation(np.flatnonzero(labels == name))
+            members = rng.permutation(self._members[name])
             count = min(max(round(fraction * len(members)), 1), max(len(members) - 1, 1))
             is_first[members[:count]] = True
         return self.subset(np.flatnonzero(is_first)), self.subset(np.flatnonzero(~is_first))
 
+    @cached_property
+    def _members(self) -> dict[str, NDArray[np.int64]]:
+        """The places of each class's images here, rising."""
+        order = np.argsort(self._codes, kind="stable")
+        codes, starts = np.unique(self._codes[order], return_index=True)
+        names = [self._table[code] for code in codes.tolist()]
+        return dict(zip(names, np.split(order, starts[1:]), strict=True)) if names else {}
 
-def as_images(data: object) -> Images:
-    """Any map-style data set of `(image, label)` pairs as `Images`.
-
-    An image is a PIL image of 8 bits a channel, a uint8 array (H, W), (H, W, 1) or
-    (H, W, 3), or a uint8 torch tensor (H, W), (1, H, W) or (3, H, W), before any
-    normalisation. A label is a class name, or an int, which becomes
-    `data.classes[label]` where the data set has `classes`, else `str(label)`. Labels
-    come from `data.targets` or `data.labels` where there is one; otherwise every
-    item is read once. `Images` are handed back as they are.
-
-    Raises `ValueError` when there is no length or no item, or a label is none of
-    these. An image that is none of these raises `ValueError` when it is asked for.
-    """
-    if isinstance(data, Images):
-        if len(data) == 0:
-            raise ValueError("the data set is empty; give at least one image")
-        return data
-    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
-        raise ValueError(
-            f"{type(data).__name__} has no length or no items by index; expected a map-style data set "
-            f"of (image, label) pairs: collect what an iterable gives with list(data)"
-        )
-    size = len(data)
-    if size == 0:
-        raise ValueError("the data set is empty; give at least one image")
-    classes = getattr(data, "classes", None)
-    if classes is not None and len(set(classes)) != len(classes):
-        raise ValueError("a name occurs twice in the data set's `classes`; give every class its own name")
-    labels = getattr(data, "targets", getattr(data, "labels", None))
-    if labels is None:
-        labels = [_pair(data, i)[1] for i in range(size)]
-    elif len(labels) != size:
-        raise ValueError(f"the data set has {size} items but {len(labels)} labels in `targets` or `labels`")
-    names = [class_name(label, classes, i) for i, label in enumerate(labels)]
-    return Images(names, partial(_load_item, data, classes, names))
-
-
-def _pair(data: Any, index: int) -> tuple[Any, Any]:
-    item = data[index]
-    if not isinstance(item, (tuple, list)) or len(item) != 2:
-        raise ValueError(
-            f"item {index} is {type(item).__name__}; expected an (image, label) pair "
-            f"(for an array of images and one of labels, use `everlearn.data.arrays`)"
-        )
-    return item[0], item[1]
-
-
-def class_name(label: Any, classes: Sequence[Any] | None, index: int) -> Any:
-    """The name that a label stands for: itself, or for an int one of `classes`; see `as_images`."""
-    if isinstance(label, str):
-        return label
-    try:
-        number = operator.index(label)
-    except TypeError:
-        raise ValueError(f"label {index} is {label!r}; expected a class name or an int") from None
-    if classes is None:
-        return str(number)
-    if not 0 <= number < len(classes):
-        raise ValueError(
-            f"label {index} is {number}, but the data set has {len(classes)} `classes`; "
-            f"expected 0 to {len(classes) - 1}"
-        )
-    return classes[number]
-
-
-def _load_item(data: Any, classes: Sequence[Any] | None, names: Sequence[str], index: int) -> Image.Image:
-    image, label = _pair(data, index)
-    name = class_name(label, classes, index)
-    if name != names[index]:
-        raise ValueError(
-            f"item {index} has label {name!r} now and {names[index]!r} before; a data set must give the "
-            f"same label every time, also in `targets` or `labels` (a `target_transform` may break that)"
-        )
-    return rgb_of(image, f"image {index}")
+    @cached_property
+    def _places(self) -> NDArray[np.int64]:
+        """Where the image from each of the source's positions stands here, or -1."""
+        places = np.full(int(self._positions.max(initial=-1)) + 1, -1)
+        places[self._positions] = np.arange(len(self))
+        return places
 
 
 def rgb_of(image: Any, what: str) -> Image.Image:
@@ -210,6 +234,11 @@ def rgb_of(image: Any, what: str) -> Image.Image:
             f"{what} is {came}; expected {_FORMS}, with values 0 to 255: "
             "leave scaling and normalisation to the learner"
         ) from error
+
+
+def pixel_content(image: Image.Image) -> bytes:
+    """Size and pixels of an image in RGB: the same bytes for the same picture, whatever it came as."""
+    return json.dumps(image.size).encode() + image.tobytes()
 
 
 def _some(names: Sequence[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from io import BytesIO
@@ -12,8 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from everlearn.data.augmentation import Augmentation
-from everlearn.data.images import Images, class_name, rgb_of
+from everlearn.data.images import Images, rgb_of
+from everlearn.data.labels import class_name, label_list, sort_classes
 from everlearn_runtime.decoding import decode
+from everlearn_runtime.heads.checks import check_label
 from everlearn_runtime.images import open_image
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -32,47 +36,57 @@ def arrays(images: NDArray[np.uint8], labels: Iterable[str | int]) -> Images:
     """Images from one array, (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8, and their N labels.
 
     Raises `ValueError` for another shape or dtype, no images, a number of labels
-    other than N, or a label that is neither a non-empty string nor an int.
+    other than N, or a label that is neither a class name nor an int.
 
     >>> images = arrays(np.zeros((2, 8, 8), np.uint8), [7, 3])
     >>> images.labels, images[0][0].size
     (('7', '3'), (8, 8))
     """
+    if not isinstance(images, np.ndarray):
+        raise ValueError(
+            f"images are {type(images).__name__}; expected a uint8 array (N, H, W), (N, H, W, 1) or "
+            "(N, H, W, 3), or for images one by one a list of (image, label) pairs in place of `arrays`"
+        )
     grey_or_rgb = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))
     if images.dtype != np.uint8 or not grey_or_rgb or images.size == 0:
         raise ValueError(
             f"images are {images.dtype} {images.shape}; expected uint8 (N, H, W), (N, H, W, 1) or "
             f"(N, H, W, 3), with values 0 to 255 and no size 0"
         )
-    names = [class_name(label, None, i) for i, label in enumerate(labels)]
+    names = [class_name(label, None, i) for i, label in enumerate(label_list(labels))]
     if len(names) != len(images):
         raise ValueError(f"{len(images)} images but {len(names)} labels; give one label for each image")
-    return Images(names, partial(_load_array, images))
+    return Images(names, images.__getitem__, partial(_array_content, images))
 
 
 def folder(path: str | Path) -> Images:
     """Images from a folder of class folders: `path/mug/1.jpg` is an image of class `mug`.
 
-    Classes and files are in sorted order. Hidden files and folders, and files without
-    one of `IMAGE_SUFFIXES`, are left out; folders inside a class folder are not
-    searched. Raises `ValueError` when there is no class folder, or one has no
-    image, and, when that image is asked for, for a file that is not an image.
+    Classes are in the order of `Images.classes`, files in that of their names. Hidden files
+    and folders, and files without one of `IMAGE_SUFFIXES`, are left out; folders inside a
+    class folder are not searched. Raises `ValueError` when there is no class folder, or one
+    has no image or a name that is no class name (blank, or not in UTF-8), and, when that
+    image is asked for, for a file that is not an image.
     """
     if not Path(path).is_dir():
         raise ValueError(f"'{path}' is not a folder; expected one with a folder of images for each class")
-    files: list[Path] = []
-    for directory in _visible(path):
-        if directory.is_dir():
-            found = [f for f in _visible(directory) if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file()]
-            if not found:
-                raise ValueError(
-                    f"class folder '{directory}' has no image directly in it; put images there "
-                    f"({', '.join(IMAGE_SUFFIXES)}) or remove it"
-                )
-            files += found
-    if not files:
+    classes = {entry.name: entry for entry in _visible(path) if entry.is_dir()}
+    if not classes:
         raise ValueError(f"'{path}' has no class folders; expected one folder of images for each class")
-    return Images([file.parent.name for file in files], partial(_load_file, files))
+    files: list[Path] = []
+    for name in sort_classes(classes):
+        try:
+            check_label(name)
+        except ValueError as error:
+            raise ValueError(f"a class folder in '{path}' cannot be a class: {error}; rename it") from error
+        found = _images_in(classes[name])
+        if not found:
+            raise ValueError(
+                f"class folder '{classes[name]}' has no image directly in it; put images there "
+                f"({', '.join(IMAGE_SUFFIXES)}) or remove it"
+            )
+        files += found
+    return Images([file.parent.name for file in files], partial(_load_file, files), partial(_bytes_of, files))
 
 
 def folder_splits(path: str | Path, seed: int = 0) -> tuple[Images, Images]:
@@ -80,13 +94,29 @@ def folder_splits(path: str | Path, seed: int = 0) -> tuple[Images, Images]:
 
     From `path/train` and `path/test`, or else `path/train` and `path/val`, where it has
     them, each a folder as `folder` reads it; otherwise four fifths and one fifth
-    of every class of `folder(path)`, drawn with `seed`. Raises `ValueError` as `folder` does.
+    of every class of `folder(path)`, drawn with `seed`. Raises `ValueError` as `folder` does,
+    when only one of these two is there, and when a class that is to be divided has one image only.
     """
     train = Path(path, "train")
     for test in (Path(path, "test"), Path(path, "val")):
         if train.is_dir() and test.is_dir():
             return folder(train), folder(test)
-    return folder(path).split(0.8, seed)
+    for part in (train, Path(path, "test"), Path(path, "val")):
+        # A class may have that name, too, but then its images lie directly in it.
+        if part.is_dir() and not _images_in(part) and any(entry.is_dir() for entry in _visible(part)):
+            raise ValueError(
+                f"'{path}' has {part.name}/ with folders in it, but not both train/ and test/ or val/; add "
+                f"what is missing, or give '{part}' to have its classes divided"
+            )
+    images = folder(path)
+    single = [name for name, count in sorted(Counter(images.labels).items()) if count == 1]
+    if single:
+        more = f" and {len(single) - 5} more classes" if len(single) > 5 else ""
+        raise ValueError(
+            f"'{path}' has one image only of {', '.join(map(repr, single[:5]))}{more}; a class needs one to "
+            "learn and one to test: add images, or remove the class folder"
+        )
+    return images.split(0.8, seed)
 
 
 def npz(path: str | Path) -> tuple[Images, Images]:
@@ -132,7 +162,16 @@ def npz(path: str | Path) -> tuple[Images, Images]:
     )
     names = classes.tolist()
     require(len(set(names)) == len(names), "a name occurs twice in `classes`")
-    images = Images([names[label] for label in labels], partial(_load_encoded, str(path), data, offsets))
+    for name in names:
+        try:
+            check_label(name)
+        except ValueError as error:
+            require(False, f"in `classes`, {error}")
+    images = Images(
+        [names[label] for label in labels],
+        partial(_load_encoded, str(path), data, offsets),
+        partial(_encoded, data, offsets),
+    )
     return images.subset(np.flatnonzero(~is_test)), images.subset(np.flatnonzero(is_test))
 
 
@@ -188,22 +227,41 @@ def load(source: str | Path, seed: int = 0) -> tuple[Images, Images]:
     )
 
 
-def _load_array(images: NDArray[np.uint8], index: int) -> Image.Image:
-    return rgb_of(images[index], f"image {index}")
+def _array_content(images: NDArray[np.uint8], index: int) -> bytes:
+    """`pixel_content` of an image, without a detour through Pillow."""
+    pixels = images[index].reshape(*images.shape[1:3], -1)
+    rgb = pixels if pixels.shape[2] == 3 else pixels.repeat(3, axis=2)
+    size = json.dumps([images.shape[2], images.shape[1]]).encode()
+    return b"".join([size, rgb.tobytes()])
 
 
 def _load_file(files: Sequence[Path], index: int) -> Image.Image:
     return rgb_of(open_image(files[index]), f"'{files[index]}'")
 
 
+def _bytes_of(files: Sequence[Path], index: int) -> bytes:
+    try:
+        return files[index].read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read '{files[index]}': {error}") from error
+
+
 def _load_encoded(path: str, data: NDArray[np.uint8], offsets: NDArray[np.int64], index: int) -> Image.Image:
-    encoded = data[offsets[index] : offsets[index + 1]].tobytes()
+    encoded = _encoded(data, offsets, index)
     what = f"image {index} of '{path}'"
     try:
         image = decode(BytesIO(encoded))
     except ValueError as error:
         raise ValueError(f"{what} cannot be decoded: {error}") from error
     return rgb_of(image, what)
+
+
+def _encoded(data: NDArray[np.uint8], offsets: NDArray[np.int64], index: int) -> bytes:
+    return bytes(data[offsets[index] : offsets[index + 1]])
+
+
+def _images_in(directory: Path) -> list[Path]:
+    return [file for file in _visible(directory) if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
 
 
 def _visible(directory: str | Path) -> list[Path]:

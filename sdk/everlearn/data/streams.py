@@ -4,27 +4,42 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
-from everlearn.data import Images, as_images
+from everlearn.data.images import Images
+from everlearn.data.pairs import as_images
 
 
 @dataclass(frozen=True)
 class Task:
-    """One step of a stream."""
+    """One step of a stream; its images are looked up when they are asked for."""
 
     index: int
     """Position in the stream, from 0."""
     classes: tuple[str, ...]
     """The classes that are new in this task, in the stream's order."""
-    train: Images
-    """Training images of the new classes."""
-    test: Images
-    """Test images of the new classes."""
-    test_so_far: Images
-    """Test images of all classes up to and including this task."""
+    classes_so_far: tuple[str, ...]
+    """All classes up to and including this task, in the stream's order."""
+    _train: Images = field(repr=False)
+    _test: Images = field(repr=False)
+
+    @cached_property
+    def train(self) -> Images:
+        """Training images of the new classes."""
+        return self._train.of_classes(self.classes)
+
+    @cached_property
+    def test(self) -> Images:
+        """Test images of the new classes."""
+        return self._test.of_classes(self.classes)
+
+    @cached_property
+    def test_so_far(self) -> Images:
+        """Test images of all classes up to and including this task."""
+        return self._test.of_classes(self.classes_so_far)
 
 
 class ClassIncremental:
@@ -33,7 +48,8 @@ class ClassIncremental:
     `train` and `test` are anything that `as_images` takes, with the same classes.
     Every task brings `classes_per_task` new classes, the first one `first` where
     given (7 and then 5 at a time, say); the last may bring fewer. `seed` shuffles
-    the sorted classes as the published code does (`np.random.seed(seed)`, then
+    the sorted classes (`Images.classes`: whole numbers in numeric order, other names
+    as text) as the published code does (`np.random.seed(seed)`, then
     `np.random.permutation`), so that a seed means the same class order here as
     there; None keeps them sorted.
 
@@ -56,7 +72,7 @@ class ClassIncremental:
     ) -> None:
         self._train, self._test = as_images(train), as_images(test)
         names = self._train.classes
-        _same_classes(set(names), set(self._test.classes))
+        _check_same_classes(self._train, self._test)
         first = classes_per_task if first is None else first
         for argument, value in (("classes_per_task", classes_per_task), ("first", first)):
             if not 1 <= value <= len(names):
@@ -75,14 +91,7 @@ class ClassIncremental:
     def __getitem__(self, index: int) -> Task:
         index = range(len(self))[index]
         start, end = ([0, *self._ends])[index : index + 2]
-        classes = self.classes[start:end]
-        return Task(
-            index=index,
-            classes=classes,
-            train=self._train.of_classes(classes),
-            test=self._test.of_classes(classes),
-            test_so_far=self._test.of_classes(self.classes[:end]),
-        )
+        return Task(index, self.classes[start:end], self.classes[:end], self._train, self._test)
 
     @property
     def tasks(self) -> tuple[tuple[str, ...], ...]:
@@ -104,12 +113,20 @@ class ClassIncremental:
         return (self[index] for index in range(len(self)))
 
 
-def _same_classes(train: set[str], test: set[str]) -> None:
-    for only, here, there in ((test - train, "test", "train"), (train - test, "train", "test")):
-        if only:
-            names = ", ".join(repr(name) for name in sorted(only)[:5])
-            more = f" and {len(only) - 5} more" if len(only) > 5 else ""
-            raise ValueError(
-                f"classes in {here} but not in {there}: {names}{more}; both must have the same classes "
-                f"(`Images.of_classes` leaves classes out)"
-            )
+def _check_same_classes(train: Images, test: Images) -> None:
+    for only, here, there in (
+        (test.unknown_to(train.classes), "test", "train"),
+        (train.unknown_to(test.classes), "train", "test"),
+    ):
+        if not only:
+            continue
+        advice = "both must have the same classes (`Images.of_classes` leaves classes out)"
+        single = [name for name in only if here == "train" and len(train.of_classes([name])) == 1]
+        if single:
+            advice += f"; {_some(single)} with one image only, which is not enough to learn and to test"
+        raise ValueError(f"classes in {here} but not in {there}: {_some(only)}; {advice}")
+
+
+def _some(names: tuple[str, ...] | list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(repr(name) for name in names[:5]) + more

@@ -64,11 +64,6 @@ class FeatureStore:
         self.say = say
         self._data = data
         self._digest = digest
-        self._places = {
-            origin: (part, row)
-            for part, images in enumerate(data)
-            for row, origin in enumerate(images.origins)
-        }
         self._kinds: weakref.WeakKeyDictionary[Method, str] = weakref.WeakKeyDictionary()
         self._stored: dict[str, Stored] = {}
 
@@ -86,11 +81,16 @@ class FeatureStore:
             method: that the features are of; with one that has learned something, None.
             compute: gives its features, float32 (N, F).
         """
-        if not self.covers(method) or not all(origin in self._places for origin in images.origins):
+        if not self.covers(method):
+            return None
+        rows = [images.positions_in(part) for part in self._data]
+        if not np.any([here >= 0 for here in rows], axis=0).all():
             return None
         parts = self._of(method, compute).parts
-        places = [self._places[origin] for origin in images.origins]
-        return np.stack([parts[part][row] for part, row in places])
+        found = np.empty((len(images), *parts[0].shape[1:]), np.float32)
+        for part, here in zip(parts, rows, strict=True):
+            found[here >= 0] = part[here[here >= 0]]
+        return found
 
     def stored(self, method: Method) -> Stored | None:
         """What was kept for a method that has been looked up and has learned nothing; else None."""

@@ -1,0 +1,193 @@
+"""Any map-style data set of `(image, label)` pairs as `Images`."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from everlearn.data.images import Images, pixel_content, rgb_of
+from everlearn.data.labels import class_name, label_list
+
+Classes = tuple[Any, ...]
+
+_UNREAD = object()  # a label that only the item itself has
+
+
+def as_images(data: object) -> Images:
+    """Any map-style data set of `(image, label)` pairs as `Images`.
+
+    An image is a PIL image of 8 bits a channel, a uint8 array (H, W), (H, W, 1) or
+    (H, W, 3), or a uint8 torch tensor (H, W), (1, H, W) or (3, H, W), before any
+    normalisation. A label is a class name, or an int, which becomes
+    `data.classes[label]` where the data set has `classes`, else `str(label)`. Labels
+    come from `data.targets` or `data.labels` where there is one; otherwise every
+    item is read once. `Images` are handed back as they are.
+
+    A part of a data set (`torch.utils.data.Subset`, or anything with `dataset` and
+    `indices`) and several in one (`torch.utils.data.ConcatDataset`) have the names and
+    labels of what they are made of, unless they have their own, however deep that lies.
+
+    Raises `ValueError` when there is no length or no item, or a label is none of
+    these. An image that is none of these raises `ValueError` when it is asked for.
+    """
+    if isinstance(data, Images):
+        if len(data) == 0:
+            raise ValueError("the data set is empty; give at least one image")
+        return data
+    _check_map_style(data)
+    found = _labels(data)
+    if not found:
+        raise ValueError("the data set is empty; give at least one image")
+    labels = [_pair(data, i)[1] if label is _UNREAD else label for i, (label, _) in enumerate(found)]
+    classes = [names for _, names in found]
+    _check_all_named(labels, classes)
+    names = _names(labels, classes)
+    content = partial(_content, data) if isinstance(data, (list, tuple)) else None
+    return Images(names, partial(_load_item, data, classes, names), content)
+
+
+def _check_map_style(data: Any) -> None:
+    what = type(data).__name__
+    if isinstance(data, (str, bytes, Path)):
+        raise ValueError(
+            f"{data!r} is not a data set; for a folder or a file give `everlearn.data.load(path)`, "
+            "which is training and test images"
+        )
+    if isinstance(data, Mapping):
+        raise ValueError(
+            f"a {what} is not a data set; expected (image, label) pairs: of images by class name give "
+            "[(image, name) for name, images in data.items() for image in images]"
+        )
+    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+        advice = "collect what an iterable gives with list(data)"
+        if hasattr(data, "dataset"):
+            advice = "give what it loads, its `dataset`: batches are made here"
+        raise ValueError(
+            f"{what} has no length or no items by index; expected a map-style data set "
+            f"of (image, label) pairs: {advice}"
+        )
+
+
+def _labels(data: Any) -> list[tuple[Any, Classes | None]]:
+    """Every item's label, and the `classes` that it is a position in; no image is read.
+
+    What a data set says itself goes before what the data sets say that it is made of.
+    """
+    size, classes = len(data), _classes(data)
+    labels = getattr(data, "targets", None)
+    labels = getattr(data, "labels", None) if labels is None else labels
+    own = [] if labels is None else label_list(labels)
+    found = None if len(own) == size and classes is not None else _inner_labels(data)
+    if found is None:
+        if labels is not None and len(own) != size:
+            raise ValueError(f"the data set has {size} items but {len(own)} labels in `targets` or `labels`")
+        found = [(_UNREAD, None)] * size
+    if len(found) != size:
+        raise ValueError(f"the data set has {size} items, but {len(found)} in what it is made of")
+    if len(own) == size:  # otherwise those of the data set inside, handed through
+        found = [(label, names) for label, (_, names) in zip(own, found, strict=True)]
+    return found if classes is None else [(label, classes) for label, _ in found]
+
+
+def _inner_labels(data: Any) -> list[tuple[Any, Classes | None]] | None:
+    """The labels of a part of a data set, or of several in one, by what they are made of; else None."""
+    if hasattr(data, "dataset") and hasattr(data, "indices") and hasattr(data.dataset, "__len__"):
+        inner = _labels(data.dataset)
+        try:
+            return [inner[operator.index(i)] for i in data.indices]
+        except IndexError:
+            raise ValueError(
+                f"{type(data).__name__} has `indices` outside its `dataset`, which has {len(inner)} items"
+            ) from None
+    if hasattr(data, "datasets") and hasattr(data, "cumulative_sizes"):
+        return list(chain.from_iterable(_labels(part) for part in data.datasets))
+    return None
+
+
+def _classes(data: Any) -> Classes | None:
+    """The names that a data set has for its numbers, as a sequence."""
+    classes = getattr(data, "classes", None)
+    if classes is None:
+        return None
+    if isinstance(classes, Mapping):  # from position to name, or the other way round
+        if not all(isinstance(key, int) for key in classes):
+            classes = {position: name for name, position in classes.items()}
+        if set(classes) != set(range(len(classes))):
+            raise ValueError(
+                f"the data set's `classes` is a dict with the positions {list(classes)[:10]}; "
+                f"expected 0 to {len(classes) - 1}, each once"
+            )
+        classes = [classes[position] for position in range(len(classes))]
+    if not isinstance(classes, (Sequence, np.ndarray)):
+        raise ValueError(
+            f"the data set's `classes` is {type(classes).__name__}; expected a list of class names, or a "
+            "dict from position to name"
+        )
+    names = [name for name in classes if isinstance(name, str)]
+    if len(set(names)) != len(names):
+        raise ValueError("a name occurs twice in the data set's `classes`; give every class its own name")
+    return tuple(classes)
+
+
+def _check_all_named(labels: Sequence[Any], classes: Sequence[Classes | None]) -> None:
+    """Numbers are positions in `classes` for all items, or for none: a "3" is no neighbour of a "mug"."""
+    if all(names is None for names in classes):
+        return
+    for i, (label, names) in enumerate(zip(labels, classes, strict=True)):
+        if names is None and not isinstance(label, str):
+            raise ValueError(
+                f"label {i} is {label!r} in a part of the data set that has no `classes`, while another part "
+                "has; give names, or every part its `classes`"
+            )
+
+
+def _names(labels: Sequence[Any], classes: Sequence[Classes | None]) -> list[str]:
+    """The name that each label stands for; the same one is looked up once."""
+    known: dict[tuple[Any, int], str] = {}
+    names = []
+    for i, (label, of) in enumerate(zip(labels, classes, strict=True)):
+        if type(label) not in (str, int):  # True equals 1, and a tensor equals nothing
+            names.append(class_name(label, of, i))
+            continue
+        key = label, id(of)
+        if key not in known:
+            known[key] = class_name(label, of, i)
+        names.append(known[key])
+    return names
+
+
+def _pair(data: Any, index: int) -> tuple[Any, Any]:
+    try:
+        item = data[index]
+    except LookupError as error:
+        raise ValueError(
+            f"{type(data).__name__} has no item {index} of {len(data)} ({error!r}); expected a map-style "
+            "data set of (image, label) pairs, by position from 0"
+        ) from error
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        raise ValueError(
+            f"item {index} is {type(item).__name__}; expected an (image, label) pair "
+            f"(for an array of images and one of labels, use `everlearn.data.arrays`)"
+        )
+    return item[0], item[1]
+
+
+def _load_item(data: Any, classes: Sequence[Classes | None], names: Sequence[str], index: int) -> Any:
+    image, label = _pair(data, index)
+    name = class_name(label, classes[index], index)
+    if name != names[index]:
+        raise ValueError(
+            f"item {index} has label {name!r} now and {names[index]!r} before; a data set must give the "
+            f"same label every time, also in `targets` or `labels` (a `target_transform` may break that)"
+        )
+    return image
+
+
+def _content(data: Any, index: int) -> bytes:
+    return pixel_content(rgb_of(_pair(data, index)[0], f"image {index}"))
