@@ -47,13 +47,17 @@ class Clock:
         self.reads = 0
 
     def watch(self, images: Images) -> Images:
-        def load(index: int) -> Image.Image:
+        """The same images, counted when they are decoded; a look at their bytes is no read."""
+        watched, decode = images.subset(range(len(images))), images._load
+
+        def load(position: int) -> Image.Image:
             self.reads += 1
             if self.reads == self.stop:
                 raise KeyboardInterrupt
-            return images[index][0]
+            return decode(position)
 
-        return Images(images.labels, load)
+        watched._load = load
+        return watched
 
 
 def make_learner(method: Method, **settings: Any) -> Learner:
@@ -79,6 +83,7 @@ def state(learner: Learner) -> dict[str, Any]:
     return {
         "record": learner.record(),
         "method": digests(learner.method.learned()),
+        "kept classes": learner.method.classes.names,
         "trainable": len(learner.method.trainable()),
         "training mode": learner.method.training,
         "head": (head.kind, head.classes, head.options),

@@ -90,14 +90,15 @@ class State:
     @property
     def nbytes(self) -> int:
         """Bytes that method and head keep between tasks."""
-        return sum(value.nbytes for value in (*self.method.values(), *self.head.arrays.values()))
+        arrays = sum(array.nbytes for array in self.head.arrays.values())
+        return arrays + sum(value.nbytes for value in self.method.values())
 
 
 def write(state: State, folder: Path) -> None:
     """Write a state into a folder; the file there is replaced whole or not at all."""
     tensors = {f"method.{name}": value for name, value in state.method.items()}
     tensors |= {f"head.{name}": torch.from_numpy(value) for name, value in state.head.arrays.items()}
-    about = {
+    about: dict[str, Any] = {
         "format": FORMAT,
         "everlearn": version("everlearn"),
         "settings": state.settings,

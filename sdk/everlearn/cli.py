@@ -208,7 +208,8 @@ def _fresh(arguments: argparse.Namespace, recipe: recipes.Recipe | None) -> Lear
 def _begun(arguments: argparse.Namespace, recipe: recipes.Recipe | None) -> Learner:
     """The learner of the folder; ``ValueError`` when anything else is asked for than it was begun with."""
     learner = Learner.load(arguments.out, device=arguments.device, workers=arguments.workers)
-    record, now = learner.record(), {}
+    record = learner.record()
+    now: dict[str, Any] = {}
     if recipe:
         now |= {"method": NTKCL(**recipe.method).config(), **asdict(recipe.training)}
         now |= {"backbone": recipe.backbone, "augmentation": asdict(recipe.augmentation)}

@@ -170,8 +170,9 @@ class Learner:
         processes.agree(
             hashlib.sha256(json.dumps(images.labels).encode()).digest(), "the labels of this task"
         )
-        # To know the images again; who keeps no checkpoint need not read them for that.
-        digest = images.fingerprint() if checkpoint is not None or self.unfinished is not None else ""
+        # To know the images again; a task that cannot be stopped between two epochs need not read them.
+        stops = checkpoint is not None and self.training.epochs > 1 and self.method.trainable()
+        digest = images.fingerprint() if stops or self.unfinished is not None else ""
         if self.unfinished is not None and self.unfinished.digest != digest:
             raise ValueError(
                 f"this learner stopped after epoch {self.unfinished.epochs} of a task with other images, or "
@@ -397,7 +398,7 @@ class Learner:
         learner.history = list(state.history)
         learner.unfinished = state.unfinished
         if state.unfinished is not None:
-            learner._begin(state.unfinished)
+            learner.begin_task(state.unfinished.classes, state.unfinished.seen)
         learner.method.restore(state.method, state.rows)
         return learner
 
@@ -417,7 +418,7 @@ class Learner:
                 digest=digest,
                 features=self.features(images) if self.carries else None,
             )
-            self._begin(begun)
+            self.begin_task(begun.classes, begun.seen)
             with self._seeded(_SURVEY, len(self.history)):
                 self.method.survey(batches)
             processes.same(self.method.learned().values())
@@ -433,18 +434,18 @@ class Learner:
         self.unfinished = None
         return Lesson(images.classes, len(images), parameters, time.perf_counter() - start)
 
-    def _begin(self, begun: Unfinished) -> None:
-        """Tell the method of a task; a learner that is loaded does it again, seeded alike."""
-        others = [index for index, name in enumerate(self.head.classes) if name not in begun.classes]
+    def begin_task(self, classes: tuple[str, ...], seen: tuple[str, ...] = ()) -> None:
+        """Tell the method of a task; `fit` and `load` do this, seeded alike."""
+        others = [index for index, name in enumerate(self.head.classes) if name not in classes]
         prototypes = np.zeros((0, sum(self.method.sections)))
         if others:
             prototypes = self.head.prototypes[others]
         task = TaskInfo(
             index=len(self.history),
-            classes=begun.classes,
+            classes=classes,
             known=self.head.classes,
             prototypes=torch.from_numpy(prototypes).float(),
-            seen=begun.seen,
+            seen=seen,
         )
         self.method.follow(self.head.classes)
         with self._seeded(_BEGIN, task.index):

@@ -158,7 +158,8 @@ def test_every_method_of_the_package_can_be_benched(tmp_path: Path) -> None:
 
 
 def cached(method: Method, store: FeatureStore, **settings: Any) -> CachedLearner:
-    given: dict[str, Any] = {"backbone": vit(), **QUICK} | settings
+    given: dict[str, Any] = {"backbone": vit(), "augmentation": Augmentation(scale=(0.05, 1.0)), **QUICK}
+    given |= settings
     learner = CachedLearner(given.pop("backbone"), method, **given)
     learner.store = store
     return learner

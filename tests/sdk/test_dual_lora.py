@@ -20,7 +20,7 @@ from everlearn.adapters.subspaces import (
     principal,
     released_down,
 )
-from everlearn.data.loader import plain_batches
+from everlearn.data.loader import Loader
 from everlearn_runtime import EvidenceLDA
 
 from ..conftest import coloured, fit_all, make_learner, vit
@@ -195,8 +195,7 @@ def test_a_gated_branch_without_directions_merges_away() -> None:
 
 
 def batches(learner: Learner, images: Images) -> list[tuple[Tensor, Tensor]]:
-    found = plain_batches(images, learner.backbone.input)
-    return [(learner.backbone.normalise(pixels), targets) for pixels, targets in found]
+    return list(Loader(images, learner.backbone, learner.device).in_order())
 
 
 def largest(values: Tensor) -> float:
@@ -305,7 +304,7 @@ def test_old_keys_and_values_drift_by_no_more_than_is_reported() -> None:
 def test_the_report_says_what_is_left_outside() -> None:
     method = DualLoRA(energy=(0.9, 0.9), capacity=48)
     learner = make_learner(method).fit(TASKS[0])
-    _, _, row = method.report([batches(learner, TASKS[0])]).splitlines()
+    _, _, row = method.report([batches(learner, TASKS[0])], learner.classes).splitlines()
     name, number, *shares = row.split()
     assert [name, number] == ["task", "1"]
     assert [float(share) for share in shares] == [round(100 * left, 1) for left in method.left_out.tolist()]

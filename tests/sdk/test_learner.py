@@ -208,7 +208,7 @@ def test_after_a_fit_that_fails_the_callers_objects_are_still_the_learners() -> 
 
 
 def test_a_class_taken_out_of_the_head_by_hand_leaves_no_row_behind() -> None:
-    learner = make_learner(Joint()).fit(coloured("abc"))
+    learner = make_learner(Joint(), carry=False).fit(coloured("abc"))
     learner.head.remove("a")
     learner.fit(coloured("d"))
     assert learner.classes == learner.method.classes.names == ("b", "c", "d")

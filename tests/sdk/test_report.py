@@ -17,7 +17,7 @@ from PIL import Image
 
 from everlearn import NTKCL, ClassIncremental, Frozen, Images, Method
 from everlearn.evaluation.bench import FILE, Bench, bench
-from everlearn.evaluation.run import OWN, Run
+from everlearn.evaluation.run import OWN, Figures, Run
 from everlearn.evaluation.runner import as_it_stands
 from everlearn.report import page as report
 from everlearn.report import pictures, write_report
@@ -154,13 +154,9 @@ def test_the_pictures_show_the_figures(benched: Path) -> None:
 def test_many_methods_classes_and_tasks_are_told_apart(benched: Path) -> None:
     run = Bench.read(benched).runs[0]
     tasks, classes = 30, [f"class {index}" for index in range(120)]
-    score = replace(
-        run.scores[OWN],
-        matrix=[[0.5] * (row + 1) + [None] * (tasks - row - 1) for row in range(tasks)],
-        images=[4] * tasks,
-        seen=[0.5] * tasks,
-        confusion=[[index, (7 * index) % 120, 2] for index in range(120)],
-    )
+    confusion = [[index, (7 * index) % 120, 2] for index in range(120)]
+    rows = [Figures(0.5, [0.5] * task, [4] * task, 0.5, 0.5, confusion) for task in range(1, tasks + 1)]
+    score = replace(run.scores[OWN], rows=tuple(rows))
     many = replace(run, classes=classes, tasks=[4] * tasks, scores={OWN: score})
     (axes,) = pictures.accuracy([[replace(many, method=f"method {number}")] for number in range(14)]).axes
     looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in axes.lines}

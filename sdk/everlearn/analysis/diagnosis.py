@@ -337,7 +337,7 @@ def method_report(learner: Learner, tasks: Iterable[object]) -> str:
             raise ValueError(f"there are images of {unknown[0]!r}, which the learner does not know")
         batches.append(_loader(learner, images).in_order(images.targets_in(learner.classes)))
     learner.method.eval()
-    return learner.method.report(batches)
+    return learner.method.report(batches, learner.classes)
 
 
 def regularisation_of(learner: Learner, images: int) -> float | None:

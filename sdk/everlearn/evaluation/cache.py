@@ -168,5 +168,7 @@ class CachedLearner(Learner):
     def features(self, data: object) -> Features:
         """What the head sees, float32 (N, F), of anything that `as_images` takes."""
         images = as_images(data)
-        known = self.store and self.store.look_up(images, self.method, super().features)
+        known = None
+        if self.store is not None:
+            known = self.store.look_up(images, self.method, super().features)
         return super().features(images) if known is None else known

@@ -74,8 +74,8 @@ class Score:
     @property
     def matrix(self) -> list[list[float | None]]:
         """(T, T), accuracy on each task's test images (columns) after each task (rows)."""
-        rows = [row.accuracies + [None] * (self.tasks - len(row.accuracies)) for row in self.rows]
-        return [[None] * self.tasks for _ in self._unmeasured] + rows
+        rows: list[list[float | None]] = [[None] * self.tasks for _ in self._unmeasured]
+        return rows + [[*row.accuracies, *[None] * (self.tasks - len(row.accuracies))] for row in self.rows]
 
     @property
     def seen(self) -> list[float | None]:
