@@ -80,6 +80,7 @@ def state(learner: Learner) -> dict[str, Any]:
     return {
         "record": learner.record(),
         "method": digests(learner.method.learned()),
+        "kept classes": learner.method.classes.names,
         "trainable": len(learner.method.trainable()),
         "training mode": learner.method.training,
         "head": (head.kind, head.classes, head.options),

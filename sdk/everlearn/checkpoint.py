@@ -34,7 +34,7 @@ class Unfinished:
     Attributes:
         classes: the task's classes.
         labels: sha256 of the data set's labels, to know it again.
-        columns: see `TaskInfo`.
+        seen: see `TaskInfo`.
         epochs: epochs that are done.
         optimizer: its state for each trainable parameter, by name.
         features: the images' features before the task, float32 (N, F), where the head is carried.
@@ -42,7 +42,7 @@ class Unfinished:
 
     classes: tuple[str, ...]
     labels: str
-    columns: tuple[int, ...]
+    seen: tuple[str, ...]
     epochs: int
     optimizer: tuple[dict[str, Tensor], ...]
     features: NDArray[np.float32] | None
@@ -59,6 +59,7 @@ def save(learner: "Learner", path: Path) -> None:
         "format": FORMAT,
         "everlearn": version("everlearn"),
         "fingerprint": learner.backbone.fingerprint(),
+        "kept_classes": learner.method.classes.names,
         "head": _about(head),
         "beside": {name: _about(state) for name, state in zip(learner.beside, beside, strict=True)},
         "effort": {"seconds": learner.seconds, "trained": learner.trained},
@@ -68,7 +69,7 @@ def save(learner: "Learner", path: Path) -> None:
         settings["unfinished"] = {
             "classes": learner.unfinished.classes,
             "labels": learner.unfinished.labels,
-            "columns": learner.unfinished.columns,
+            "seen": learner.unfinished.seen,
             "epochs": learner.unfinished.epochs,
         }
         for index, moments in enumerate(learner.unfinished.optimizer):
@@ -133,12 +134,12 @@ def load(
         learner.unfinished = Unfinished(
             classes,
             settings["unfinished"]["labels"],
-            tuple(settings["unfinished"]["columns"]),
+            tuple(settings["unfinished"]["seen"]),
             settings["unfinished"]["epochs"],
             (),
             tensors["features"].numpy() if "features" in tensors else None,
         )
-        learner.begin_task(classes, learner.unfinished.columns)
+        learner.begin_task(classes, learner.unfinished.seen)
         states = tuple(
             {
                 # Adam counts its steps on the CPU.
@@ -148,7 +149,7 @@ def load(
             for index in range(len(learner.method.trainable()))
         )
         learner.unfinished = replace(learner.unfinished, optimizer=states)
-    learner.method.restore(_part(tensors, "method"))
+    learner.method.restore(_part(tensors, "method"), settings["kept_classes"])
     return learner
 
 

@@ -32,6 +32,7 @@ from everlearn.methods.base import Method, TaskInfo
 from everlearn_export.bundle import export_bundle
 from everlearn_runtime.bundle import Bundle, Manifest
 from everlearn_runtime.heads import Head
+from everlearn_runtime.heads.classes import Classes
 
 DEFAULT_AUGMENTATION = Augmentation()
 
@@ -172,10 +173,10 @@ class Learner:
         try:
             if self.unfinished is None:
                 old_features = self.features(images) if self._carries() else None
-                columns = self._columns(images)
-                self.begin_task(images.classes, columns)
+                seen = Classes((*self.classes, *images.labels)).names
+                self.begin_task(images.classes, seen)
             else:
-                old_features, columns = self.unfinished.features, self.unfinished.columns
+                old_features, seen = self.unfinished.features, self.unfinished.seen
             position = {name: index for index, name in enumerate(images.classes)}
             targets = [position[label] for label in images.labels]
             plain = plain_batches(images, self.backbone.input, targets=targets, workers=self.workers)
@@ -184,7 +185,7 @@ class Learner:
                 with self._seeded(_SURVEY, len(self.tasks)):
                     self.method.survey(batches)
                 processes.same(self.method.learned().values())
-            self._train(images, targets, labels, columns, old_features, checkpoint)
+            self._train(images, targets, labels, seen, old_features, checkpoint)
             with self._seeded(_END, len(self.tasks)):
                 self.method.end_task(batches)
             processes.same(self.method.learned().values())
@@ -350,8 +351,32 @@ class Learner:
         """
         return checkpoints.load(cls, Path(path), **options)
 
-    def begin_task(self, classes: tuple[str, ...], columns: tuple[int, ...] = ()) -> None:
+    def forget(self, label: str) -> None:
+        """Forget a class: its column in the head, and all that the method keeps for it alone.
+
+        What all classes share stays, see `Head.remove` and `Method.forget`. The class may come back, and
+        is then a new one.
+
+        Raises:
+            ValueError: for a class that is not known, or while a task is unfinished.
+        """
+        if self.unfinished is not None:
+            raise ValueError(
+                f"a task is unfinished, so {label!r} cannot be forgotten now; "
+                "call fit with that task's data to finish it first"
+            )
+        self.head.remove(label)
+        for head in self.beside.values():
+            if label in head.classes:
+                head.remove(label)
+        self.method.follow(self.classes)
+        if self._seen is not None:
+            others = [index for index, name in enumerate(self._seen.labels) if name != label]
+            self._seen = self._seen.subset(others) if others else None
+
+    def begin_task(self, classes: tuple[str, ...], seen: tuple[str, ...] = ()) -> None:
         """Tell the method of a task; `fit` and `load` do this, seeded alike."""
+        self.method.follow(self.classes)
         others = [index for index, name in enumerate(self.head.classes) if name not in classes]
         prototypes = np.zeros((0, sum(self.method.sections)))
         if others:
@@ -360,16 +385,11 @@ class Learner:
             index=len(self.tasks),
             classes=classes,
             known=self.head.classes,
-            columns=columns,
+            seen=seen,
             prototypes=torch.from_numpy(prototypes).float(),
         )
         with self._seeded(_BEGIN, task.index):
             self.method.begin_task(task)
-
-    def _columns(self, images: Images) -> tuple[int, ...]:
-        """Where the head will have each class: the known ones first, then by first appearance."""
-        order = list(dict.fromkeys((*self.head.classes, *images.labels)))
-        return tuple(order.index(name) for name in images.classes)
 
     def _carries(self) -> bool:
         """Whether the head has statistics that training would leave behind."""
@@ -392,7 +412,7 @@ class Learner:
         images: Images,
         targets: Sequence[int],
         labels: str,
-        columns: tuple[int, ...],
+        seen: tuple[str, ...],
         old_features: NDArray[np.float32] | None,
         checkpoint: str | Path | None,
     ) -> None:
@@ -428,7 +448,7 @@ class Learner:
             processes.same(self.method.learned().values())
             if checkpoint is not None and epoch + 1 < setting.epochs:
                 states = tuple(optimizer.state[parameter] for parameter in parameters)
-                self.unfinished = Unfinished(images.classes, labels, columns, epoch + 1, states, old_features)
+                self.unfinished = Unfinished(images.classes, labels, seen, epoch + 1, states, old_features)
                 self.seconds = time.perf_counter() - self._start
                 self.save(checkpoint)
 

@@ -141,6 +141,69 @@ def old_statistics_follow_the_features(make: MakeMethod, folder: Path) -> None:
 
 
 @promise
+def a_class_can_be_forgotten(make: MakeMethod, folder: Path) -> None:
+    """Nothing of it alone is kept, all else stays as it was, and learning goes on; it may come back.
+
+    So it is when a learner is saved in between, and when the class is taken from the head by hand. What
+    heads say of classes that share statistics with a forgotten one need not be as good as without.
+    """
+    gone = {image.tobytes() for image in pixels(coloured("a"), make_learner(make()))}
+    learner = fit_all(make_learner(make()), [coloured("ca"), coloured("bd", seed=1)])
+    learner.save(folder / "before")
+    before = {name: value.numpy().copy() for name, value in learner.method.learned().items()}
+    learner.forget("a")
+    assert learner.classes == ("c", "b", "d")
+    assert learner.method.classes.names == (learner.classes if learner.method.grows else ())
+    for name, value in learner.method.learned().items():
+        kept, grows = value.numpy(), learner.method.grows
+        if any(name.startswith(start) for start, what in grows.items() if what == "classes"):
+            np.testing.assert_array_equal(kept, np.delete(before[name], 1, axis=0))
+        elif kept.dtype == np.uint8:
+            assert gone & {image.tobytes() for image in before[name]}
+            assert not gone & {image.tobytes() for image in kept}
+            assert kept.any()
+        elif kept.dtype.kind == "f":
+            np.testing.assert_array_equal(kept, before[name])
+    exact = learner.head.exact
+    assert learner.evaluate(coloured("cbd" if exact else "bd", seed=2)) == 1
+    assert "a" not in learner.predict(pixels(coloured("a")))
+
+    learner.save(folder / "after")
+    loaded, by_hand = (Learner.load(folder / name, device="cpu") for name in ("after", "before"))
+    assert state(loaded) == state(learner)
+    by_hand.head.remove("a")
+    more = coloured("eb", seed=1)
+    assert state(learner.fit(more)) == state(loaded.fit(more)) == state(by_hand.fit(more))
+    assert list(learner.classes) == list("cbde")
+    assert not exact or learner.evaluate(coloured("cbde", seed=2)) > 0.75
+    learner.fit(coloured("fa", count=12, seed=1))
+    assert list(learner.classes) == list("cbdefa")
+    assert learner.head.counts.tolist() == [6, 12, 6, 6, 12, 12]
+    assert learner.evaluate(coloured("fa", seed=2)) > 0.75
+    assert not exact or learner.evaluate(coloured("cbdefa", seed=2)) > 0.75
+
+
+@promise
+def every_class_can_be_forgotten(make: MakeMethod, folder: Path) -> None:
+    """The only class too; then nothing can be predicted, and learning goes on. A wrong one is refused."""
+    learner = make_learner(make()).fit(coloured("a"))
+    before = state(learner)
+    with pytest.raises(ValueError, match="no class 'b'"):
+        learner.forget("b")
+    assert state(learner) == before
+    learner.forget("a")
+    assert not learner.classes
+    assert not learner.method.classes
+    with pytest.raises(ValueError, match="nothing has been learned yet"):
+        learner.predict(pixels(coloured("a")))
+    learner.save(folder)
+    loaded, tasks = Learner.load(folder, device="cpu"), [coloured("bc"), coloured("a", seed=1)]
+    assert state(fit_all(learner, tasks)) == state(fit_all(loaded, tasks))
+    assert learner.classes == ("b", "c", "a")
+    assert learner.evaluate(coloured("bca" if learner.head.exact else "a", seed=2)) == 1
+
+
+@promise
 def one_image_is_enough(make: MakeMethod, folder: Path) -> None:
     """A task of one image is learned, and so is one whose last batch has one image only."""
     learner = make_learner(make(), batch_size=4)

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from everlearn import FineTune, ILoRA, Joint, Learner
 from everlearn.adapters import LoRA
+from everlearn.analysis.diagnosis import method_report
 from everlearn.data.loader import plain_batches
 from everlearn.methods.base import Batches, TaskInfo
 
-from ..conftest import coloured, fit_all, make_learner, vit
+from ..conftest import coloured, fit_all, make_learner, pixels, vit
 
 
 def attached(method: Any) -> Any:
@@ -31,8 +32,8 @@ def shake(method: FineTune, seed: int) -> None:
 
 
 def as_batches(learner: Learner, data: Any) -> Batches:
-    columns = [learner.classes.index(name) for name in data.labels]
-    batches = plain_batches(data, learner.backbone.input, targets=columns)
+    targets = [learner.classes.index(name) for name in data.labels]
+    batches = plain_batches(data, learner.backbone.input, targets=targets)
     return [(learner.backbone.normalise(images), targets) for images, targets in batches]
 
 
@@ -119,6 +120,44 @@ def test_joint_keeps_every_image_under_the_class_the_head_knows_it_by() -> None:
     assert [learner.classes[label] for label in labels] == [*first.labels, *second.labels]
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_the_memory_keeps_its_labels_when_a_class_is_forgotten(by_hand: bool) -> None:
+    for method in (Joint(), ILoRA(memory=100)):
+        learner = make_learner(method).fit(coloured("abc"))
+        if by_hand:
+            learner.head.remove("a")
+        else:
+            learner.forget("a")
+        learner.fit(coloured("da", seed=1))
+        assert learner.classes == method.classes.names == ("b", "c", "d", "a")
+        memory = method.reservoir if isinstance(method, ILoRA) else method.memory
+        names: dict[bytes, str] = {}
+        for task in (coloured("bc"), coloured("da", seed=1)):
+            rows = zip(pixels(task, learner), task.labels, strict=True)
+            names |= {image.tobytes(): name for image, name in rows}
+        images, labels = memory.images[: len(memory)].numpy(), memory.labels[: len(memory)].tolist()
+        assert [names.get(image.tobytes()) for image in images] == [
+            learner.classes[label] for label in labels
+        ]
+        assert len(memory) == 24
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_the_report_speaks_of_the_classes_by_name(by_hand: bool) -> None:
+    learner = make_learner(ILoRA(memory=8), epochs=4, lr=0.01).fit(coloured("abc"))
+    method = learner.method
+    assert isinstance(method, ILoRA)
+    expected = method.connectivity([as_batches(learner, coloured("bc"))], learner.classes, points=2)[0, 0]
+    with torch.no_grad():
+        method.classifier.bias[0] = -1e9  # as if there were no "a"
+    assert expected == 1
+    if by_hand:
+        learner.head.remove("a")
+    else:
+        learner.forget("a")
+    assert method_report(learner, [coloured("bc")]).splitlines()[2].split()[2] == "100.0"
+
+
 def test_the_classifier_of_fine_tuning_is_the_head() -> None:
     data = coloured("ba")
     learner = make_learner(FineTune(), epochs=4).fit(data)
@@ -138,7 +177,7 @@ def test_connectivity_runs_from_the_last_parameters_to_those_before() -> None:
     method = learner.method
     assert isinstance(method, ILoRA)
     batches = [as_batches(learner, task) for task in tasks]
-    found = method.connectivity(batches, points=3)
+    found = method.connectivity(batches, learner.classes, points=3)
     assert found.shape == (2, 3)
     with torch.no_grad():
         for row, parts in enumerate(batches):
@@ -148,10 +187,12 @@ def test_connectivity_runs_from_the_last_parameters_to_those_before() -> None:
     assert found[1, 0] == 1
     assert found[1, 2] == 0  # before the task nothing was known of its classes
     assert found[0, 2] == 1
-    text = method.report(batches).splitlines()
+    backwards = [[(images, 3 - targets) for images, targets in parts] for parts in batches]
+    np.testing.assert_array_equal(method.connectivity(backwards, learner.classes[::-1], points=3), found)
+    text = method.report(batches, learner.classes).splitlines()
     assert text[2].split()[:3] == ["task", "1", f"{100 * found[0, 0]:.1f}"]
     with pytest.raises(ValueError, match="points is 1; a line needs at least 2"):
-        method.connectivity(batches, points=1)
+        method.connectivity(batches, learner.classes, points=1)
 
 
 @pytest.mark.parametrize(

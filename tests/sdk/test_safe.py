@@ -286,3 +286,45 @@ def test_rows_follow_their_classes_through_a_saved_learner(tmp_path: Any) -> Non
         assert each.classes == ("d", "b", "c", "a")
     assert digests(loaded.method.learned()) == digests(learner.method.learned())
     assert learner.predict(pixels(coloured("abcd", seed=1))) == list(coloured("abcd", seed=1).labels)
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_a_forgotten_class_has_no_row_and_comes_back_with_a_new_one(variant: str, by_hand: bool) -> None:
+    learner = make_learner(SAFE(projection=32, variant=variant)).fit(coloured("bac"))
+    method = learner.method
+    assert isinstance(method, SAFE)
+    classifiers = (method.slow_classifier, method.fast_classifier)
+    before = [classifier.weight.detach().clone() for classifier in classifiers]
+    if by_hand:
+        learner.head.remove("a")
+    else:
+        learner.forget("a")
+    learner.begin_task(("a", "d"), ("b", "c", "d", "a"))
+    assert method.classes.names == ("b", "c", "d", "a")
+    assert method.known == 2
+    for classifier, rows in zip(classifiers, before, strict=True):
+        assert torch.equal(classifier.weight[:2], rows[[0, 2]])
+        assert classifier.weight.shape == (4, 48)
+        assert not classifier.weight[2:].any()  # until the survey
+    with torch.no_grad():
+        for classifier in classifiers:
+            classifier.weight[2:] = 0
+            classifier.weight[3, 0] = 1
+    data, targets = images(), torch.tensor([0, 1, 1, 0])  # positions in ("a", "d")
+    fast = method._see(data, method.fast)
+    expected = nn.functional.cross_entropy(method.fast_classifier(fast), torch.tensor([3, 2, 2, 3]))
+    torch.testing.assert_close(method.loss(data, targets)["ce"], expected)
+
+
+def test_a_class_without_a_row_can_be_forgotten() -> None:
+    """One that the head knew before there was a task."""
+    method = SAFE(projection=32)
+    method.attach(vit())
+    known = method.head()
+    known.update(np.random.default_rng(0).normal(size=(6, 96)), ["x", "y"] * 3)
+    learner = make_learner(SAFE(projection=32), head=known)
+    learner.forget("x")
+    assert learner.classes == ("y",)
+    learner.fit(coloured("ba"))
+    assert learner.classes == learner.method.classes.names == ("y", "b", "a")

@@ -340,7 +340,7 @@ def method_report(learner: Learner, tasks: Iterable[object]) -> str:
         plain = plain_batches(images, learner.backbone.input, targets=targets, workers=learner.workers)
         batches.append(Normalised(plain, learner.backbone, learner.device))
     learner.method.eval()
-    return learner.method.report(batches)
+    return learner.method.report(batches, learner.classes)
 
 
 def regularisation_of(learner: Learner, images: int) -> float | None:

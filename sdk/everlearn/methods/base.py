@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -15,6 +15,7 @@ from everlearn.adapters.merge import merge
 from everlearn.backbones import Backbone
 from everlearn.training import Training
 from everlearn_runtime.heads import Head, Prototypes
+from everlearn_runtime.heads.classes import Classes
 
 
 @dataclass(frozen=True)
@@ -27,25 +28,19 @@ class TaskInfo:
         known: the classes known before this task, in the order of their arrival.
         prototypes: float32 (C, F), mean features of the known classes that are not in this
             task, as they were when they were learned.
-        columns: for each of this task's classes its place in the order of arrival, where the head
-            will have it: new ones behind the known ones, by default in the order they have here.
+        seen: all classes known with this task's, in the order of arrival: the known ones, then the
+            new ones, by default in the order they have here.
     """
 
     index: int
     classes: tuple[str, ...]
     known: tuple[str, ...]
     prototypes: Tensor
-    columns: tuple[int, ...] = ()
+    seen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.columns:
-            order = list(dict.fromkeys((*self.known, *self.classes)))
-            object.__setattr__(self, "columns", tuple(map(order.index, self.classes)))
-
-    @property
-    def seen(self) -> int:
-        """How many classes are known with this task's."""
-        return max(len(self.known), *(column + 1 for column in self.columns))
+        if not self.seen:
+            object.__setattr__(self, "seen", Classes((*self.known, *self.classes)).names)
 
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -60,7 +55,13 @@ class Method(nn.Module):
     `begin_task` and `survey`, then `loss` and `after_step` for every batch, then `end_task`;
     `features` whenever the head looks, and `teach` when it learns.
 
+    A method that keeps rows or images of each class keeps their names in `classes`, and asks it where
+    they stand; it never counts classes by itself, so that its rows and the head's columns cannot come
+    apart. `forget` takes a class out of all of it.
+
     Attributes:
+        classes: the classes for which this method keeps something, by place; empty at `attach`, and
+            for ever where nothing is kept for each class.
         defaults: how this method is trained when the user says nothing else.
         at_once: a benchmark gives it all tasks as one: a ceiling, and no continual learner.
         grows: what of `learned` grows from task to task, by the start of its name, and with what:
@@ -71,10 +72,12 @@ class Method(nn.Module):
     at_once: ClassVar[bool] = False
     grows: ClassVar[dict[str, str]] = {}
     backbone: Backbone
+    classes: Classes
 
     def attach(self, backbone: Backbone) -> None:
         """Make the adapters for a backbone; ``ValueError`` when it lacks what they need."""
         self.backbone = backbone
+        self.classes = Classes()
 
     def begin_task(self, task: TaskInfo) -> None:
         """Grow, freeze, take snapshots."""
@@ -113,16 +116,38 @@ class Method(nn.Module):
         """Let the head learn a task's features (N, F), when the task has ended."""
         head.update(features, labels)
 
+    def places(self, targets: Tensor, names: Sequence[str]) -> Tensor:
+        """Places in `classes`, int64 (B,), of targets (B,) that are positions in these names."""
+        return torch.tensor([self.classes.place(name) for name in names], device=targets.device)[targets]
+
     def features(self, images: Tensor) -> Tensor:
         """Features (B, F) of normalised images (B, 3, H, W)."""
         return self.backbone.features(images)
 
-    def report(self, tasks: Sequence[Batches]) -> str:
+    def forget(self, label: str) -> None:
+        """Forget a class between two tasks: what is kept for it alone, rows and images, is deleted.
+
+        What all classes share stays as it is: weights that were trained on its images, subspaces,
+        averages. A class of which this method keeps nothing is forgotten already.
+        """
+        if label in self.classes:
+            place = self.classes.remove(label)
+            for module in self.modules():
+                if isinstance(module, PerClass):
+                    module.drop_class(place)
+
+    def follow(self, known: Collection[str]) -> None:
+        """Forget every class that is not among the known ones any more."""
+        for label in self.classes.names:
+            if label not in known:
+                self.forget(label)
+
+    def report(self, tasks: Sequence[Batches], classes: Sequence[str]) -> str:
         """Say what this method itself can tell about a run, as text; empty when that is nothing.
 
         Args:
-            tasks: images of each task learned, as the head sees them; targets are places in the
-                order in which the classes arrived.
+            tasks: images of each task learned, as the head sees them.
+            classes: their targets are positions in these names.
         """
         return ""
 
@@ -158,8 +183,12 @@ class Method(nn.Module):
         state = self.state_dict(keep_vars=True)
         return {name: value.detach() for name, value in state.items() if id(value) not in shared}
 
-    def restore(self, learned: dict[str, Tensor]) -> None:
-        """Put back what `learned` gave; ``ValueError`` when it is another configuration's."""
+    def restore(self, learned: dict[str, Tensor], classes: Iterable[str] = ()) -> None:
+        """Put back what `learned` gave and the names in `classes`.
+
+        Raises:
+            ValueError: when it is another configuration's.
+        """
         for name, module in self.named_modules():
             if isinstance(module, Growing):
                 module.grow(len(learned.get(f"{name}.{module.counted}", ())))
@@ -172,6 +201,7 @@ class Method(nn.Module):
                 "make it with the backbone and the arguments that it was saved with"
             )
         self.load_state_dict(learned, strict=False)
+        self.classes = Classes(classes)
 
 
 class Features(nn.Module):
@@ -196,6 +226,14 @@ class Growing(Protocol):
         """Make room; rows that are there stay."""
 
 
+@runtime_checkable
+class PerClass(Protocol):
+    """A module that keeps something for each class, at its place in `Method.classes`."""
+
+    def drop_class(self, place: int, /) -> None:
+        """Delete what is kept for the class at this place; later ones move up by one."""
+
+
 class LinearClassifier(nn.Module):
     """Logits ``w_c . features + b_c``; new classes start at zero."""
 
@@ -212,6 +250,10 @@ class LinearClassifier(nn.Module):
         trains = self.weight.requires_grad
         self.weight = nn.Parameter(nn.functional.pad(self.weight.detach(), (0, 0, 0, new)), trains)
         self.bias = nn.Parameter(nn.functional.pad(self.bias.detach(), (0, new)), trains)
+
+    def drop_class(self, place: int) -> None:
+        """Delete the row of the class at this place."""
+        self.weight, self.bias = without_row(self.weight, place), without_row(self.bias, place)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B, C) of features (B, F)."""
@@ -236,7 +278,17 @@ class CosineClassifier(nn.Module):
         rows = nn.functional.pad(self.weight.detach(), (0, 0, 0, new))
         self.weight = nn.Parameter(rows, self.weight.requires_grad)
 
+    def drop_class(self, place: int) -> None:
+        """Delete the row of the class at this place."""
+        self.weight = without_row(self.weight, place)
+
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B, C) of features (B, F)."""
         unit = nn.functional.normalize
         return self.scale * unit(features, dim=1) @ unit(self.weight, dim=1).T
+
+
+def without_row(parameter: nn.Parameter, place: int) -> nn.Parameter:
+    """Give a parameter without its row at this place."""
+    rows = parameter.detach()
+    return nn.Parameter(torch.cat([rows[:place], rows[place + 1 :]]), parameter.requires_grad)

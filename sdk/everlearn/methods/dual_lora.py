@@ -301,7 +301,7 @@ class DualLoRA(Method):
         """
         return [self._left(index, moment) for index, moment in enumerate(self.moments(batches))]
 
-    def report(self, tasks: Sequence[Batches]) -> str:
+    def report(self, tasks: Sequence[Batches], classes: Sequence[str]) -> str:
         """Give the share of each task's energy that lies outside Psi, block by block."""
         lines = [
             "Inputs outside Psi, in percent of their energy: what the next task can move",

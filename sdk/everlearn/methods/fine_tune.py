@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
@@ -30,7 +29,7 @@ class FineTune(Method):
 
     Attributes:
         twin: the backbone with LoRA in it.
-        classifier: rows in the order in which the classes arrived.
+        classifier: a row for each of `classes`.
     """
 
     defaults: ClassVar[Training] = Training(
@@ -52,16 +51,17 @@ class FineTune(Method):
 
     def begin_task(self, task: TaskInfo) -> None:
         """Make room for the task's new classes."""
-        self.classifier.grow(task.seen)
-        self.columns = torch.tensor(task.columns, device=self.backbone.mean.device)
+        self.task = task.classes
+        self.classes.places(task.seen)
+        self.classifier.grow(len(self.classes))
 
     def loss(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Cross-entropy over all classes seen so far."""
-        return {"ce": self.cross_entropy(images, self.columns[targets])}
+        return {"ce": self.cross_entropy(images, self.places(targets, self.task))}
 
-    def cross_entropy(self, images: Tensor, columns: Tensor) -> Tensor:
-        """Mean over normalised images (B, 3, H, W); classes by their place in the order of arrival."""
-        return F.cross_entropy(self.classifier(self.twin.features(images)).float(), columns)
+    def cross_entropy(self, images: Tensor, places: Tensor) -> Tensor:
+        """Mean over normalised images (B, 3, H, W) of the classes at these places, int64 (B,)."""
+        return F.cross_entropy(self.classifier(self.twin.features(images)).float(), places)
 
     def teach(self, head: Head, features: NDArray[np.float32], labels: Sequence[str]) -> None:
         """Hand the classifier to a linear head; let any other head learn."""

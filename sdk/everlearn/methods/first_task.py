@@ -1,5 +1,6 @@
 """What methods share that tune the backbone to the first task only."""
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
@@ -78,9 +79,9 @@ class FirstTask(Method):
         self.tuned.fill_(True)
         self.adapters.requires_grad_(False)
 
-    def restore(self, learned: dict[str, Tensor]) -> None:
+    def restore(self, learned: dict[str, Tensor], classes: Iterable[str] = ()) -> None:
         """Put back what `learned` gave; ``ValueError`` when it is another configuration's."""
-        super().restore(learned)
+        super().restore(learned, classes)
         self.adapters.requires_grad_(not self.tuned)
 
     def adapted(self, images: Tensor) -> Tensor:

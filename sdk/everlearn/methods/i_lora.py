@@ -52,8 +52,11 @@ class ILoRA(FineTune):
     """
 
     defaults: ClassVar[Training] = replace(FineTune.defaults, carry=True)
-    grows: ClassVar[dict[str, str]] = {"classifier": "classes", "classifier_before": "classes"}
-
+    grows: ClassVar[dict[str, str]] = {
+        "classifier": "classes",
+        "classifier_before": "classes",
+        "reservoir.came": "classes",
+    }
     steps: Tensor
 
     def __init__(
@@ -99,18 +102,18 @@ class ILoRA(FineTune):
     def begin_task(self, task: TaskInfo) -> None:
         """Make room for the task's new classes; take down what is to be changed."""
         super().begin_task(task)
+        self.reservoir.grow(len(self.classes))
         self.classifier_before = self._copy(self.classifier)
         for before, now in zip(self.before, self.averages, strict=True):
             before.load_state_dict(now.state_dict())
 
     def loss(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Cross-entropy of new and replayed images, and the distance from the slow features."""
-        pixels, columns = self.reservoir.draw(self.replay)
+        pixels, places = self.reservoir.draw(self.replay)
         old = self.backbone.normalise(pixels)
         fast = self.twin.features(torch.cat([images, old])).float()
-        terms = {
-            "ce": F.cross_entropy(self.classifier(fast), torch.cat([self.columns[targets], columns])),
-        }
+        rows = torch.cat([self.places(targets, self.task), places])
+        terms = {"ce": F.cross_entropy(self.classifier(fast), rows)}
         if len(old):
             with torch.no_grad():
                 slow = self.slow.features(old).float()
@@ -127,7 +130,7 @@ class ILoRA(FineTune):
     def end_task(self, batches: Batches) -> None:
         """Let the task's images come by the memory."""
         for images, targets in batches:
-            self.reservoir.add(self.backbone.pixels(images), self.columns[targets])
+            self.reservoir.add(self.backbone.pixels(images), self.places(targets, self.task))
 
     def features(self, images: Tensor) -> Tensor:
         """Slow features (B, F) of normalised images (B, 3, H, W)."""
@@ -137,13 +140,15 @@ class ILoRA(FineTune):
         """LDA."""
         return LDA()
 
-    def connectivity(self, tasks: Sequence[Batches], points: int = POINTS) -> NDArray[np.float64]:
+    def connectivity(
+        self, tasks: Sequence[Batches], classes: Sequence[str], points: int = POINTS
+    ) -> NDArray[np.float64]:
         """Probe the line between the last two tasks' parameters: the method's reason to average.
 
         Along ``theta(l) = l theta_before + (1 - l) theta_now``, classifier included, l from 0 to 1.
 
         Args:
-            tasks: see `report`.
+            tasks, classes: see `report`.
             points: on the line, at least 2.
 
         Returns:
@@ -161,18 +166,19 @@ class ILoRA(FineTune):
                     _interpolate(module, now, before, share)
                 for row, batches in enumerate(tasks):
                     hits = [
-                        classifier(probe.features(images)).argmax(1) == columns for images, columns in batches
+                        classifier(probe.features(images)).argmax(1) == self.places(targets, classes)
+                        for images, targets in batches
                     ]
                     found[row, column] = float(torch.cat(hits).double().mean())
         return found
 
-    def report(self, tasks: Sequence[Batches]) -> str:
+    def report(self, tasks: Sequence[Batches], classes: Sequence[str]) -> str:
         """Give the table of `connectivity`: old and new tasks between the last two parameters."""
         lines = [
             "Mode connectivity: accuracy of the classifier along l * before + (1 - l) * now",
             f"{'l':>8}" + "".join(f"{share:7.1f}" for share in np.linspace(0, 1, POINTS)),
         ]
-        for number, row in enumerate(self.connectivity(tasks), 1):
+        for number, row in enumerate(self.connectivity(tasks, classes), 1):
             lines.append(f"{f'task {number}':>8}" + "".join(f"{100 * value:7.1f}" for value in row))
         return "\n".join(lines)
 

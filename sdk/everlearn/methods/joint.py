@@ -9,7 +9,7 @@ from torch import Tensor
 from everlearn.backbones import Backbone
 from everlearn.methods.base import Batches
 from everlearn.methods.fine_tune import FineTune
-from everlearn.methods.memory import Reservoir
+from everlearn.methods.memory import Album
 from everlearn.training import Training
 from everlearn_runtime.heads import LDA, Head
 
@@ -36,18 +36,18 @@ class Joint(FineTune):
     def attach(self, backbone: Backbone) -> None:
         """Put LoRA into a twin of the backbone, and make an empty memory."""
         super().attach(backbone)
-        self.memory = Reservoir(backbone.input.height, backbone.input.width)
+        self.memory = Album(backbone.input.height, backbone.input.width)
 
     def loss(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Cross-entropy over all classes seen so far, of new and of old images."""
-        old, columns = self.memory.draw(len(images))
+        old, places = self.memory.draw(len(images))
         joined = torch.cat([images, self.backbone.normalise(old)])
-        return {"ce": self.cross_entropy(joined, torch.cat([self.columns[targets], columns]))}
+        return {"ce": self.cross_entropy(joined, torch.cat([self.places(targets, self.task), places]))}
 
     def end_task(self, batches: Batches) -> None:
         """Keep the task's images."""
         for images, targets in batches:
-            self.memory.add(self.backbone.pixels(images), self.columns[targets])
+            self.memory.add(self.backbone.pixels(images), self.places(targets, self.task))
 
     def head(self) -> Head:
         """LDA."""

@@ -92,7 +92,8 @@ class SAFE(Method):
     Attributes:
         slow, fast: the learners: `Bottlenecks`, `DeepPrompts`, or for ``"ssf"`` a `Backbone.twin` with
             `ScaleShift` layers. The first task trains fast, and slow becomes its copy at the end.
-        slow_classifier, fast_classifier: cosine classifiers with a row for each class seen.
+        slow_classifier, fast_classifier: cosine classifiers with a row for each of `classes`.
+        known: how many classes were known before the task; they stand first.
 
     Source: Zhao et al., "SAFE: Slow And Fast Parameter-Efficient Tuning for Continual Learning with
     Pre-Trained Models", arXiv 2411.02175, section 4.
@@ -173,35 +174,36 @@ class SAFE(Method):
         """Make room in both classifiers for the task's new classes."""
         self.first = task.index == 0
         self.known = len(task.known)
-        self.columns = torch.tensor(task.columns, device=self.backbone.mean.device)
-        self.rows = len(self.fast_classifier.weight)
+        self.task = task.classes
+        self.new = frozenset(name for name in task.seen if name not in self.classes)
+        self.classes.places(task.seen)
         for classifier in self._classifiers:
-            classifier.grow(task.seen)
+            classifier.grow(len(self.classes))
         if self.released:
             if self.first:
                 nn.init.kaiming_uniform_(self.fast_classifier.weight, a=5**0.5)
             return
         # Classes that a head of the user's own knew before have no row yet, but a mean.
-        others = [row for row, name in enumerate(task.known) if name not in task.classes]
-        for row, mean in zip(others, task.prototypes, strict=True):
-            if row >= self.rows:
-                self._imprint([row], torch.unflatten(mean[None], 1, (2, -1)).transpose(0, 1))
+        others = [name for name in task.known if name not in task.classes]
+        for name, mean in zip(others, task.prototypes, strict=True):
+            if name in self.new:
+                self._imprint([name], torch.unflatten(mean[None], 1, (2, -1)).transpose(0, 1))
 
     def survey(self, batches: Batches) -> None:
         """Imprint the rows of new classes with the unit means of their features."""
         if self.released:
             return
-        sums = self.fast_classifier.weight.new_zeros(2, len(self.columns), self.backbone.width)
+        sums = self.fast_classifier.weight.new_zeros(2, len(self.task), self.backbone.width)
         with torch.no_grad():
             for images, targets in batches:
                 both = torch.unflatten(self.features(images), 1, (2, -1)).transpose(0, 1)
                 sums.index_add_(1, targets, both.to(sums))
-        new = self.columns >= self.rows
-        self._imprint(self.columns[new].tolist(), sums[:, new])
+        new = [position for position, name in enumerate(self.task) if name in self.new]
+        self._imprint([self.task[position] for position in new], sums[:, new])
 
     def loss(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Cross-entropy, and in the first task the transfer loss, later alignment and cross terms."""
-        rows = self.columns[targets]
+        rows = self.places(targets, self.task)
         with torch.no_grad():
             beside = self.backbone.features(images) if self.first else self._see(images, self.slow)
         fast = self._see(images, self.fast)
@@ -251,8 +253,9 @@ class SAFE(Method):
     def _classifiers(self) -> tuple[CosineClassifier, CosineClassifier]:
         return self.slow_classifier, self.fast_classifier
 
-    def _imprint(self, rows: list[int], means: Tensor) -> None:
-        """Write the directions of slow's and fast's means, (2, R, d), into rows of the classifiers."""
+    def _imprint(self, names: Sequence[str], means: Tensor) -> None:
+        """Write the directions of slow's and fast's means, (2, R, d), into the rows of these classes."""
+        rows = self.classes.places(names)
         with torch.no_grad():
             for classifier, directions in zip(self._classifiers, F.normalize(means, dim=2), strict=True):
                 classifier.weight[rows] = directions.to(classifier.weight)
