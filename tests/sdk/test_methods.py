@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from everlearn import NTKCL, SAFE, DualLoRA, Frozen, ILoRA, Method, RanPAC, methods
+from everlearn import NTKCL, SAFE, DualLoRA, Frozen, ILoRA, Joint, Learner, Method, RanPAC, methods
 
-from ..conftest import vit
+from ..conftest import Clock, coloured, make_learner, state, vit
 from .contract import CHECKS, Check, MakeMethod
 
 METHODS: dict[str, MakeMethod] = {name: getattr(methods, name) for name in methods.__all__}
@@ -63,3 +63,26 @@ def test_a_mean_that_is_there_already_is_not_put_behind() -> None:
     method.attach(backbone)
     assert method.sections == (48,)
     torch.testing.assert_close(method.features(images), backbone.features(images))
+
+
+def test_nothing_is_forgotten_in_the_middle_of_a_task(tmp_path: Path) -> None:
+    learner, clock = make_learner(Joint()).fit(coloured("ab")), Clock(26)
+    with pytest.raises(KeyboardInterrupt):
+        learner.fit(clock.watch(coloured("cd")), checkpoint=tmp_path)
+    learner = Learner.load(tmp_path, device="cpu")
+    assert learner.unfinished
+    before = state(learner)
+    with pytest.raises(ValueError, match="a task is unfinished, so 'a' cannot be forgotten now; call fit"):
+        learner.forget("a")
+    assert state(learner) == before
+    learner.fit(coloured("cd")).forget("a")
+    assert learner.classes == learner.method.classes.names == ("b", "c", "d")
+
+
+def test_what_is_exported_is_not_verified_on_images_of_a_forgotten_class() -> None:
+    learner = make_learner(Frozen()).fit(coloured("ab"))
+    learner.forget("a")
+    assert learner._seen is not None
+    assert set(learner._seen.labels) == {"b"}
+    learner.forget("b")
+    assert learner._seen is None
