@@ -110,6 +110,8 @@ def upright(image: Image) -> Image:
     """A loaded picture turned as its camera noted, that note gone; itself, if there is nothing to turn."""
     from PIL import ImageOps
 
+    if image.format == "TIFF":  # turned by Pillow as it loads, which in 10.0 leaves the note
+        return image
     try:
         turned = image.getexif().get(ORIENTATION, 1) != 1
     except Exception:  # a damaged note says nothing about the pixels

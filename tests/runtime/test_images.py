@@ -357,7 +357,7 @@ FLAT = {
     "bits.pbm": b"P1 2 1\n1 0\n",
     "rgb.jp2": jpeg2000(8),
 }
-if features.check("avif"):
+if "avif" in features.get_supported():  # from Pillow 11.3 on
     DEEP["rgb.avif"], FLAT["rgb.avif"] = avif(True), avif(False)
 
 

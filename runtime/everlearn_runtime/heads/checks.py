@@ -65,7 +65,8 @@ def check_labels(labels: Sequence[str]) -> list[str]:
     except Exception:
         count = -1
     if count < 0:
-        raise ValueError(f"labels is a {type(labels).__name__}; give a list of str, one label per sample")
+        kind = type(labels).__name__
+        raise ValueError(f"labels is of type {kind}; give a list of str, one label per sample")
     if count > MOST_LABELS:
         raise ValueError(f"{count:,} labels at once; give at most {MOST_LABELS:,}")
     if not names:
