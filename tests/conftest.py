@@ -54,7 +54,8 @@ class Clock:
             self.reads += 1
             if self.reads == self.stop:
                 raise KeyboardInterrupt
-            return decode(position)
+            image: Image.Image = decode(position)
+            return image
 
         watched._load = load
         return watched
