@@ -157,10 +157,16 @@ class Images:
     def subset(self, indices: Iterable[int]) -> Images:
         """The images at these positions, in this order; none is decoded.
 
-        Raises `ValueError` for a position outside 0 to `len(self) - 1`.
+        Raises `ValueError` for a position outside 0 to `len(self) - 1`, and for a mask.
         """
-        if isinstance(indices, np.ndarray) and indices.ndim == 1 and indices.dtype.kind in "iu":
-            chosen = indices.astype(np.int64)
+        if hasattr(indices, "dtype"):
+            given = np.asarray(indices)
+            if given.ndim != 1 or (given.dtype.kind not in "iu" and given.size):
+                raise ValueError(
+                    f"indices are {given.dtype} {given.shape}; expected positions, whole numbers (N,): "
+                    "of a mask give np.flatnonzero(mask)"
+                )
+            chosen = given.astype(np.int64)
         else:
             chosen = np.fromiter(map(operator.index, indices), dtype=np.int64)
         outside = chosen[(chosen < 0) | (chosen >= len(self))]
