@@ -16,8 +16,10 @@ from everlearn.adapters.vpt import DeepPrompts
 from everlearn.backbones import Backbone
 from everlearn.methods.base import Batches, CosineClassifier, Method, TaskInfo
 from everlearn.methods.losses import transfer
+from everlearn.methods.safe.released import Released
+from everlearn.methods.safe.rules import Mended
 from everlearn.training import Training
-from everlearn_runtime.heads import Aggregate, Head, HeldOutRidge, Ridge, SharedAggregate
+from everlearn_runtime.heads import Head
 
 ADAPTERS = ("bottleneck", "ssf", "vpt")
 
@@ -44,27 +46,8 @@ class SAFE(Method):
     a ridge regression on random features for each, with statistics of its own, and weights the
     two for each image by the entropy of their scores.
 
-    The authors' code (MIFA-Lab/SAFE, commit c043ce3) differs in these ways, and
-    ``variant="released"`` does the same where it says so:
-
-    - new rows of both classifiers are zero, where the gradient of a cosine is 1e12-fold: fast's are
-      thrown far out by their first step, which fixes their direction for good; slow's stay zero, so
-      that slow never scores a later class in training (released: the same);
-    - both learners add to one sum of statistics, so that each regresses on the other's features
-      too, and fast sees less of the newest task than slow (released: `SharedAggregate`);
-    - lambda of the ridge comes from a fifth of the newest task alone (released: `HeldOutRidge`; ours
-      takes it by generalised cross-validation from the sums of all tasks);
-    - the scale of the cosine classifiers, learned in the first task, is set back to its start, and
-      what later tasks make of it multiplies the ridge scores, so that it is a temperature of the
-      aggregation (released: the same; ours is the constant ``sharpness``);
-    - before the second task only fast's head is asked (here both; they see the same features);
-    - prompts start at zero, where all of a block stay equal to each other (released: the same);
-    - the rate's cosine ends after 20 epochs although later tasks have 15 (not here: the loop's
-      schedule ends with the task);
-    - cross-entropy and the other terms see separate passes with dropout drawn anew (here one pass);
-    - setting both weights of the transfer loss to 0 fails (here it does not);
-    - the better of fast and the aggregate, by the test images' labels, is what it reports (never
-      here).
+    ``variant="released"`` is what the authors' code does: new rows start at zero, and both learners share
+    their statistics, see `everlearn.methods.safe.released`.
 
     Args:
         variant: ``"paper"``, or ``"released"`` for the authors' code.
@@ -93,7 +76,10 @@ class SAFE(Method):
         slow, fast: the learners: `Bottlenecks`, `DeepPrompts`, or for ``"ssf"`` a `Backbone.twin` with
             `ScaleShift` layers. The first task trains fast, and slow becomes its copy at the end.
         slow_classifier, fast_classifier: cosine classifiers with a row for each of `classes`.
+        task: the current task's classes.
+        new: those of all that have no row from before the task.
         known: how many classes were known before the task; they stand first.
+        first: whether it is the first.
 
     Source: Zhao et al., "SAFE: Slow And Fast Parameter-Efficient Tuning for Continual Learning with
     Pre-Trained Models", arXiv 2411.02175, section 4.
@@ -129,7 +115,7 @@ class SAFE(Method):
         if adapter not in ADAPTERS:
             raise ValueError(f"adapter must be one of {', '.join(ADAPTERS)}, got {adapter!r}")
         self.variant = variant
-        self.released = variant == "released"
+        self.rules = Released() if variant == "released" else Mended()
         self.adapter = adapter
         self.hidden = hidden
         self.scale = scale
@@ -158,10 +144,7 @@ class SAFE(Method):
 
     def head(self) -> Head:
         """Two ridge regressions on random features, aggregated by entropy."""
-        if self.released:
-            ridge = HeldOutRidge(projection=self.projection, grid=(3, 8))
-            return SharedAggregate(self.sections, [ridge, ridge], self.gamma, self.sharpness)
-        return Aggregate(self.sections, [Ridge(projection=self.projection)] * 2, self.gamma, self.sharpness)
+        return self.rules.head(self)
 
     def train(self, mode: bool = True) -> "SAFE":
         """Switch to training; slow stays in evaluation mode."""
@@ -177,29 +160,13 @@ class SAFE(Method):
         self.task = task.classes
         self.new = frozenset(name for name in task.seen if name not in self.classes)
         self.classes.places(task.seen)
-        for classifier in self._classifiers:
+        for classifier in self.classifiers:
             classifier.grow(len(self.classes))
-        if self.released:
-            if self.first:
-                nn.init.kaiming_uniform_(self.fast_classifier.weight, a=5**0.5)
-            return
-        # Classes that a head of the user's own knew before have no row yet, but a mean.
-        others = [name for name in task.known if name not in task.classes]
-        for name, mean in zip(others, task.prototypes, strict=True):
-            if name in self.new:
-                self._imprint([name], torch.unflatten(mean[None], 1, (2, -1)).transpose(0, 1))
+        self.rules.begin_task(self, task)
 
     def survey(self, batches: Batches) -> None:
         """Imprint the rows of new classes with the unit means of their features."""
-        if self.released:
-            return
-        sums = self.fast_classifier.weight.new_zeros(2, len(self.task), self.backbone.width)
-        with torch.no_grad():
-            for images, targets in batches:
-                both = torch.unflatten(self.features(images), 1, (2, -1)).transpose(0, 1)
-                sums.index_add_(1, targets, both.to(sums))
-        new = [position for position, name in enumerate(self.task) if name in self.new]
-        self._imprint([self.task[position] for position in new], sums[:, new])
+        self.rules.survey(self, batches)
 
     def loss(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Cross-entropy, and in the first task the transfer loss, later alignment and cross terms."""
@@ -232,12 +199,10 @@ class SAFE(Method):
         if not self.first:
             return
         with torch.no_grad():
-            for slow, fast in ((self.slow, self.fast), self._classifiers):
+            for slow, fast in ((self.slow, self.fast), self.classifiers):
                 for kept, value in zip(slow.parameters(), fast.parameters(), strict=True):
                     kept.copy_(value)
-            if self.released:
-                for classifier in self._classifiers:
-                    classifier.scale.fill_(self.sharpness)
+            self.rules.end_first_task(self)
 
     def features(self, images: Tensor) -> Tensor:
         """[slow ; fast], (B, 2 d), of normalised images (B, 3, H, W)."""
@@ -246,19 +211,12 @@ class SAFE(Method):
     def teach(self, head: Head, features: NDArray[np.float32], labels: Sequence[str]) -> None:
         """Let the head learn; the release also hands it the classifiers' scales as its sharpness."""
         super().teach(head, features, labels)
-        if self.released and isinstance(head, Aggregate):
-            head.sharpness = tuple(classifier.scale.item() for classifier in self._classifiers)
+        self.rules.teach(self, head)
 
     @property
-    def _classifiers(self) -> tuple[CosineClassifier, CosineClassifier]:
+    def classifiers(self) -> tuple[CosineClassifier, CosineClassifier]:
+        """Slow's and fast's."""
         return self.slow_classifier, self.fast_classifier
-
-    def _imprint(self, names: Sequence[str], means: Tensor) -> None:
-        """Write the directions of slow's and fast's means, (2, R, d), into the rows of these classes."""
-        rows = self.classes.places(names)
-        with torch.no_grad():
-            for classifier, directions in zip(self._classifiers, F.normalize(means, dim=2), strict=True):
-                classifier.weight[rows] = directions.to(classifier.weight)
 
     def _learner(self) -> nn.Module:
         backbone = self.backbone
@@ -267,7 +225,7 @@ class SAFE(Method):
             insert_ssf(twin)
             return twin
         if self.adapter == "vpt":
-            return DeepPrompts(backbone, prompts=self.prompts, zero_start=self.released)
+            return DeepPrompts(backbone, prompts=self.prompts, zero_start=self.rules.zero_start)
         return Bottlenecks(backbone, hidden=self.hidden, dropout=self.dropout, scale=self.scale)
 
     def _see(self, images: Tensor, learner: nn.Module) -> Tensor:
