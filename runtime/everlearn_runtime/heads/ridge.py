@@ -212,8 +212,11 @@ class Ridge(SecondOrder):
         gone = self._seen - int(self._counts.sum())
         self._background = self._background @ drift.linear + gone * drift.offset
         total = self._targets().sum(axis=0) + self._background
+        gain = self._seen * drift.left_over
         shift = np.outer(total - 0.5 * self._seen * drift.offset, drift.offset)
-        self._gram.transform(drift.linear, shift + shift.T + self._seen * drift.left_over)
+        gain += shift
+        gain += shift.T
+        self._gram.transform(drift.linear, gain)
 
     def _merge_shared(self, other: Ridge, joined: Joined) -> None:
         self._gram.merge(other._gram)
