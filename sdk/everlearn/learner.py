@@ -5,6 +5,7 @@ import copy
 import hashlib
 import json
 import time
+import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -22,7 +23,7 @@ from everlearn import methods, processes
 from everlearn.backbones import BUNDLED, Backbone, load_backbone
 from everlearn.checkpoint import Lesson, State, Unfinished
 from everlearn.data import Augmentation, ClassIncremental, Images, as_images, photographs
-from everlearn.data.loader import Loader
+from everlearn.data.loader import Loader, Targets
 from everlearn.evaluation.metrics import AccuracyMatrix, accuracy
 from everlearn.evaluation.runner import measure
 from everlearn.methods.base import Method, TaskInfo
@@ -214,9 +215,20 @@ class Learner:
         return measure(self, stream, folder=checkpoint).accuracy
 
     def evaluate(self, data: object) -> float:
-        """Top-1 accuracy in [0, 1] on labelled images, over all classes known so far."""
+        """Top-1 accuracy in [0, 1] on labelled images, over all classes known so far.
+
+        Images of a class that was never learned count as wrong, and a ``UserWarning`` names them.
+        """
         images = as_images(data)
-        return accuracy(self._predict(images), images.labels)
+        predicted = self._predict(images)
+        if unknown := images.unknown_to(self.classes):
+            some = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+            warnings.warn(
+                f"{len(unknown)} of {len(images.classes)} classes were never learned, so their images count as "
+                f"wrong: {some}; leave them out with Images.of_classes, or check the names",
+                stacklevel=2,
+            )
+        return accuracy(predicted, images.labels)
 
     def predict(self, images: Sequence[Any] | NDArray[np.uint8]) -> list[str]:
         """Name the class of each image: PIL images or uint8 arrays (H, W, 3) or (H, W)."""
@@ -408,8 +420,7 @@ class Learner:
         begun = self.unfinished
         start = time.perf_counter() - (begun.seconds if begun else 0.0)
         loader = self._loader(images)
-        place = {name: index for index, name in enumerate(images.classes)}
-        targets = [place[label] for label in images.labels]
+        targets = images.targets
         batches = loader.in_order(targets)
         if begun is None:
             begun = Unfinished(
@@ -451,7 +462,7 @@ class Learner:
         with self._seeded(_BEGIN, task.index):
             self.method.begin_task(task)
 
-    def _train(self, loader: Loader, targets: Sequence[int], begun: Unfinished) -> Iterator[Unfinished]:
+    def _train(self, loader: Loader, targets: Targets, begun: Unfinished) -> Iterator[Unfinished]:
         """Train epoch by epoch; gives the task as far as it is, after each epoch but the last."""
         parameters, setting, index = self.method.trainable(), self.training, len(self.history)
         if not parameters:
