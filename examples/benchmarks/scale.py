@@ -9,6 +9,11 @@ learning a sample costs: with few features there is nothing left that a batch co
 `Linear` a batch is no measure of one-by-one: each of its gradient steps goes through all classes for
 all samples, and each update has 20 of them, whatever it holds.
 
+`stream`: a stream of tasks that is evaluated after each, against the sum of the images looked at.
+Features are random numbers at hand, and the head's own time, which grows with the classes, is taken
+out: what is left is finding the tasks' images, their labels and their features. That has to cost as
+much for an image in a stream of 100 tasks as in one of 25.
+
 `memory`: the most memory in use during one update, of a ridge that holds out against a plain one.
 
 Times are of the processor, of one thread where the environment says so (OPENBLAS_NUM_THREADS=1).
@@ -28,6 +33,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from everlearn import ClassIncremental, arrays
+from everlearn.evaluation.metrics import accuracy
 from everlearn_runtime.heads import (
     LDA,
     Aggregate,
@@ -109,6 +116,42 @@ def one_and_all(
     return batch, single, time.process_time() - start
 
 
+def stream(arguments: argparse.Namespace) -> None:
+    """Print, for streams of more and more tasks, what an image looked at costs."""
+    print("\na stream of tasks evaluated after each, less the head's own time")
+    print(f"{'tasks':>5}{'images looked at':>20}{'microseconds an image':>25}{'to the first':>16}")
+    first = None
+    for tasks in (25, 50, 100):
+        seen, whole, head = stream_seconds(tasks, 100_000)
+        each = 1e6 * (whole - head) / seen
+        first = first or each
+        print(f"{tasks:5}{seen:20,}{each:25.2f}{each / first:16.2f}", flush=True)
+
+
+def stream_seconds(tasks: int, images: int) -> tuple[int, float, float]:
+    """Images looked at, seconds of the stream, and those of them that the head took."""
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.arange(images) % tasks)
+    features = rng.normal(size=(images, 16)).astype(np.float32)
+    start = time.perf_counter()
+    train, test = arrays(np.zeros((images, 1, 1), np.uint8), labels).split(0.5, seed=0)
+    head, seen, alone = Prototypes(), 0, 0.0
+
+    for task in ClassIncremental(train, test, classes_per_task=1, seed=1993):
+        rows, names = features[task.train.positions_in(train)], task.train.labels
+        began = time.perf_counter()
+        head.update(rows, names)
+        alone += time.perf_counter() - began
+        so_far = task.test_so_far
+        rows = features[so_far.positions_in(test)]
+        began = time.perf_counter()
+        predicted = head.predict(rows)
+        alone += time.perf_counter() - began
+        accuracy(predicted, so_far.labels)
+        seen += len(task.train) + len(so_far)
+    return seen, time.perf_counter() - start, alone
+
+
 def memory(arguments: argparse.Namespace) -> None:
     """Print the most memory in use during one update."""
     print("\nmemory at most, MB, during one update of 20,000 samples of 384 features, projected to 2,000")
@@ -138,7 +181,11 @@ def peak(kind: Callable[..., Head], traced: bool) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-TABLES: dict[str, Callable[[argparse.Namespace], Any]] = {"classes": classes, "memory": memory}
+TABLES: dict[str, Callable[[argparse.Namespace], Any]] = {
+    "classes": classes,
+    "stream": stream,
+    "memory": memory,
+}
 
 
 def main() -> None:

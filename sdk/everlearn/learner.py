@@ -224,8 +224,8 @@ class Learner:
         if unknown := images.unknown_to(self.classes):
             some = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
             warnings.warn(
-                f"{len(unknown)} of {len(images.classes)} classes were never learned, so their images count as "
-                f"wrong: {some}; leave them out with Images.of_classes, or check the names",
+                f"{len(unknown)} of {len(images.classes)} classes were never learned, and their images count "
+                f"as wrong: {some}; leave them out with Images.of_classes, or check the names",
                 stacklevel=2,
             )
         return accuracy(predicted, images.labels)
