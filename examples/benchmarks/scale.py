@@ -28,6 +28,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,9 +90,8 @@ def classes(arguments: argparse.Namespace) -> None:
                 *(one_and_all(make, width, rows, labels) for _ in range(arguments.repeats)), strict=True
             )
         )
-        print(
-            f"{name:22}{width:7}{many:9,}{batch:10.2f}{single / batch:12.2f}{gone / batch:12.2f}", flush=True
-        )
+        ratios = f"{single / batch:12.2f}{gone / batch:12.2f}"
+        print(f"{name:22}{width:7}{many:9,}{batch:10.2f}{ratios}", flush=True)
 
 
 def one_and_all(
@@ -177,8 +177,15 @@ def peak(kind: Callable[..., Head], traced: bool) -> float:
         head.update(rows, labels)
         return tracemalloc.get_traced_memory()[1] / 1e6
     head.update(rows, labels)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return highest() / 1e6
+
+
+def highest() -> float:
+    """The most bytes that this process has had in memory."""
+    status = Path("/proc/self/status")
+    if status.exists():  # a new process on Linux has `ru_maxrss` from the one that started it
+        return 1024.0 * int(status.read_text().split("VmHWM:")[1].split()[0])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 TABLES: dict[str, Callable[[argparse.Namespace], Any]] = {

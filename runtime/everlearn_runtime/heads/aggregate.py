@@ -128,6 +128,14 @@ class Aggregate(Head):
                 f"features are {width} wide; the sections {self._sections} make {sum(self._sections)}"
             )
 
+    def _start_shared(self, width: int) -> None:
+        for head, own in zip(self._heads, self._sections, strict=True):
+            head._set_width(own)
+
+    def _grow_shared(self, new: int) -> None:
+        for head in self._heads:
+            head._make_room()
+
     def _learn_shared(
         self,
         rows: NDArray[np.float64],

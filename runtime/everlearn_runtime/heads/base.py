@@ -141,8 +141,12 @@ class Head(ABC):
                 another number of labels than of rows, or a label that is no non-empty ``str``.
         """
         rows, names = self.check(features, labels)
-        known = len(self._classes)
         self._set_width(rows.shape[1])
+        if len(names) == 1 and names[0] in self._classes:  # the same, without the detours
+            self._learn_one(rows, self._classes.place(names[0]))
+            self._solution = None
+            return
+        known = len(self._classes)
         try:
             self._learn(rows, self._places(names))
         except BaseException:
@@ -314,12 +318,16 @@ class Head(ABC):
     def _places(self, names: list[str]) -> list[int]:
         """The place of each name; new names get new, empty rows."""
         places = self._classes.places(names)
+        self._make_room()
+        return places
+
+    def _make_room(self) -> None:
+        """Give every class a row."""
         new = len(self._classes) - len(self._per_class["_counts"])
         if new:
             for rows in self._per_class.values():
                 rows.grow(new)
             self._grow_shared(new)
-        return places
 
     def _take_names(self, classes: Classes) -> None:
         """Let this object own the order of the classes."""
@@ -339,7 +347,7 @@ class Head(ABC):
 
     def _learn(self, rows: NDArray[np.float64], places: list[int]) -> None:
         """Learn checked rows (B, F) of the classes at these places."""
-        if len(rows) == 1:  # the same, without the detours
+        if len(places) == 1:
             self._learn_one(rows, places[0])
         else:
             self._catch_up()

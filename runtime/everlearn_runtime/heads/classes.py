@@ -88,8 +88,8 @@ class Classes:
         """
         wanted = list(names)
         numbers = self._number
-        new = [check_label(name) for name in dict.fromkeys(wanted) if name not in numbers]
-        for name in new:
+        new = [check_label(name) for name in wanted if name not in numbers]
+        for name in dict.fromkeys(new) if new else ():
             numbers[name] = self._next
             self._numbers.append(self._next)
             self._names.append(name)

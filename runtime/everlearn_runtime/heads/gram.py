@@ -1,4 +1,16 @@
-"""A sum of outer products, kept cheap while rows trickle in."""
+"""A sum of outer products, kept cheap while rows trickle in.
+
+The identity is no more than sum_i r_i r_i' = R' R for the rows r_i of R. But an outer product reads
+and writes the whole matrix for one row, 4.7 MB at width 768, and the time goes into memory; one
+matrix product of 512 rows does so once for all of them, and is many times faster a row. So
+rows are kept as they are until there are 512, and whoever asks before gets the sum of both.
+
+What costs care is that sums of floating-point numbers depend on how they are grouped. A device
+writes down what it was taught, and has to come to the same head, to the bit, when it reads that
+again; but it is not written down who looked when. So looking never folds: only the rows decide when
+that happens, and a look works on a copy. For the same reason the trace, which the ridge hangs on,
+is summed up row by row, and taken from the matrix itself only where that is written anew.
+"""
 
 from __future__ import annotations
 

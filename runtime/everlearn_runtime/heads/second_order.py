@@ -1,4 +1,21 @@
-"""What heads on second-order statistics share: a sum of outer products, and its running solution."""
+"""What heads on second-order statistics share: a sum of outer products, and its running solution.
+
+LDA and ridge regression are the same computation. Both keep a matrix G, a sum of outer products over
+all samples, and for each class a target t_c, a row; and both score with W = T (w G + r I)^-1.
+
+    ridge:  G = sum h h',                           t_c = sum of h over the class
+    LDA:    G = sum (x - mean) (x - mean)' within classes,  t_c = the class's mean
+
+For LDA, G is built without ever knowing the final means. When n1 samples of a class meet n2 others,
+the scatter around their common mean is the sum of both scatters and
+
+    n1 n2 / (n1 + n2) (m1 - m2) (m1 - m2)'
+
+(Chan, Golub and LeVeque 1983), one more outer product. A single sample is the case n2 = 1: it adds
+n / (n + 1) of the outer product of its gap to the mean before it. So both heads only ever add rows to
+G and change a few targets, which is what :class:`~everlearn_runtime.heads.running.RunningSolution`
+follows, and because all are sums neither the order of the samples nor their cut into updates matters.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +37,11 @@ VANISHING = 1e-280
 class SecondOrder(Head):
     """A head with a sum of outer products G over all samples, solved as samples come.
 
-    The ridge is relative to the trace of G on a ladder (:func:`rung`). Small updates are noted as
-    steps of the running solution while somebody asks every few samples; after large ones, and
-    where classes go, heads merge and features move, it is solved anew when somebody asks.
+    The ridge r is relative to the trace of G, brought to a ladder of numbers (:func:`rung`): were it
+    relative to the trace itself, r would move with every sample, and a change of r is one of full
+    rank, which no step can follow. Small updates are noted as steps of the running solution while
+    somebody asks every few samples. After large ones, and where classes go, heads merge and
+    features move, all is solved anew when somebody asks.
     """
 
     ladder: ClassVar[float] = 10.0  # rungs for a factor of e in the trace

@@ -15,11 +15,11 @@ from everlearn_runtime.heads.sums import Joined
 
 
 class SharedAggregate(Aggregate):
-    """`Aggregate` by mistake as released: to compare with SAFE. `Aggregate` keeps the heads apart.
+    """`Aggregate` as SAFE was released: to compare with it. `Aggregate` itself keeps the heads apart.
 
-    All heads work on one sum of statistics, to which the last head adds first: a head then also
-    regresses on the features of the other sections, and what it knows depends on the order of
-    updates. So it is not ``exact``, and merging adds up two such results.
+    By a mistake of the release, all heads work on one sum of statistics, to which the last head
+    adds first. So a head also regresses on the features of the other sections, and what it knows
+    depends on the order of updates: it is not ``exact``, and merging adds up two such results.
 
     It stands here, and not beside the method that needs it, because a device has to know the head
     of a bundle, and has nothing else of everlearn than this package.
