@@ -24,8 +24,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from everlearn import Backbone, DualLoRA
-from everlearn.adapters.subspaces import Subspace, dual_gpm
 from everlearn.methods.base import LinearClassifier, TaskInfo
+from everlearn.methods.dual_lora.inflora import dual_gpm
+from everlearn.methods.dual_lora.subspaces import Subspace
 
 from .compare import close, read
 

@@ -12,15 +12,14 @@ from torch import Tensor, nn
 
 from everlearn import DualLoRA, Images, Learner
 from everlearn.adapters import GatedLinear, GatedLoRA, LoRA, merge
-from everlearn.adapters.subspaces import (
+from everlearn.data.loader import Loader
+from everlearn.methods.dual_lora.inflora import dual_gpm, released_down
+from everlearn.methods.dual_lora.subspaces import (
     Subspace,
-    dual_gpm,
     fewest_directions,
     orthogonal_complement,
     principal,
-    released_down,
 )
-from everlearn.data.loader import Loader
 from everlearn_runtime import EvidenceLDA
 
 from ..conftest import coloured, fit_all, make_learner, vit
@@ -421,6 +420,26 @@ def test_more_directions_than_there_are_cannot_be_had(options: dict[str, Any], m
         DualLoRA(**options).attach(vit())
 
 
-def test_without_cls_there_is_nothing_to_gate_by() -> None:
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_mediumd_patch16_reg4_gap_256"])
+def test_without_cls_there_is_nothing_to_gate_by(name: str) -> None:
+    """Nor by a register, where these are the first tokens."""
+    backbone = vit(name, class_token=False, global_pool="avg")
+    assert not backbone.has_cls
     with pytest.raises(ValueError, match="has no CLS token"):
-        DualLoRA().attach(vit(class_token=False, global_pool="avg"))
+        DualLoRA().attach(backbone)
+    learner = make_learner(DualLoRA(subspace="inflora", energy=(0.5, 0.6)), backbone=backbone)
+    assert fit_all(learner, TASKS[:2]).evaluate(coloured("abcd", seed=1)) == 1
+
+
+def test_cls_before_registers_is_what_is_read() -> None:
+    backbone, method = vit("vit_small_patch14_reg4_dinov2"), DualLoRA(energy=(0.9, 0.9))
+    method.attach(backbone)
+    assert backbone.has_cls
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = backbone.embed(images)
+        backbone.vit.cls_token += 1
+        moved = (backbone.embed(images) - before).abs().amax((0, 2)) > 0
+        cls = next(backbone.blocks()).norm1(backbone.embed(images)[:, 0])
+    assert moved.tolist() == [True] + [False] * (backbone.tokens - 1)
+    torch.testing.assert_close(method.moments([(images, torch.zeros(3))])[0], moment(cls.double()))

@@ -77,7 +77,11 @@ class Backbone(nn.Module):
         return super().train(False)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Turn uint8 images (B, H, W, 3) into what the model takes, float32 (B, 3, H, W)."""
+        """Turn uint8 images (B, H, W, 3) into what the model takes, float32 (B, 3, H, W).
+
+        The exported graph does the same by itself: `everlearn_export` knows no backbone, and takes mean
+        and standard deviation as numbers.
+        """
         return (images.permute(0, 3, 1, 2).to(torch.float32) / 255.0 - self.mean) / self.std
 
     def pixels(self, images: Tensor) -> Tensor:
@@ -149,6 +153,11 @@ class Backbone(nn.Module):
     def prefix(self) -> int:
         """Number of tokens before the patches: CLS, distillation token, registers."""
         return int(self.vit.num_prefix_tokens)
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether the first token is CLS; a model may have registers, and no CLS before them."""
+        return self.vit.cls_token is not None
 
     @property
     def tokens(self) -> int:

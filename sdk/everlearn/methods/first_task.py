@@ -18,7 +18,8 @@ class FirstTask(Method):
 
     They are trained with the cross-entropy of a cosine classifier over the first task's classes,
     which is then dropped. From the second task on nothing trains, so the features stay as they
-    are, and a head with exact statistics forgets nothing.
+    are, and a head with exact statistics forgets nothing. Nothing is kept for each class, so a class
+    that is to be forgotten is in the head alone.
 
     Args:
         pet: tune at all; False leaves the backbone as it came, and then it may be no ViT.

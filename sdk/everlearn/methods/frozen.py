@@ -9,7 +9,8 @@ class Frozen(Method):
     """Train nothing: the head learns on the features of the backbone as it came.
 
     `SimpleCIL`, `SLDA` and `FeCAM` are this with a head of their own, and so is `RanPAC` without
-    tuning. Without ``patches`` it needs no tokens, so any timm model will do.
+    tuning. Without ``patches`` it needs no tokens, so any timm model will do. It keeps nothing, so what is
+    to be forgotten is in the head alone.
 
     Args:
         patches: put the mean of the patch tokens behind CLS, as `NTKCL` does; for ViTs.

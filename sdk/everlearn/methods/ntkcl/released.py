@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from everlearn.methods.losses import batch_wide_info_nce, complement_sum
 from everlearn.methods.ntkcl.hybrid import FourPasses
 
 if TYPE_CHECKING:
@@ -54,3 +53,45 @@ class Released(FourPasses):
     def in_old_span(self, features: Tensor, basis: Tensor) -> Tensor:
         """L_orth of one view, (B, F), and orthonormal rows (R, F)."""
         return complement_sum(features, basis)
+
+
+def batch_wide_info_nce(features: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Minus InfoNCE with all positive pairs in one logarithm, as released: it pushes a class apart.
+
+    ``log sum_{pairs of a class} exp(s_ij) - mean_i log sum_{j != i} exp(s_ij)``, with s the cosine
+    over the temperature, over all rows (the batch and the old prototypes).
+
+    Args:
+        features: (B, F), of any length.
+        labels: int64 (B,).
+        temperature: divides the cosines.
+
+    Returns:
+        The term, 0 without any pair of a class (where the formula gives minus infinity).
+
+    >>> pair = torch.eye(2)[[0, 0]]
+    >>> round(batch_wide_info_nce(pair, torch.tensor([0, 0]), 0.1).item(), 4)
+    0.6931
+    """
+    unit = F.normalize(features, dim=1)
+    similar = unit @ unit.T / temperature
+    itself = torch.eye(len(features), dtype=torch.bool, device=unit.device)
+    positive = (labels[:, None] == labels[None]) & ~itself
+    if not positive.any():
+        return 0.0 * features.sum()
+    others = similar.masked_fill(itself, torch.finfo(similar.dtype).min).logsumexp(1)
+    return similar[positive].logsumexp(0) - others.mean()
+
+
+def complement_sum(features: Tensor, basis: Tensor) -> Tensor:
+    """Sum of all elements of unit features' parts outside a span, signs included, as released.
+
+    Args:
+        features: (B, F), of any length.
+        basis: orthonormal rows (R, F).
+
+    >>> complement_sum(torch.tensor([[3.0, 0.0], [0.0, -2.0]]), torch.eye(1, 2)).item()
+    -1.0
+    """
+    unit = F.normalize(features, dim=1)
+    return (unit - unit @ basis.T @ basis).sum()

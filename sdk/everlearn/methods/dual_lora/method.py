@@ -10,20 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from everlearn.adapters.gated import GatedLinear, GatedLoRA
+from everlearn.adapters.gated import GatedLoRA
 from everlearn.adapters.lora import insert_lora
-from everlearn.adapters.subspaces import Subspace, dual_gpm, fewest_directions, principal, released_down
 from everlearn.backbones import Backbone
 from everlearn.methods.base import Batches, LinearClassifier, Method, TaskInfo
+from everlearn.methods.dual_lora.energy import Energy
+from everlearn.methods.dual_lora.evidence import MARGIN, note_usual, with_shares
+from everlearn.methods.dual_lora.inflora import InfLoRA
+from everlearn.methods.dual_lora.rule import Rule
+from everlearn.methods.dual_lora.subspaces import Subspace, fewest_directions
 from everlearn.training import Training
 from everlearn_runtime.heads import LDA, EvidenceLDA, Head
 
-# Least standard deviation of omega that evidence is measured by: that of one image is zero, and a
-# smaller one would make of float32's rounding what the exported graph may not show.
-SPREAD = 0.01
-# How far the largest share has to be ahead for the head to look at it: of 0, 0.3 and 0.6 the last did
-# the least harm on held-out training images.
-MARGIN = 0.6
+RULES: dict[str, type[Rule]] = {"energy": Energy, "inflora": InfLoRA}
+"""By which rule directions are read and kept clear of."""
 
 
 class DualLoRA(Method):
@@ -61,9 +61,11 @@ class DualLoRA(Method):
     default: on four tasks of Split Tiny-ImageNet-B, held-out training images, it found 42 % of the
     tasks, the LDA head by itself 61 %, and together they had 52.5 % of the classes right, LDA 52.6.
 
-    ``subspace="inflora"`` does what InfLoRA's released code does, the residual branch being off:
-    moments of all tokens, A from the left singular vectors of (I - P) M over sqrt(3), Psi by
-    `dual_gpm` with a threshold that never reaches its end, without a cap on its size.
+    ``subspace="inflora"`` does what InfLoRA's released code does, the residual branch being off, see
+    `everlearn.methods.dual_lora.inflora`.
+
+    Nothing is kept for each class between two tasks; what a slot or Psi has of a task's inputs is of all
+    its classes together, and stays when one of them is forgotten.
 
     The settings are for small ViTs; for a ViT-B/16 the paper takes rank 10, Adam with 5e-4, batches
     of 128, 20 epochs (50 on ImageNet-R), and a threshold from 0.95 to 1.
@@ -120,10 +122,9 @@ class DualLoRA(Method):
         evidence: bool = False,
     ) -> None:
         super().__init__()
-        if subspace not in ("energy", "inflora"):
+        if subspace not in RULES:
             raise ValueError(f"subspace must be 'energy' or 'inflora', got {subspace!r}")
-        released = subspace == "inflora"
-        if released and (residual or capacity is not None):
+        if subspace == "inflora" and (residual or capacity is not None):
             raise ValueError(
                 "subspace='inflora' has no residual branch and no capacity, got "
                 f"residual={residual!r} and capacity={capacity!r}; leave both out, or take subspace='energy'"
@@ -137,13 +138,14 @@ class DualLoRA(Method):
         low, high = energy
         if not 0 < low <= high <= 1:
             raise ValueError(f"energy must be two shares, 0 < first <= last <= 1, got {energy!r}")
+        self.rule = RULES[subspace]()
         self.subspace = subspace
         self.rank = rank
         self.energy = (low, high)
         self.tasks = tasks
         self.directions = directions
         self.capacity = capacity
-        self.residual = not released if residual is None else residual
+        self.residual = self.rule.residual if residual is None else residual
         self.patches = patches
         self.evidence = evidence
         if evidence and not self.residual:
@@ -156,14 +158,10 @@ class DualLoRA(Method):
         width = backbone.vit.embed_dim
         if self.rank > width:
             raise ValueError(f"rank must be at most the width of the backbone, {width}, got {self.rank}")
-        capacity = width if self.subspace == "inflora" else self.capacity or width // 2
+        capacity = self.rule.capacity(self, width)
         if capacity > width:
             raise ValueError(f"capacity must be at most the width, {width}, got {self.capacity}")
-        if self.subspace == "energy" and not backbone.prefix:
-            raise ValueError(
-                f"backbone {backbone.name!r} has no CLS token, which this method reads; choose one that has, "
-                "or take subspace='inflora'"
-            )
+        self.rule.check(backbone)
         super().attach(backbone)
         self.twin = backbone.twin()
         self.orthogonal = insert_lora(self.twin, layers=("key", "value"), rank=self.rank)
@@ -209,11 +207,7 @@ class DualLoRA(Method):
         """Choose A and Phi_t of every block by the task's inputs."""
         for index, (branch, moment) in enumerate(zip(self.orthogonal, self.moments(batches), strict=True)):
             psi = self.psi(index)
-            if self.subspace == "inflora":
-                down = released_down(moment, psi, self.rank)
-            else:
-                down = principal(moment, psi.basis)[1][: self.rank]
-                down = F.pad(down, (0, 0, 0, self.rank - len(down)))  # where less than that is free
+            down = self.rule.down(moment, psi, self.rank)
             branch.down.copy_(down.expand_as(branch.down))
             if self.residual and self.index < self.tasks:
                 room = len(self.memory[index]) - len(psi.basis)
@@ -232,6 +226,7 @@ class DualLoRA(Method):
             branch.linear = branch.merged()
             branch.up.data.zero_()
         own = [gated.keep().double() for gated in self.residual_branch]
+        none = self.memory.new_zeros(0, self.memory.shape[2], dtype=torch.float64)
         later = max(self.tasks - 1 - self.index, 0) if self.residual else 0
         reserved = later * self.directions
         omega: list[list[Tensor]] = [[] for _ in own]
@@ -242,30 +237,19 @@ class DualLoRA(Method):
         with _looking(self.residual_branch if self.evidence else [], look):
             moments = self.moments(batches)
         for index, moment in enumerate(moments):
-            psi = self.psi(index)
-            if self.subspace == "inflora":
-                psi = dual_gpm(moment, psi if self.index else None, self.threshold)
-            else:
-                basis = torch.cat([psi.basis, *own[index : index + 1]])
-                room = max(len(self.memory[index]) - reserved - len(basis), 0)
-                more = fewest_directions(moment, basis, self.threshold)[:room]
-                psi = Subspace(torch.cat([basis, more]))
+            rows = own[index] if own else none
+            psi = self.rule.take_in(self, moment, self.psi(index), rows, len(self.memory[index]) - reserved)
             self.free[index] = psi.free
             self.memory[index] = F.pad(psi.basis, (0, 0, 0, len(self.memory[index]) - len(psi.basis)))
             self.left_out[index].clamp_(min=self._left(index, moment) / moment.trace().item())
         if self.evidence and self.index < self.tasks:
-            own_task = torch.stack([torch.cat(parts) for parts in omega]).mean(0)[:, self.index]
-            self.usual[self.index] = own_task.mean()
-            self.spread[self.index] = own_task.std(correction=0).clamp(min=SPREAD)
+            note_usual(self, omega)
         self.classifier = None
 
     @property
     def threshold(self) -> float:
         """Share of the energy that the current task's directions have to reach, together with Psi."""
-        low, high = self.energy
-        if self.subspace == "inflora":
-            return low + (high - low) * min(self.index / self.tasks, 1)  # a task late: see `dual_gpm`
-        return low + (high - low) * min(self.index / max(self.tasks - 1, 1), 1)
+        return self.rule.threshold(self)
 
     def psi(self, block: int) -> Subspace:
         """Psi of a block, without the memory's unused rows, in float64."""
@@ -275,15 +259,14 @@ class DualLoRA(Method):
     def moments(self, batches: Batches) -> list[Tensor]:
         """Second moments, not centred, of what enters keys and values of each block, float64 (d, d).
 
-        Of CLS; for ``"inflora"`` of all tokens.
+        Of those tokens that the rule reads: CLS, or for ``"inflora"`` all.
         """
         width = self.backbone.vit.embed_dim
         sums = [self.memory.new_zeros(width, width, dtype=torch.float64) for _ in self.orthogonal]
         counts = [0] * len(sums)
 
         def collect(index: int, _: nn.Module, given: tuple[Tensor]) -> None:
-            tokens = given[0] if self.subspace == "inflora" else given[0][:, :1]
-            rows = tokens.flatten(0, 1).double()
+            rows = self.rule.tokens(given[0]).flatten(0, 1).double()
             sums[index] += rows.T @ rows
             counts[index] += len(rows)
 
@@ -321,25 +304,9 @@ class DualLoRA(Method):
 
     def features(self, images: Tensor) -> Tensor:
         """Features (B, F) of normalised images (B, 3, H, W)."""
-        if not self.evidence:
-            return self.twin.features(images, patches=self.patches)
-        features, omega = self._with_omega(images)
-        known = self.spread > 0
-        standard = (omega - self.usual) / self.spread.clamp(min=1e-6)
-        shares = torch.where(known, standard, torch.full_like(standard, -1e4)).softmax(1)
-        return torch.cat([features, shares * known], 1)
-
-    def _with_omega(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features without evidence, and the mean of omega over the blocks, (B, tasks)."""
-        tokens = self.twin.embed(images)
-        omega = self.usual.new_zeros(1, self.tasks)
-        for block in self.twin.blocks():
-            layer = block.attn.qkv
-            if isinstance(layer, GatedLinear):  # one in which nothing is stored may be merged away
-                omega = omega + layer.omega(block.norm1(tokens[:, 0])) / self.backbone.depth
-            tokens = block(tokens)
-        features = self.twin.both(tokens).flatten(1) if self.patches else self.twin.pool(tokens)
-        return features, omega
+        if self.evidence:
+            return with_shares(self, images)
+        return self.twin.features(images, patches=self.patches)
 
 
 @contextlib.contextmanager
