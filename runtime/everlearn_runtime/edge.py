@@ -129,7 +129,7 @@ class EdgeLearner:
     @property
     def counts(self) -> dict[str, int]:
         """Samples learned per class, the workstation's included."""
-        return self._in_turn(lambda: _counts(self._keeper.head))
+        return self._in_turn(lambda: self._keeper.use(_counts))
 
     @property
     def nbytes(self) -> int:
@@ -245,6 +245,25 @@ class EdgeLearner:
             raise ValueError(f"to is {to!r}; give a version's number, see history()")
         return self._in_turn(lambda: self._keeper.rollback(to))
 
+    def backup(self, path: str | Path) -> None:
+        """Copy the state, as it is now, to another file; other threads go on learning meanwhile.
+
+        The copy opens as a state. A plain copy of the file is whole only while no learner is open.
+
+        Args:
+            path: Where to; nothing may be there yet.
+
+        Raises:
+            ValueError: Something is at the path, there is no state, or the learner is closed.
+            StateError: The copy could not be written, or a purge came in between; nothing is left of it.
+        """
+        job = self._in_turn(lambda: self._keeper.backup(path))
+        try:
+            while not self._in_turn(job.step):
+                pass
+        finally:
+            job.discard()
+
     def close(self) -> None:
         """Give back the session and the state file; a second call does nothing, nor does a forked child's."""
         if os.getpid() == self._pid:
@@ -266,7 +285,7 @@ class EdgeLearner:
         head = self._keeper.head
         if not head.classes:
             raise ValueError("no class is known yet; learn some first")
-        return head.scores(features), head.classes
+        return self._keeper.use(lambda head: head.scores(features)), head.classes
 
     def _learn(self, features: NDArray[np.float32], names: list[str]) -> Version:
         self._keeper.head.check(features, names)

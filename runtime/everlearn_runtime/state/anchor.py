@@ -18,6 +18,7 @@ from everlearn_runtime.state.database import (
     is_damage,
     sqlite_errors,
 )
+from everlearn_runtime.state.view import companion, view
 
 
 @dataclass(frozen=True)
@@ -127,27 +128,18 @@ def check_companion(path: Path) -> None:
                 f"learned last is in that companion; copy both, or make copies with backup()"
             )
         return
-    if wal.stat().st_size == 0:
-        return
     stranger = StateError(
         f"{wal} does not belong to {path}: one of the two was copied over without the other; "
         "put the pair back together, or delete the companion if the file alone is what you want"
     )
-    database = connect(path, "ro")
     try:
-        both = read_anchor(database, path)
+        with view(path) as database:
+            both = read_anchor(database, path)
     except StateError:
         raise stranger from None
     except sqlite3.Error as error:
         raise (stranger if is_damage(error) else explained(path, error)) from error
-    finally:
-        database.close()
     same_session = both.epoch == own.epoch and both.seq >= own.seq
     next_session = both.previous == own.epoch
     if both.id != own.id or not (same_session or next_session):
         raise stranger
-
-
-def companion(path: Path) -> Path:
-    """The WAL of a state file."""
-    return path.with_name(path.name + "-wal")

@@ -149,12 +149,14 @@ class Archive:
 
         A version's last entry is its own, or that of a "settle" after it.
         """
-        floor = self.floor()
+        floor, expected = self.floor(), 0
         found: dict[int, tuple[int, Event]] = {}
         for seq, text in self._database.execute(
             "SELECT seq, event FROM journal WHERE seq >= ? ORDER BY seq", (floor - 1,)
         ):
-            event = self._event(text)
+            if seq != (expected or seq):
+                raise self.damaged(f"journal entry {expected} is missing")
+            expected, event = seq + 1, self._event(text)
             if seq == floor:  # what is before belongs to this version, or cannot be gone back to
                 found = {number: kept for number, kept in found.items() if number == event.version}
             own = found[event.version][1] if event.version in found else event

@@ -111,6 +111,13 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
+def checkpoint(database: sqlite3.Connection) -> None:
+    """Move the WAL into the file, all of it, and bring it to the disk."""
+    busy, frames, moved = database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    if busy or frames != moved:
+        raise sqlite3.OperationalError(f"{moved} of {frames} pages moved into the file: disk I/O error")
+
+
 def undo_unfinished(database: sqlite3.Connection) -> None:
     """End a transaction that was interrupted; a full disk may have ended it already."""
     if database.in_transaction:

@@ -6,7 +6,9 @@ import errno
 import os
 import struct
 import sys
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from everlearn_runtime.errors import StateError
@@ -39,9 +41,11 @@ class FileLock:
         OSError: The file cannot be opened for writing.
     """
 
+    # An interrupt may come before there is anything to release.
+    _file = -1
+
     def __init__(self, path: Path, *, create: bool = False) -> None:
         self._pid = os.getpid()
-        self._file = -1
         flags = os.O_RDWR | (os.O_CREAT if create else 0)
         self._file = os.open(path, flags, 0o644)
         try:
@@ -67,6 +71,14 @@ class FileLock:
         """The open file."""
         return self._file
 
+    def try_alone(self) -> bool:
+        """Keep readers away, if none is reading; see :func:`reading`."""
+        return _enter(self._file, alone=True)
+
+    def let_read(self) -> None:
+        """Let readers in again."""
+        _leave(self._file)
+
     def release(self) -> None:
         """Give the lock up. In a forked child only the child's copy of the handle goes."""
         file, self._file = self._file, -1
@@ -79,6 +91,24 @@ class FileLock:
 
     def __del__(self) -> None:
         self.release()
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Ask the owner to let the pages of a file rest for a while.
+
+    A courtesy that saves reading again: it is not waited for, and an owner whose WAL grows too long goes
+    on all the same. Nothing depends on it.
+    """
+    file = os.open(path, os.O_RDONLY)
+    try:
+        for _ in range(50):
+            if _enter(file, alone=False):
+                break
+            time.sleep(0.001)
+        yield
+    finally:
+        os.close(file)
 
 
 if sys.platform == "win32":
@@ -110,3 +140,25 @@ else:
 
     def _unlock(file: int) -> None:
         fcntl.flock(file, fcntl.LOCK_UN)
+
+
+if sys.platform != "win32" and hasattr(fcntl, "F_OFD_SETLK"):
+
+    def _enter(file: int, *, alone: bool) -> bool:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno not in _TAKEN  # where there are no such locks, nobody waits
+        return True
+
+    def _leave(file: int) -> None:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+else:  # `flock` says who owns the file
+
+    def _enter(file: int, *, alone: bool) -> bool:
+        return True
+
+    def _leave(file: int) -> None:
+        pass

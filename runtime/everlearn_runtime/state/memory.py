@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from everlearn_runtime.errors import StateError
 from everlearn_runtime.heads import Head
 from everlearn_runtime.state.journal import Event, now
 from everlearn_runtime.state.versions import Version
+
+Result = TypeVar("Result")
 
 
 class Memory:
@@ -31,14 +34,22 @@ class Memory:
         """The head; to be read, not changed.
 
         Raises:
-            StateError: A change was interrupted half way.
+            StateError: A call was interrupted half way.
         """
         if not self._sure:
             raise StateError(
-                "learning was interrupted half way, and without a state file there is nothing to go back to; "
+                "a call was interrupted half way, and without a state file there is nothing to go back to; "
                 "open the bundle again"
             )
         return self._head
+
+    def use(self, look: Callable[[Head], Result]) -> Result:
+        """Look at the head in ways that may work in what waits in it, such as scores or counts."""
+        head = self.head
+        self._sure = False
+        result = look(head)
+        self._sure = True
+        return result
 
     @property
     def version(self) -> int:
@@ -51,7 +62,7 @@ class Memory:
 
     def forget(self, label: str) -> Version:
         """Drop a class that the head knows."""
-        samples = int(self.head.counts[self.head.classes.index(label)])
+        samples = self.use(lambda head: int(head.counts[head.classes.index(label)]))
         return self._change("forget", lambda head: head.remove(label), labels=(label,), samples=samples)
 
     def purge(self, label: str) -> Version:
@@ -70,6 +81,10 @@ class Memory:
     def undo(self) -> NoReturn:
         """Refuse; raises a ValueError."""
         self.rollback(0)
+
+    def backup(self, path: str | Path) -> NoReturn:
+        """Refuse; raises a ValueError."""
+        raise ValueError("without a state file there is nothing to copy; open the bundle with state=...")
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import sqlite3
@@ -10,19 +9,20 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from everlearn_runtime.errors import StateError
 from everlearn_runtime.heads import Head
-from everlearn_runtime.state.anchor import Anchor, check_companion, check_kind, companion, new_anchor
+from everlearn_runtime.state.anchor import Anchor, check_companion, check_kind, new_anchor
 from everlearn_runtime.state.archive import ENTRY_BYTES, Archive, lineage
-from everlearn_runtime.state.copies import start_file
+from everlearn_runtime.state.copies import Backup, start_file
 from everlearn_runtime.state.database import (
     PAGE_BYTES,
     SCHEMA,
+    checkpoint,
     connect,
     damaged,
     prepare,
@@ -34,14 +34,19 @@ from everlearn_runtime.state.journal import Event, digest, now, pack
 from everlearn_runtime.state.lock import FileLock
 from everlearn_runtime.state.pruning import prune, sweep
 from everlearn_runtime.state.schema1 import merge_wal, read_schema1
-from everlearn_runtime.state.snapshots import PIECE_BYTES, SHIFT, SnapshotWriter, pieces_written
+from everlearn_runtime.state.snapshots import PIECE_BYTES, SHIFT, SnapshotWriter, sizes_written
 from everlearn_runtime.state.versions import Version
+from everlearn_runtime.state.view import companion, leave, view
+
+Result = TypeVar("Result")
 
 RETENTION = 64 << 20
 # A change that finds a snapshot under way writes this much of it for each byte of its own.
 HASTE = 4
-# The WAL goes into the file when it has about this much.
+# The WAL goes into the file when it has about this much, or, where somebody always reads, so many
+# times as much.
 CHECKPOINT_BYTES = 4 << 20
+PATIENCE = 4
 LEAST_FOLD_BYTES = 64 << 10
 
 
@@ -97,13 +102,17 @@ class Owner:
         self._retention = retention
         self._pid = os.getpid()
         self._database: sqlite3.Connection | None = None
+        self._anchor: Anchor
+        self._head: Head
         self._wal: os.stat_result | None = None
         self._session = False
         self._sure = False
+        self._backups: weakref.WeakSet[Backup] = weakref.WeakSet()
         self._fold: SnapshotWriter | None = None
         self._folded = 0
+        self._due = 0  # after a snapshot that failed: when to try again
         self._wal_bytes = 0
-        self._lock = self._take()
+        self._lock = self._take(create=True)
         try:
             self._open(bundle)
         except BaseException:
@@ -124,6 +133,17 @@ class Owner:
             self._rebuild()
         return self._head
 
+    def use(self, look: Callable[[Head], Result]) -> Result:
+        """Look at the head in ways that may work in what waits in it, such as scores or counts.
+
+        An interrupt in the middle of that leaves the head half done, as one in a change would.
+        """
+        head = self.head
+        self._sure = False
+        result = look(head)
+        self._sure = True
+        return result
+
     @property
     def version(self) -> int:
         """The number of the last change."""
@@ -134,7 +154,6 @@ class Owner:
     def history(self) -> list[Version]:
         """The versions that can be gone back to, oldest first."""
         with sqlite_errors(self.path):
-            self.head  # noqa: B018 - so that no transaction is open
             return [event.told() for _, event in self._archive().events()]
 
     # What changes it.
@@ -156,8 +175,7 @@ class Owner:
     def forget(self, label: str) -> Version:
         """Drop a class that the head knows; raises like :meth:`learn`."""
         self._tend(0)
-        head = self.head
-        samples = int(head.counts[head.classes.index(label)])
+        samples = self.use(lambda head: int(head.counts[head.classes.index(label)]))
         return self._change("forget", lambda head: head.remove(label), labels=(label,), samples=samples)
 
     def rollback(self, to: int) -> Version:
@@ -170,7 +188,6 @@ class Owner:
             ValueError: It cannot be reached.
             StateError: Its entries are damaged, or the change could not be written.
         """
-        self.head  # noqa: B018 - so that no transaction is open
         with sqlite_errors(self.path):
             archive = self._archive()
             events = archive.events()
@@ -183,7 +200,6 @@ class Owner:
 
     def undo(self) -> Version:
         """Take back the last change that has not been taken back; raises like :meth:`rollback`."""
-        self.head  # noqa: B018 - so that no transaction is open
         with sqlite_errors(self.path):
             archive = self._archive()
             floor = archive.floor()
@@ -206,6 +222,8 @@ class Owner:
         if label not in head.classes and not self._archive().mentions(label):
             known = ", ".join(map(repr, head.classes)) or "none"
             raise ValueError(f"no class {label!r} to forget, nor one in the history; known classes: {known}")
+        for job in self._backups:
+            job.discard()
         self._sure = False
         if label in head.classes:
             head.remove(label)
@@ -215,6 +233,18 @@ class Owner:
         self._lock = start_file(self.path, self._new_anchor(self._anchor.seq + 1), event, lambda: head)
         self._rebuild()
         return event.told()
+
+    def backup(self, path: str | Path) -> Backup:
+        """Begin a copy of the state as it is now; its steps may come between changes.
+
+        Raises:
+            ValueError: Something is at the path.
+            StateError: The copy cannot be written.
+        """
+        self._archive()
+        job = Backup(self._working(), self._anchor, Path(os.path.realpath(path)))
+        self._backups.add(job)
+        return job
 
     def close(self) -> None:
         """Give the file back; a forked child leaves it alone. It must not be used afterwards."""
@@ -227,11 +257,11 @@ class Owner:
 
     # How.
 
-    def _take(self) -> FileLock:
+    def _take(self, *, create: bool) -> FileLock:
         """Lock the file that is at the path."""
         while True:
             try:
-                lock = FileLock(self.path, create=True)
+                lock = FileLock(self.path, create=create)
             except OSError as error:
                 raise StateError(
                     f"{self.path}: {error.strerror}; check the permissions, or open it with read_only=True"
@@ -249,20 +279,19 @@ class Owner:
                 raise
         else:
             check_companion(self.path)
-        with sqlite_errors(self.path):
-            readable = connect(self.path, "ro" if companion(self.path).exists() else "main")
-            try:
-                schema = check_kind(readable, self.path)
-                if (verdict := readable.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-                    raise damaged(self.path, str(verdict))
-                if schema == SCHEMA:
-                    self._load(readable)
-                else:
-                    old = read_schema1(readable, self.path, bundle)
-            finally:
-                readable.close()
+        with sqlite_errors(self.path), view(self.path) as readable:
+            schema = check_kind(readable, self.path)
+            if (verdict := readable.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+                raise damaged(self.path, str(verdict))
+            if schema == SCHEMA:
+                self._load(readable)
+            else:
+                old = read_schema1(readable, self.path, bundle)
         if schema == SCHEMA:
             self._connect()
+            if not self._anchor.clean:  # its process died
+                self._mark_clean(self._working())
+                self._anchor = replace(self._anchor, clean=1)
             self._sure = True
             return
         merge_wal(self.path)
@@ -285,7 +314,6 @@ class Owner:
         with sqlite_errors(self.path):
             database = connect(self.path, "rw")
             prepare(database, self._durable)
-            database.execute("SELECT seq FROM anchor").fetchone()  # now the WAL is there
         self._wal = os.stat(companion(self.path))
         self._session = False
         self._database = database
@@ -303,22 +331,21 @@ class Owner:
         if unfinished and built.seen is not None:
             number, seq, chain = unfinished
             writer = SnapshotWriter(number, seq, chain, built.seen)
-            writer.skip(pieces_written(database, number))
+            writer.skip(sizes_written(database, number))
             self._fold = writer
         self._anchor = anchor
         self._head = built.head
         self._since = built.since
         self._folded = 0
-        self._due = 0
         self._bad = built.bad
         self._rollbacks = rollbacks
         self._unpruned = self._unswept = True
 
     def _rebuild(self) -> None:
         """Build the head anew, after something was raised in the middle of a change."""
-        if not self._lock.holds(self.path):
-            self._lock = self._take()
-        if self._database is None:
+        if self._database is None:  # in the middle of a purge, before or after the file was replaced
+            self._lock.release()
+            self._lock = self._take(create=False)
             self._connect()
         database = self._working()
         with sqlite_errors(self.path):
@@ -327,6 +354,10 @@ class Owner:
         self._sure = True
 
     def _archive(self) -> Archive:
+        """What reads the file, outside of transactions."""
+        if not self._sure:
+            self._rebuild()
+        undo_unfinished(self._working())
         return Archive(self._working(), self.path, self._model, self._base)
 
     def _working(self) -> sqlite3.Connection:
@@ -357,7 +388,6 @@ class Owner:
         event = Event(kind, version, now(), **says)
         text = event.to_json()
         size = len(text) + len(features) + ENTRY_BYTES
-        self._sure = False
         with sqlite_errors(self.path), transaction(database):
             self._check_place()
             row = database.execute("SELECT total FROM journal WHERE seq = ?", (anchor.seq,)).fetchone()
@@ -368,14 +398,19 @@ class Owner:
             )
             after = replace(anchor, seq=seq, version=version, digest=chain)
             after.write(database)
+            self._sure = False
             head = apply(head) or head
         self._anchor = after
         self._head = head
         if kind == "rollback":
             self._rollbacks[seq] = event.seq
-        self._since = self._since + size if since is None else since
         self._folded += size
+        if since is None:
+            self._since += size
+        else:  # a snapshot under way is of what was gone back on
+            self._since, self._fold = since, None
         self._wal_bytes += size + 6 * PAGE_BYTES
+        self._lock.let_read()
         self._sure = True
         return event.told()
 
@@ -385,15 +420,23 @@ class Owner:
             return
         database = self._working()
         anchor = replace(self._anchor, epoch=os.urandom(16), previous=self._anchor.epoch, clean=0)
-        self._sure = False
         with sqlite_errors(self.path):
             with transaction(database):
                 self._check_place()
+                self._sure = False
                 anchor.write(database)
-            database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            checkpoint(database)
         self._anchor = anchor
         self._session = True
         self._sure = True
+
+    def _mark_clean(self, database: sqlite3.Connection) -> None:
+        """Say in the file itself that it is whole without a WAL."""
+        with sqlite_errors(self.path):
+            checkpoint(database)  # so that what follows needs no more room
+            with transaction(database):
+                database.execute("UPDATE anchor SET clean = 1")
+            checkpoint(database)
 
     def _check_place(self) -> None:
         """That file and WAL are still where they were; what is written elsewhere is lost."""
@@ -413,9 +456,7 @@ class Owner:
         try:
             if self._session:
                 undo_unfinished(database)
-                database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-                with transaction(database):
-                    database.execute("UPDATE anchor SET clean = 1")
+                self._mark_clean(database)
         except BaseException:
             leave(database)  # closing it would delete a WAL that the file says it needs
             raise
@@ -425,19 +466,22 @@ class Owner:
 
     def _tend(self, size: int) -> None:
         """Before a change of so many bytes, do a part of what is to be done; failing is no harm."""
-        self.head  # noqa: B018 - so that no transaction is open
+        if not self._sure:
+            self._rebuild()
         try:
             with sqlite_errors(self.path):
                 if self._fold is not None:
                     self._go_on(self._fold, size)
-                elif self._unpruned or self._unswept:
+                elif (self._unpruned or self._unswept) and all(job.done for job in self._backups):
                     self._tidy()
                 elif self._since >= max(fold_bytes(self._head.nbytes), self._due):
                     self._begin_fold()
-                if self._wal_bytes > CHECKPOINT_BYTES:
+                if self._wal_bytes > CHECKPOINT_BYTES and (
+                    self._lock.try_alone() or self._wal_bytes > PATIENCE * CHECKPOINT_BYTES
+                ):
                     self._wal_bytes = CHECKPOINT_BYTES // 2  # when to try again, if it fails
-                    self._working().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-                    self._wal_bytes = 0
+                    checkpoint(self._working())
+                    self._wal_bytes = 0  # and the change that follows begins the WAL anew
         except (StateError, MemoryError):
             self._fold = None
             self._unpruned = True
@@ -465,7 +509,7 @@ class Owner:
             done = fold.write(self._working(), pieces)
         self._wal_bytes += pieces * (PIECE_BYTES + PAGE_BYTES)
         if done:
-            self._since = self._folded
+            self._since, self._due = self._folded, 0
             self._unpruned = True
         else:
             self._fold = fold
@@ -473,7 +517,7 @@ class Owner:
     def _tidy(self) -> None:
         """Delete some of what is not needed any more."""
         self._begin_session()
-        database, archive = self._working(), self._archive()
+        archive, database = self._archive(), self._working()
         with transaction(database):
             if self._unpruned:
                 for number in self._bad:
@@ -482,15 +526,6 @@ class Owner:
                 prune(database, archive, self._anchor.seq, self._rollbacks, self._retention)
             more = sweep(database, archive)
         self._unpruned, self._unswept, self._bad = False, more, []
-
-
-def leave(database: sqlite3.Connection) -> None:
-    """See to it that a connection is never closed, not even when the process ends.
-
-    SQLite tidies up when it closes: it moves the WAL into the file and deletes it. In a forked
-    child, whose parent goes on writing to that WAL, all that follows would be lost.
-    """
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(database))
 
 
 def _leave_all() -> None:

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from everlearn_runtime.errors import StateError
 from everlearn_runtime.heads import Head
-from everlearn_runtime.state.anchor import Anchor, check_companion, check_kind, companion
+from everlearn_runtime.state.anchor import Anchor, check_companion, check_kind
 from everlearn_runtime.state.archive import Archive, Built, lineage
-from everlearn_runtime.state.database import SCHEMA, connect, explained
+from everlearn_runtime.state.database import SCHEMA, explained
+from everlearn_runtime.state.lock import reading
 from everlearn_runtime.state.versions import Version
+from everlearn_runtime.state.view import companion, view
 
 TRIES = 20
 WAIT = 0.02  # seconds between two
@@ -64,6 +66,14 @@ class Reader:
         self._refresh()
         return self._head
 
+    def use(self, look: Callable[[Head], Result]) -> Result:
+        """Look at the head in ways that may work in what waits in it, such as scores or counts."""
+        head = self.head
+        self._sure = False
+        result = look(head)
+        self._sure = True
+        return result
+
     @property
     def version(self) -> int:
         """The number of the last change."""
@@ -93,6 +103,10 @@ class Reader:
     def undo(self) -> NoReturn:
         """Refuse; raises a StateError."""
         self._refuse()
+
+    def backup(self, path: str | Path) -> NoReturn:
+        """Refuse; raises a StateError."""
+        raise StateError(f"{self.path} was opened with read_only=True; let the learner that owns it copy it")
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -132,13 +146,10 @@ class Reader:
     def _read_once(self, use: Callable[[Archive], Result]) -> Result:
         if not self._sure:
             check_companion(self.path)
-        database = connect(self.path, "ro" if companion(self.path).exists() else "main")
-        try:
+        with reading(self.path), view(self.path) as database:
             if check_kind(database, self.path) != SCHEMA:
                 raise StateError(f"{self.path} is of an older schema; open it once without read_only")
             return use(Archive(database, self.path, self._model, self._base))
-        finally:
-            database.close()
 
     def _follow(self, archive: Archive) -> None:
         anchor = archive.anchor()
@@ -153,7 +164,9 @@ class Reader:
         known = self._anchor
         if anchor == known:
             return True
-        if anchor.id != known.id or anchor.seq < known.seq or archive.digest(known.seq) != known.digest:
+        if anchor.id != known.id or not archive.floor() <= known.seq <= anchor.seq:
+            return False
+        if archive.digest(known.seq) != known.digest:
             return False
         if anchor.seq == known.seq:
             return True

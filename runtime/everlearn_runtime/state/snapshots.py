@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -57,10 +57,10 @@ class SnapshotWriter:
             (self.number, self.seq, self.size, self.chain, self.head),
         )
 
-    def skip(self, pieces: int) -> None:
-        """Go on after so many pieces, which an earlier process has written."""
-        for _ in range(pieces):
-            self._next()
+    def skip(self, sizes: Iterable[int]) -> None:
+        """Go on after pieces of these sizes, which an earlier process has written."""
+        for size in sizes:
+            self._next(size)
 
     def write(self, database: sqlite3.Connection, pieces: int) -> bool:
         """Write some more; inside a transaction.
@@ -71,17 +71,18 @@ class SnapshotWriter:
         for _ in range(pieces):
             if not self._left:
                 break
-            key, data = (self.number << SHIFT) + self.done, self._next()
+            key, data = (self.number << SHIFT) + self.done, self._next(PIECE_BYTES)
             database.execute("INSERT INTO piece VALUES (?, ?)", (key, data))
         if self._left:
             return False
         database.execute("UPDATE snapshot SET digest = ? WHERE number = ?", (self._sha.digest(), self.number))
         return True
 
-    def _next(self) -> memoryview:
+    def _next(self, size: int) -> memoryview:
+        """At most so many bytes, all of one array."""
         whole = self._left[-1]
-        data = whole[self._start : self._start + PIECE_BYTES]
-        self._start += PIECE_BYTES
+        data = whole[self._start : self._start + size]
+        self._start += size
         if self._start >= len(whole):
             self._left.pop()
             self._start = 0
@@ -109,11 +110,11 @@ def read_snapshot(database: sqlite3.Connection, number: int) -> tuple[HeadState,
         kept = {str(name): (np.dtype(dtype), tuple(shape)) for name, dtype, shape in said["arrays"]}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"snapshot {number} is no snapshot ({error})") from None
-    sizes = [dtype.itemsize * _product(shape) for dtype, shape in kept.values()]
     found = database.execute(
-        "SELECT count(*), coalesce(sum(length(data)), 0) FROM piece WHERE key BETWEEN ? AND ?", _keys(number)
-    ).fetchone()
-    if found != (sum(-(-size // PIECE_BYTES) or 1 for size in sizes), sum(sizes)):
+        "SELECT coalesce(sum(length(data)), 0) FROM piece WHERE key BETWEEN ? AND ?", _keys(number)
+    ).fetchone()[0]
+    # Checked before anything of that size is made.
+    if found != sum(dtype.itemsize * _product(shape) for dtype, shape in kept.values()):
         raise ValueError(f"snapshot {number} lacks pieces")
     pieces = _pieces(database, number)
     arrays: dict[str, NDArray[Any]] = {}
@@ -121,24 +122,27 @@ def read_snapshot(database: sqlite3.Connection, number: int) -> tuple[HeadState,
         if dtype.kind not in "fi":
             raise ValueError(f"snapshot {number} holds {dtype}")
         array = arrays[name] = np.empty(shape, dtype=dtype)
-        raw = _raw(array)
-        for start in range(0, len(raw) or 1, PIECE_BYTES):
-            data = next(pieces)
-            sha.update(data)
-            if len(data) != len(raw[start : start + PIECE_BYTES]):
+        raw, done = _raw(array), 0
+        while True:
+            data = next(pieces, b"")
+            if len(data) > len(raw) - done or (not data and done < len(raw)):
                 raise ValueError(f"snapshot {number} lacks pieces")
-            raw[start : start + PIECE_BYTES] = data
+            sha.update(data)
+            raw[done : done + len(data)] = data
+            done += len(data)
+            if done == len(raw):
+                break
     if sha.digest() != digest:
         raise ValueError(f"snapshot {number} does not match its checksum")
     return HeadState(kind, classes, options, arrays), chain
 
 
-def pieces_written(database: sqlite3.Connection, number: int) -> int:
-    """How many pieces of a snapshot are there."""
-    count: int = database.execute(
-        "SELECT count(*) FROM piece WHERE key BETWEEN ? AND ?", _keys(number)
-    ).fetchone()[0]
-    return count
+def sizes_written(database: sqlite3.Connection, number: int) -> list[int]:
+    """Bytes of each piece of a snapshot that is there."""
+    rows = database.execute(
+        "SELECT length(data) FROM piece WHERE key BETWEEN ? AND ? ORDER BY key", _keys(number)
+    )
+    return [size for (size,) in rows]
 
 
 def _pieces(database: sqlite3.Connection, number: int) -> Iterator[bytes]:
