@@ -19,6 +19,7 @@ from everlearn_runtime.heads import (
     from_state,
 )
 from everlearn_runtime.images import InputSpec, open_image, prepare, prepare_batch
+from everlearn_runtime.state import Version
 
 __all__ = [
     "FORMAT",
@@ -43,6 +44,7 @@ __all__ = [
     "Ridge",
     "StateError",
     "StreamingLDA",
+    "Version",
     "from_state",
     "open_image",
     "prepare",

@@ -288,13 +288,13 @@ def write_bundle(
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        _sync_folder(folder)
+        sync_folder(folder)
         check_target(target, overwrite)
         if target.exists():
             _replace(target, folder)
         else:
             folder.rename(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return Manifest.from_json(text)
@@ -403,7 +403,7 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
     """Bring a folder's entries to the disk; where folders cannot be opened, that is not needed."""
     if os.name == "nt":
         return

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import hashlib
+import json
+import os
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from everlearn_runtime.backends import Backend, OnnxRuntime
-from everlearn_runtime.bundle import Bundle
-from everlearn_runtime.errors import BundleError
+from everlearn_runtime.bundle import FEATURES, HEAD, Bundle
+from everlearn_runtime.errors import BundleError, StateError
 from everlearn_runtime.heads import Head
 from everlearn_runtime.heads.checks import check_label, check_labels
-from everlearn_runtime.store import Store
+from everlearn_runtime.images import prepare_batch
+from everlearn_runtime.state import RETENTION, Memory, Owner, Reader, Turns, Version
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -43,17 +48,20 @@ class EdgeLearner:
     """Predicts, and goes on learning, on a device: numpy and a graph, no training runtime.
 
     Open one with :meth:`open`. The graph stays as it is; ``learn`` and ``forget`` change the
-    head's statistics, exactly and at once. Safe to share between threads: one lock, one call at a
-    time. Whatever raises leaves the state as it was.
+    head's statistics, exactly and at once. Safe to share between threads: the graph runs for all of
+    them side by side, the head is read and changed by one at a time. A learner belongs to the
+    process that opened it; a forked child opens its own. Whatever raises leaves the state as it was.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, head: Head, store: Store | None) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, keeper: Memory | Owner | Reader) -> None:
         self.bundle = bundle
         self._backend = backend
-        self._head = head
-        self._store = store
-        self._lock = threading.Lock()
+        self._keeper = keeper
+        self._turns = Turns()
         self._closed = False
+        self._pid = os.getpid()
+        # A learner that nobody closes gives its file back all the same, at the end of the process.
+        self._left = weakref.finalize(self, self._turns.take, keeper.close)
 
     @classmethod
     def open(
@@ -64,123 +72,206 @@ class EdgeLearner:
         providers: Sequence[str] | None = None,
         threads: int | None = None,
         durable: bool = False,
+        read_only: bool = False,
+        retention: int = RETENTION,
     ) -> EdgeLearner:
         """Open a bundle, and with a state file go on where the last process stopped.
 
         Args:
             bundle: The bundle's folder.
             state: An SQLite file next to, not inside, the bundle; made if it is not there. None
-                keeps what is learned in memory only.
+                keeps what is learned in memory only. It goes with every bundle that has the same
+                graph and head.
             providers: ONNX Runtime execution providers, the preferred one first; None: the CPU.
             threads: CPU threads inside an operator; None: all cores.
             durable: Bring every call to the disk before it returns, so that even a power failure
                 loses nothing; a crash of the process never does.
+            read_only: Predict from a state that another process may be changing, and follow its
+                changes: each call looks whether there are new ones, and reads them first. Any
+                number of processes may; nothing is written.
+            retention: Bytes of history that the state keeps to go back to, about; what is needed
+                to open the state again comes on top.
 
         Raises:
             BundleError: The bundle is missing or damaged.
-            StateError: The state is damaged, in use, or belongs to another bundle.
+            StateError: The state is damaged, in use, or goes with another graph or head.
             MissingExtra: onnxruntime is not installed.
             ValueError: A provider that is not there, or an argument out of range.
         """
         opened = Bundle.open(bundle)
         if state is not None and Path(state).resolve().is_relative_to(opened.path.resolve()):
             raise ValueError(f"state is {state}, inside the bundle; bundles are read-only, put it next to it")
+        if read_only and state is None:
+            raise ValueError("read_only=True without a state; give the state file to read")
+        if type(retention) is not int or retention < 0:
+            raise ValueError(f"retention is {retention!r}; give a number of bytes, at least 0")
         backend = OnnxRuntime(opened.features, providers or ("CPUExecutionProvider",), threads)
-        head, store = opened.head(), None
-        if state is not None:
-            store, head = Store.open(state, bundle=opened.id, head=head, durable=durable)
-        return cls(opened, backend, head, store)
+        keeper: Memory | Owner | Reader
+        if state is None:
+            keeper = Memory(opened.head)
+        elif read_only:
+            keeper = Reader(state, model=model_of(opened), base=opened.head)
+        else:
+            keeper = Owner(
+                state,
+                model=model_of(opened),
+                bundle=opened.id,
+                base=opened.head,
+                durable=durable,
+                retention=retention,
+            )
+        return cls(opened, backend, keeper)
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The names known now, in the order of first appearance."""
-        with self._open():
-            return self._head.classes
+        return self._in_turn(lambda: self._keeper.head.classes)
 
     @property
     def counts(self) -> dict[str, int]:
         """Samples learned per class, the workstation's included."""
-        with self._open():
-            return dict(zip(self._head.classes, map(int, self._head.counts), strict=True))
+        return self._in_turn(lambda: self._keeper.use(_counts))
 
     @property
     def nbytes(self) -> int:
         """Bytes of the head's statistics: all that learning keeps."""
-        with self._open():
-            return self._head.nbytes
+        return self._in_turn(lambda: self._keeper.head.nbytes)
 
-    def predict(self, images: ArrayLike) -> Prediction:
+    @property
+    def version(self) -> int:
+        """The number of the last change; 0 is the bundle's own head."""
+        return self._in_turn(lambda: self._keeper.version)
+
+    def history(self) -> list[Version]:
+        """The versions that :meth:`rollback` can go back to, oldest first.
+
+        How far that is follows from the state's ``retention``; without a state there is none.
+        """
+        return self._in_turn(self._keeper.history)
+
+    def predict(self, images: object, *, channels: str = "rgb") -> Prediction:
         """Classify images.
 
         Args:
-            images: uint8 (B, height, width, 3); see ``everlearn_runtime.prepare``.
+            images: One or many, of any size, as ``everlearn_runtime.prepare_batch`` takes them:
+                uint8 arrays as a camera gives them, PIL images, files.
+            channels: The order of an array's colours: ``"rgb"``, or ``"bgr"`` as OpenCV has it.
 
         Raises:
-            ValueError: Wrong shape or dtype, NaN pixels, an empty batch, no class known yet, or
-                the learner is closed.
+            ValueError: What is no picture, or no class is known yet, or the learner is closed.
+            MissingExtra: A picture has another size than the graph takes, and Pillow is missing.
+            StateError: The state cannot be read any more.
         """
-        batch = self.bundle.manifest.input.check(images)
-        with self._open():
-            if not self._head.classes:
-                raise ValueError("no class is known yet; learn some first")
-            scores = self._head.scores(self._features(batch))
-            classes = self._head.classes
+        self._check_open()
+        features = self._features(self._batch(images, channels))
+        scores, classes = self._in_turn(lambda: self._scores(features))
         return Prediction([classes[column] for column in scores.argmax(axis=1)], scores, classes)
 
-    def learn(self, images: ArrayLike, labels: Sequence[str]) -> None:
+    def learn(self, images: object, labels: Sequence[str], *, channels: str = "rgb") -> Version:
         """Learn labelled images, of old and new classes alike.
 
-        With a state file the call is in its journal before the head changes.
+        With a state file the change is in its journal when the call returns.
 
         Args:
-            images: uint8 (B, height, width, 3).
-            labels: B class names.
+            images: As in :meth:`predict`.
+            labels: A class name for each.
+            channels: As in :meth:`predict`.
+
+        Returns:
+            What was learned: the new version's number, and the samples of each class.
 
         Raises:
             ValueError: As in :meth:`predict`, a label that is no non-empty ``str``, or another
                 number of labels than of images.
-            StateError: The state could not be written.
+            StateError: The state could not be written, or is read-only.
         """
-        batch = self.bundle.manifest.input.check(images)
+        self._check_open()
         names = check_labels(labels)
+        batch = self._batch(images, channels)
         if len(names) != len(batch):
             raise ValueError(f"{len(names)} labels for {len(batch)} images; give one label per image")
-        with self._open():
-            features = self._features(batch)
-            self._head.check(features, names)
-            if self._store is not None:
-                self._fold_if_due(self._store)
-                self._store.learn(features, names)
-            self._head.update(features, names)
+        features = self._features(batch)
+        return self._in_turn(lambda: self._learn(features, names))
 
-    def forget(self, label: str) -> None:
+    def forget(self, label: str, *, purge: bool = False) -> Version:
         """Drop a class; what its samples said about all classes together may stay, see the head.
+
+        The name and the features of its samples stay in the state's history, so that this can be
+        taken back, as long as its ``retention`` says.
 
         Args:
             label: A known class.
+            purge: Leave neither its name nor its features in any byte of the state file and its
+                companion. That ends the history: the state cannot go back beyond this version. A
+                class that was forgotten before but is still in the history may be named too.
+
+        Returns:
+            The new version; of a purge, without the name.
 
         Raises:
             ValueError: No such class, or the learner is closed.
-            StateError: The state could not be written.
+            StateError: The state could not be written, or is read-only.
         """
         name = check_label(label)
-        with self._open():
-            if name not in self._head.classes:
-                known = ", ".join(map(repr, self._head.classes)) or "none"
-                raise ValueError(f"no class {name!r} to forget; known classes: {known}")
-            if self._store is not None:
-                self._fold_if_due(self._store)
-                self._store.forget(name)
-            self._head.remove(name)
+        return self._in_turn(lambda: self._forget(name, purge))
+
+    def undo(self) -> Version:
+        """Take back the last change that has not been taken back.
+
+        A second call takes back the one before it; to take back an undo, :meth:`rollback` to the
+        version before it.
+
+        Returns:
+            The new version.
+
+        Raises:
+            ValueError: Nothing is left to take back within the history, or the learner is closed.
+            StateError: The state could not be read or written, or is read-only.
+        """
+        return self._in_turn(self._keeper.undo)
+
+    def rollback(self, to: int) -> Version:
+        """Go back to an earlier version, exactly, to the bit.
+
+        That is a change like any other: a new version, which can be taken back.
+
+        Args:
+            to: Its number, see :meth:`history`.
+
+        Returns:
+            The new version.
+
+        Raises:
+            ValueError: It is not in the history, or the learner is closed.
+            StateError: The state could not be read or written, or is read-only.
+        """
+        if type(to) is not int:
+            raise ValueError(f"to is {to!r}; give a version's number, see history()")
+        return self._in_turn(lambda: self._keeper.rollback(to))
+
+    def backup(self, path: str | Path) -> None:
+        """Copy the state, as it is now, to another file; other threads go on learning meanwhile.
+
+        The copy opens as a state. A plain copy of the file is whole only while no learner is open.
+
+        Args:
+            path: Where to; nothing may be there yet.
+
+        Raises:
+            ValueError: Something is at the path, there is no state, or the learner is closed.
+            StateError: The copy could not be written, or a purge came in between; nothing is left of it.
+        """
+        job = self._in_turn(lambda: self._keeper.backup(path))
+        try:
+            while not self._in_turn(job.step):
+                pass
+        finally:
+            job.discard()
 
     def close(self) -> None:
-        """Give back the session and the state file; a second call does nothing."""
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._backend.close()
-                if self._store is not None:
-                    self._store.close()
+        """Give back the session and the state file; a second call does nothing, nor does a forked child's."""
+        if os.getpid() == self._pid:
+            self._turns.take(self._close)
 
     def __enter__(self) -> Self:
         return self
@@ -190,16 +281,62 @@ class EdgeLearner:
     ) -> None:
         self.close()
 
-    @contextmanager
-    def _open(self) -> Iterator[None]:
-        """The lock, on a learner that is not closed."""
-        with self._lock:
-            if self._closed:
-                raise ValueError("this learner is closed; open the bundle again")
-            yield
+    @property
+    def _head(self) -> Head:
+        return self._keeper.head
+
+    def _scores(self, features: NDArray[np.float32]) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+        head = self._keeper.head
+        if not head.classes:
+            raise ValueError("no class is known yet; learn some first")
+        return self._keeper.use(lambda head: head.scores(features)), head.classes
+
+    def _learn(self, features: NDArray[np.float32], names: list[str]) -> Version:
+        self._keeper.head.check(features, names)
+        return self._keeper.learn(features, names)
+
+    def _forget(self, name: str, purge: bool) -> Version:
+        if purge:
+            return self._keeper.purge(name)
+        if name not in self._keeper.head.classes:
+            known = ", ".join(map(repr, self._keeper.head.classes)) or "none"
+            raise ValueError(f"no class {name!r} to forget; known classes: {known}")
+        return self._keeper.forget(name)
+
+    def _close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._left.detach()
+            self._backend.close()
+            self._keeper.close()
+
+    def _check_open(self) -> None:
+        if os.getpid() != self._pid:
+            raise StateError(
+                f"this learner belongs to process {self._pid}, which opened it; open one of its own here"
+            )
+        if self._closed:
+            raise ValueError("this learner is closed; open the bundle again")
+
+    def _in_turn(self, call: Callable[[], Result]) -> Result:
+        """Call something on a learner that is open, while no other thread does."""
+        self._check_open()
+        return self._turns.take(lambda: self._if_open(call))
+
+    def _if_open(self, call: Callable[[], Result]) -> Result:
+        self._check_open()
+        return call()
+
+    def _batch(self, images: object, channels: str) -> NDArray[np.uint8]:
+        return prepare_batch(images, self.bundle.manifest.input, channels=channels)
 
     def _features(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        features = self._backend.run(batch)
+        """Run the graph, which needs no turn."""
+        try:
+            features = self._backend.run(batch)
+        except ValueError:
+            self._check_open()  # if it was closed meanwhile, say that
+            raise
         width = self.bundle.manifest.width
         if features.shape[1] != width:
             raise BundleError(
@@ -207,7 +344,14 @@ class EdgeLearner:
             )
         return features
 
-    def _fold_if_due(self, store: Store) -> None:
-        # Before the journal entry, not after: if folding fails, nothing has happened yet.
-        if store.due:
-            self._head = store.fold(self._head)
+
+def model_of(bundle: Bundle) -> str:
+    """sha256 of what a state goes with: the graph, with its weights wherever they are, and the head."""
+    manifest = bundle.manifest
+    files = {name: sha for name, sha in manifest.files.items() if name.startswith(FEATURES) or name == HEAD}
+    says = [sorted(files.items()), manifest.head, manifest.classes]
+    return hashlib.sha256(json.dumps(says, sort_keys=True).encode()).hexdigest()
+
+
+def _counts(head: Head) -> dict[str, int]:
+    return dict(zip(head.classes, map(int, head.counts), strict=True))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from everlearn_runtime import LDA, BundleError, EdgeLearner, MissingExtra, OnnxRuntime, Ridge
 from everlearn_runtime.errors import StateError
+from everlearn_runtime.state import Owner
 
 MakeImages = Callable[..., NDArray[np.uint8]]
 
@@ -230,8 +231,8 @@ def test_a_state_inside_the_bundle_is_refused(bundle: Path) -> None:
 def test_a_full_disk_leaves_the_learner_as_it_was(learner: EdgeLearner, make_images: MakeImages) -> None:
     learner.learn(make_images("cup"), ["cup"] * 4)
     before = snapshot(learner)
-    assert learner._store is not None
-    database = learner._store._database
+    assert isinstance(learner._keeper, Owner)
+    database = learner._keeper._working()
     database.execute(f"PRAGMA max_page_count = {database.execute('PRAGMA page_count').fetchone()[0]}")
     with pytest.raises(StateError, match=r"full.*free space"):
         learner.learn(make_images("axe", 300), ["axe"] * 300)

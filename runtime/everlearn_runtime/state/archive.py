@@ -1,0 +1,286 @@
+"""From what a file holds to the head it stands for."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from everlearn_runtime.errors import StateError
+from everlearn_runtime.heads import Head, HeadState, from_state
+from everlearn_runtime.state.anchor import Anchor, read_anchor
+from everlearn_runtime.state.database import damaged
+from everlearn_runtime.state.journal import Event, digest
+from everlearn_runtime.state.snapshots import read_snapshot
+
+ENTRY_BYTES = 128  # what an entry takes besides its text and features, about
+
+
+@dataclass
+class Built:
+    """A head, and how it came about.
+
+    Args:
+        head: It.
+        since: Bytes of the journal that were replayed.
+        seen: The head's state at the entry that was asked for, if it was passed.
+        bad: Snapshots that could not be read.
+    """
+
+    head: Head
+    since: int = 0
+    seen: HeadState | None = None
+    bad: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way to a head: a snapshot, and runs of entries to replay after it, first and last.
+
+    ``snapshot`` None is the bundle's own head.
+    """
+
+    snapshot: int | None
+    runs: list[tuple[int, int]]
+
+
+class Archive:
+    """Reads a state through a connection.
+
+    Args:
+        database: The connection; the archive does not close it.
+        path: The file, for messages.
+        model: What the state must go with.
+        base: Makes the bundle's own head, version 0.
+    """
+
+    def __init__(
+        self, database: sqlite3.Connection, path: Path, model: str, base: Callable[[], Head]
+    ) -> None:
+        self._database = database
+        self._path = path
+        self._model = model
+        self._base = base
+
+    def anchor(self) -> Anchor:
+        """Where the file ends.
+
+        Raises:
+            StateError: The file is damaged, or belongs to another graph or head.
+        """
+        anchor = read_anchor(self._database, self._path)
+        if anchor.model != self._model:
+            raise StateError(
+                f"{self._path} belongs to another bundle, with another graph or head "
+                f"({anchor.model[:12]}..., not {self._model[:12]}...); "
+                "open it with that one, or give a new file to start from this one"
+            )
+        return anchor
+
+    def build(
+        self, anchor: Anchor, seq: int, rollbacks: Mapping[int, int], watch: int | None = None
+    ) -> Built:
+        """The head as it was after an entry.
+
+        Args:
+            anchor: Where the file ends.
+            seq: The entry; 0 is the bundle's own head.
+            rollbacks: As of :meth:`rollbacks`.
+            watch: An entry at which the head's state is to be kept, if it comes by.
+
+        Raises:
+            StateError: No snapshot that it could start from is whole, or an entry is not.
+        """
+        bad: list[int] = []
+        problem = "no snapshot is left to start from"
+        for plan in self._plans(seq, rollbacks):
+            try:
+                built = self._start(plan)
+            except ValueError as error:
+                problem = str(error)
+                if plan.snapshot is not None:
+                    bad.append(plan.snapshot)
+                continue
+            built.bad = bad
+            for first, last in plan.runs:
+                self.replay(built, first, last, watch)
+            if seq == anchor.seq and seq and self.digest(seq) != anchor.digest:
+                raise self.damaged("the journal does not match the anchor")
+            return built
+        raise self.damaged(problem)
+
+    def replay(self, built: Built, first: int, last: int, watch: int | None = None) -> None:
+        """Replay a run of entries, after checking them.
+
+        Raises:
+            StateError: One is missing, changed, or does not go with the head.
+        """
+        before, expected = self.digest(first - 1), first
+        rows = self._database.execute(
+            "SELECT seq, total, digest, event, features FROM journal WHERE seq BETWEEN ? AND ? ORDER BY seq",
+            (first, last),
+        )
+        for number, total, found, text, features in rows:
+            sound = (
+                number == expected
+                and type(total) is int
+                and isinstance(text, str)
+                and isinstance(features, bytes)
+            )
+            if not sound or digest(before, number, total, text, features) != found:
+                raise self.damaged(f"journal entry {expected} is missing or does not match its checksum")
+            try:
+                Event.from_json(text).replay(built.head, features)
+            except MemoryError:
+                raise
+            except Exception as error:  # whatever a checksum that is right cannot rule out
+                raise self.damaged(f"journal entry {number} makes no sense ({error})") from error
+            before, expected = found, expected + 1
+            built.since += len(text) + len(features) + ENTRY_BYTES
+            if number == watch:
+                built.seen = built.head.state()
+        if expected != last + 1:
+            raise self.damaged(f"journal entry {expected} is missing or does not match its checksum")
+
+    def events(self) -> list[tuple[int, Event]]:
+        """Versions that can be gone back to, oldest first, each with its last entry.
+
+        A version's last entry is its own, or that of a "settle" after it.
+        """
+        floor, expected = self.floor(), 0
+        found: dict[int, tuple[int, Event]] = {}
+        for seq, text in self._database.execute(
+            "SELECT seq, event FROM journal WHERE seq >= ? ORDER BY seq", (floor - 1,)
+        ):
+            if seq != (expected or seq):
+                raise self.damaged(f"journal entry {expected} is missing")
+            expected, event = seq + 1, self._event(text)
+            if seq == floor:  # what is before belongs to this version, or cannot be gone back to
+                found = {number: kept for number, kept in found.items() if number == event.version}
+            own = found[event.version][1] if event.version in found else event
+            found[event.version] = seq, own
+        return list(found.values())
+
+    def floor(self) -> int:
+        """The oldest entry that can be gone back to; 0 is the bundle's own head."""
+        first = self._database.execute("SELECT min(seq) FROM journal").fetchone()[0]
+        if first in (None, 1):
+            return 0
+        oldest: int | None = self._database.execute(
+            "SELECT min(seq) FROM snapshot WHERE digest IS NOT NULL"
+        ).fetchone()[0]
+        return first if oldest is None else oldest
+
+    def event(self, seq: int) -> Event:
+        """What an entry says.
+
+        Raises:
+            StateError: There is no such entry.
+        """
+        row = self._database.execute("SELECT event FROM journal WHERE seq = ?", (seq,)).fetchone()
+        if row is None:
+            raise self.damaged(f"journal entry {seq} is missing")
+        return self._event(row[0])
+
+    def mentions(self, label: str) -> bool:
+        """Whether the journal or a snapshot names a class."""
+        events = (self._event(text) for (text,) in self._database.execute("SELECT event FROM journal"))
+        if any(label in event.labels for event in events):
+            return True
+        heads = self._database.execute("SELECT head FROM snapshot")
+        return any(json.dumps(label, ensure_ascii=False) in str(text) for (text,) in heads)
+
+    def snapshots(self) -> dict[int, int]:
+        """Whole snapshots: the entry after which each was taken, and its number."""
+        rows = self._database.execute(
+            "SELECT seq, number FROM snapshot WHERE digest IS NOT NULL ORDER BY number"
+        ).fetchall()
+        if any(type(seq) is not int for seq, _ in rows):
+            raise self.damaged("a snapshot is of no entry")
+        return dict(rows)
+
+    def damaged(self, what: str) -> StateError:
+        """The error for a file whose content is wrong."""
+        return damaged(self._path, what)
+
+    def rollbacks(self) -> dict[int, int]:
+        """The entries that go back, and the entries after which they go on."""
+        found: dict[int, int] = {}
+        for seq, text in self._database.execute(
+            "SELECT seq, event FROM journal "
+            "WHERE length(features) = 0 AND event LIKE '%rollback%' ORDER BY seq"
+        ):
+            event = self._event(text)
+            if event.kind == "rollback":
+                if event.seq >= seq:
+                    raise self.damaged(f"journal entry {seq} goes back to a later one")
+                found[seq] = event.seq
+        return found
+
+    def _plans(self, seq: int, rollbacks: Mapping[int, int]) -> Iterator[Plan]:
+        """Ways to a head, the shortest first."""
+        snapshots, runs = self.snapshots(), list[tuple[int, int]]()
+        first = self._database.execute("SELECT min(seq) FROM journal").fetchone()[0] or 1
+        for start, end in lineage(seq, rollbacks, first):
+            for after in sorted((at for at in snapshots if start - 1 <= at <= end), reverse=True):
+                yield Plan(snapshots[after], _runs(after + 1, end, runs))
+            runs = _runs(start, end, runs)
+            seq = start - 1
+        if seq == 0:
+            yield Plan(None, runs)
+
+    def _start(self, plan: Plan) -> Built:
+        if plan.snapshot is None:
+            return Built(self._base())
+        state, _ = read_snapshot(self._database, plan.snapshot)
+        try:
+            return Built(from_state(state))
+        except (MemoryError, ValueError):
+            raise
+        except Exception as error:  # whatever a checksum that is right cannot rule out
+            raise ValueError(f"snapshot {plan.snapshot} makes no sense ({error})") from error
+
+    def digest(self, seq: int) -> bytes:
+        """The checksum of an entry, which may be gone if a snapshot was taken after it."""
+        if seq == 0:
+            return b""
+        row = self._database.execute("SELECT digest FROM journal WHERE seq = ?", (seq,)).fetchone()
+        if row is None:
+            row = self._database.execute("SELECT chain FROM snapshot WHERE seq = ?", (seq,)).fetchone()
+        if row is None or not isinstance(row[0], bytes):
+            raise self.damaged(f"journal entry {seq} is missing or does not match its checksum")
+        return row[0]
+
+    def _event(self, text: object) -> Event:
+        try:
+            return Event.from_json(text)
+        except (ValueError, TypeError) as error:
+            raise self.damaged(str(error)) from None
+
+
+def lineage(seq: int, rollbacks: Mapping[int, int], first: int = 1) -> Iterator[tuple[int, int]]:
+    """What a head goes back on: runs of entries, first and last, the newest run first.
+
+    What was rolled back is passed over; a run may be empty, with its last before its first.
+
+    Args:
+        seq: The head's last entry.
+        rollbacks: The entries that go back, and the entries after which they go on.
+        first: The oldest entry that is there.
+
+    >>> list(lineage(9, {7: 3}))
+    [(8, 9), (1, 3)]
+    """
+    for number in sorted(rollbacks, reverse=True):
+        if first <= number <= seq:
+            yield number + 1, seq
+            seq = rollbacks[number]
+    if seq >= first - 1:
+        yield first, seq
+
+
+def _runs(first: int, last: int, later: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """A run before later ones, unless it is empty."""
+    return [(first, last), *later] if first <= last else list(later)

@@ -1,0 +1,202 @@
+"""New state files: written beside their place, whole on the disk before they are put there."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from everlearn_runtime.bundle import sync_folder
+from everlearn_runtime.errors import StateError
+from everlearn_runtime.heads import Head
+from everlearn_runtime.state.anchor import Anchor
+from everlearn_runtime.state.database import (
+    PAGE_BYTES,
+    checkpoint,
+    connect,
+    create_tables,
+    prepare,
+    sqlite_errors,
+    transaction,
+)
+from everlearn_runtime.state.journal import Event, digest
+from everlearn_runtime.state.lock import FileLock
+from everlearn_runtime.state.snapshots import SHIFT, SnapshotWriter
+from everlearn_runtime.state.view import companion
+
+ROWS = 64  # a transaction, and a step
+
+
+class NewFile:
+    """A state file that is being written, under the name of its place and ``-new``.
+
+    Args:
+        path: Its place.
+
+    Raises:
+        StateError: Another process is about to write there too, or the disk does not let it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._beside = path.with_name(path.name + "-new")
+        with sqlite_errors(path):
+            self._lock = FileLock(self._beside, create=True)
+            os.ftruncate(self._lock.fileno(), 0)  # what an interrupted one has left
+            companion(self._beside).unlink(missing_ok=True)
+            self.database: sqlite3.Connection = connect(self._beside, "rw")
+            self.database.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+            prepare(self.database, durable=True)
+            with transaction(self.database):
+                create_tables(self.database)
+
+    def finish(self, anchor: Anchor) -> FileLock:
+        """Write the anchor and put the file into its place.
+
+        Returns:
+            The lock on it.
+        """
+        with sqlite_errors(self.path):
+            with transaction(self.database):
+                self.database.execute("INSERT INTO anchor (seq) VALUES (0)")
+                replace(anchor, clean=1).write(self.database)
+            self.database.close()
+        os.fsync(self._lock.fileno())
+        os.replace(self._beside, self.path)
+        sync_folder(self.path.parent)
+        return self._lock
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        self.database.close()
+        companion(self._beside).unlink(missing_ok=True)
+        self._beside.unlink(missing_ok=True)
+        self._lock.release()
+
+
+def start_file(path: Path, anchor: Anchor, event: Event, head: Callable[[], Head] | None) -> FileLock:
+    """Put a state file into its place that begins with one event.
+
+    Args:
+        path: The place.
+        anchor: Names the file; ``seq`` is the event's.
+        event: "start" or "purge".
+        head: Makes what is known after it, settled; None: the bundle's own head.
+
+    Returns:
+        The lock on it.
+
+    Raises:
+        StateError: It could not be written; what was in its place is as it was.
+    """
+    text = event.to_json()
+    total = len(text)
+    chain = digest(b"", anchor.seq, total, text, b"")
+    file = NewFile(path)
+    try:
+        with sqlite_errors(path):
+            with transaction(file.database):
+                file.database.execute(
+                    "INSERT INTO journal VALUES (?, ?, ?, ?, ?)", (anchor.seq, total, chain, text, b"")
+                )
+            if head is not None:
+                writer = SnapshotWriter(1, anchor.seq, chain, head().state())
+                with transaction(file.database):
+                    writer.begin(file.database)
+                done = False
+                while not done:
+                    with transaction(file.database):
+                        done = writer.write(file.database, ROWS)
+                    checkpoint(file.database)
+        return file.finish(replace(anchor, version=event.version, digest=chain))
+    except BaseException:
+        file.discard()
+        raise
+
+
+class Backup:
+    """A copy of a state as it is now, made in steps between which it goes on being changed.
+
+    Entries and snapshots do not change once they are written; the owner deletes none while a
+    backup of it is under way.
+
+    Args:
+        database: A connection to the state.
+        anchor: Where it ends now.
+        path: The copy's place; nothing may be there.
+
+    Raises:
+        ValueError: Something is there, or no folder for it.
+        StateError: It cannot be written.
+    """
+
+    def __init__(self, database: sqlite3.Connection, anchor: Anchor, path: Path) -> None:
+        if path.exists() or path.is_symlink():
+            raise ValueError(f"{path} exists; give another path for the backup")
+        if not path.parent.is_dir():
+            raise ValueError(f"{path}: no such folder as {path.parent}; make it first")
+        self._database = database
+        self._anchor = replace(anchor, id=os.urandom(16))
+        self._whole = [
+            number for (number,) in database.execute("SELECT number FROM snapshot WHERE digest IS NOT NULL")
+        ]
+        self._file = NewFile(path)
+        self._seq = -1
+        self._key = -1
+        self.done = False
+
+    def step(self) -> bool:
+        """Copy some more. Returns whether the copy is whole and in its place.
+
+        Raises:
+            StateError: It cannot be written, or the state was purged; nothing is left of it.
+        """
+        if self.done:
+            raise StateError(f"{self._file.path} was not written: the state was purged while it was copied")
+        try:
+            with sqlite_errors(self._file.path):
+                with transaction(self._file.database):
+                    more = self._journal() or self._pieces()
+                    if not more:
+                        self._snapshots()
+                checkpoint(self._file.database)
+            if not more:
+                self._file.finish(self._anchor).release()
+                self.done = True
+        except BaseException:
+            self.discard()
+            raise
+        return self.done
+
+    def discard(self) -> None:
+        """Leave nothing of it."""
+        if not self.done:
+            self.done = True
+            self._file.discard()
+
+    def _journal(self) -> bool:
+        entries = self._database.execute(
+            "SELECT * FROM journal WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
+            (self._seq, self._anchor.seq, ROWS),
+        ).fetchall()
+        if entries:
+            self._seq = entries[-1][0]
+            self._file.database.executemany("INSERT INTO journal VALUES (?, ?, ?, ?, ?)", entries)
+        return bool(entries)
+
+    def _pieces(self) -> bool:
+        pieces = self._database.execute(
+            "SELECT key, data FROM piece WHERE key > ? ORDER BY key LIMIT ?", (self._key, ROWS)
+        ).fetchall()
+        if pieces:
+            self._key = pieces[-1][0]
+            own = [piece for piece in pieces if piece[0] >> SHIFT in self._whole]
+            self._file.database.executemany("INSERT INTO piece VALUES (?, ?)", own)
+        return bool(pieces)
+
+    def _snapshots(self) -> None:
+        for number in self._whole:
+            row = self._database.execute("SELECT * FROM snapshot WHERE number = ?", (number,)).fetchone()
+            self._file.database.execute("INSERT INTO snapshot VALUES (?, ?, ?, ?, ?, ?)", row)

@@ -1,0 +1,166 @@
+"""SQLite as a state file uses it: how it is opened, and what its errors mean.
+
+The file is in WAL mode, and its one writer keeps the WAL's index in its own memory (exclusive
+locking mode) and lets SQLite take no locks (the VFS "unix-none"): SQLite's POSIX locks vanish when any
+part of the process closes the file, after a copy for example, and do not survive a fork.
+Who owns the file is :mod:`everlearn_runtime.state.lock`'s business, and readers need no lock, see
+:mod:`everlearn_runtime.state.reader`.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from everlearn_runtime.errors import StateError
+
+SCHEMA = 2
+APPLICATION = 0x45564C4E  # "EVLN", in the header of every state file
+VFS = "win32-none" if sys.platform == "win32" else "unix-none"
+# A change writes a handful of pages besides its own bytes, so small pages wear the disk least.
+PAGE_BYTES = 1024
+WAL_BYTES = 16 << 20  # what is left of the WAL file after it was longer
+
+TABLES = {
+    # First, so that it is on page 2: one row, written with every change.
+    "anchor": "CREATE TABLE anchor (id BLOB, epoch BLOB, previous BLOB, clean INTEGER, seq INTEGER, "
+    "version INTEGER, digest BLOB, model TEXT)",
+    "journal": "CREATE TABLE journal (seq INTEGER PRIMARY KEY, total INTEGER, digest BLOB, event TEXT, "
+    "features BLOB)",
+    "snapshot": "CREATE TABLE snapshot (number INTEGER PRIMARY KEY, seq INTEGER, size INTEGER, chain BLOB, "
+    "head TEXT, digest BLOB)",
+    "piece": "CREATE TABLE piece (key INTEGER PRIMARY KEY, data BLOB)",
+}
+
+_IN_USE = {"SQLITE_BUSY", "SQLITE_LOCKED"}
+_ENVIRONMENT = {
+    "SQLITE_FULL",
+    "SQLITE_READONLY",
+    "SQLITE_CANTOPEN",
+    "SQLITE_IOERR",
+    "SQLITE_PERM",
+    "SQLITE_AUTH",
+    "SQLITE_NOLFS",
+}
+# Python 3.10 hands on SQLite's words only.
+_WORDS = {
+    "locked": "SQLITE_BUSY",
+    "full": "SQLITE_FULL",
+    "readonly": "SQLITE_READONLY",
+    "unable to open": "SQLITE_CANTOPEN",
+    "disk I/O": "SQLITE_IOERR",
+    "access permission": "SQLITE_PERM",
+    "too big": "SQLITE_TOOBIG",
+}
+
+
+def connect(path: Path, mode: str) -> sqlite3.Connection:
+    """Open a file that exists.
+
+    Args:
+        path: The file.
+        mode: "rw"; "ro", which reads file and WAL together and writes nothing; or "main", which
+            reads the file without its WAL.
+    """
+    query = {"rw": f"mode=rw&vfs={VFS}", "ro": f"mode=ro&vfs={VFS}", "main": "mode=ro&immutable=1"}[mode]
+    database = sqlite3.connect(
+        f"file:{quote(os.fsencode(path))}?{query}",
+        uri=True,
+        timeout=0,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    database.execute("PRAGMA trusted_schema = OFF")
+    if mode != "main":
+        database.execute("PRAGMA locking_mode = EXCLUSIVE")
+    return database
+
+
+def prepare(database: sqlite3.Connection, durable: bool) -> None:
+    """Set up a connection that writes."""
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+    database.execute("PRAGMA secure_delete = OFF")  # zeros are written too; see `rewrite` for what must go
+    database.execute("PRAGMA wal_autocheckpoint = 0")  # its errors would look like those of a commit
+    database.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
+
+
+def create_tables(database: sqlite3.Connection) -> None:
+    """Make an empty file a state file; the caller begins and commits."""
+    database.execute(f"PRAGMA application_id = {APPLICATION}")
+    database.execute(f"PRAGMA user_version = {SCHEMA}")
+    for statement in TABLES.values():
+        database.execute(statement)
+
+
+@contextmanager
+def transaction(database: sqlite3.Connection) -> Iterator[None]:
+    """All of it or nothing."""
+    undo_unfinished(database)
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        database.execute("COMMIT")
+    except BaseException:
+        undo_unfinished(database)
+        raise
+
+
+def checkpoint(database: sqlite3.Connection) -> None:
+    """Move the WAL into the file, all of it, and bring it to the disk."""
+    busy, frames, moved = database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    if busy or frames != moved:
+        raise sqlite3.OperationalError(f"{moved} of {frames} pages moved into the file: disk I/O error")
+
+
+def undo_unfinished(database: sqlite3.Connection) -> None:
+    """End a transaction that was interrupted; a full disk may have ended it already."""
+    if database.in_transaction:
+        database.execute("ROLLBACK")
+
+
+@contextmanager
+def sqlite_errors(path: Path) -> Iterator[None]:
+    """SQLite's errors, as a StateError that says what to do."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise explained(path, error) from error
+
+
+def explained(path: Path, error: sqlite3.Error) -> StateError:
+    """What an error of SQLite means for a state file."""
+    code = _code(error)
+    if code in _IN_USE:
+        return StateError(f"{path} is in use by another process or learner; close that one first")
+    if code in _ENVIRONMENT:
+        return StateError(f"{path}: {error}; check the free space and the permissions")
+    if code == "SQLITE_TOOBIG":
+        return StateError(f"{path}: so much does not go into one entry ({error}); learn it in parts")
+    if code == "SQLITE_NOTADB":
+        return StateError(f"{path} is no state file ({error}); give another file")
+    return damaged(path, str(error))
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether an error of SQLite is about what the file holds."""
+    return _code(error) not in _IN_USE | _ENVIRONMENT | {"SQLITE_TOOBIG"}
+
+
+def damaged(path: Path, what: str) -> StateError:
+    """The error for a file whose content is wrong."""
+    return StateError(f"{path} is damaged: {what}; restore a copy, or delete it to start again")
+
+
+def _code(error: sqlite3.Error) -> str:
+    """The primary code, "SQLITE_IOERR" for "SQLITE_IOERR_WRITE"."""
+    name = getattr(error, "sqlite_errorname", None)
+    if name is None:
+        text = str(error)
+        return next((code for words, code in _WORDS.items() if words in text), "SQLITE_ERROR")
+    return "_".join(str(name).split("_")[:2])

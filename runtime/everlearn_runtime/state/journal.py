@@ -1,0 +1,143 @@
+"""The journal: what was done to a head, entry by entry."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from everlearn_runtime.heads import Head
+from everlearn_runtime.state.versions import Version
+
+KINDS = ("learn", "forget", "rollback", "settle", "start", "purge")
+DTYPES = ("<f4", "<f8")
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+@dataclass(frozen=True)
+class Event:
+    """What one entry says.
+
+    Args:
+        kind: "learn" and "forget"; "rollback"; "settle", which is no version of its own: the head
+            finished what it had put off, as it must before a snapshot; "start" and "purge", with
+            which a file begins.
+        version: The version that it makes.
+        time: Milliseconds since 1970, UTC.
+        labels: Of "learn", one for each row; of "forget", the class.
+        samples: Of "forget", how many the class had.
+        dtype: Of "learn", of the features.
+        width: Of "learn", of the features.
+        to: Of "rollback", the version that it went back to.
+        seq: Of "rollback", the last entry of that version.
+    """
+
+    kind: str
+    version: int
+    time: int
+    labels: tuple[str, ...] = ()
+    samples: int = 0
+    dtype: str = ""
+    width: int = 0
+    to: int = 0
+    seq: int = 0
+
+    def to_json(self) -> str:
+        """The text that goes into the journal: what is not as by default."""
+        said = {name: value for name, value in vars(self).items() if value}
+        return json.dumps(said, ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: object) -> Event:
+        """The reverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: No such text. Its numbers, labels and kind are checked.
+        """
+        try:
+            said = json.loads(text) if isinstance(text, str) else None
+        except RecursionError:
+            raise ValueError("an entry is nested too deeply") from None
+        if not isinstance(said, dict) or not set(said) <= set(cls.__dataclass_fields__):
+            raise ValueError("an entry is not one of a journal")
+        labels = said.pop("labels", ())
+        event = cls(**{"kind": "", "version": 0, "time": 0, **said}, labels=tuple(labels))
+        numbers = (event.version, event.time, event.samples, event.width, event.to, event.seq)
+        if event.kind not in KINDS or any(type(number) is not int or number < 0 for number in numbers):
+            raise ValueError("an entry is not one of a journal")
+        if event.time >= 1 << 47 or any(not isinstance(label, str) for label in event.labels):
+            raise ValueError("an entry is not one of a journal")
+        return event
+
+    def told(self) -> Version:
+        """This event for users."""
+        counts = {"learn": Counter(self.labels), "forget": dict.fromkeys(self.labels, self.samples)}
+        return Version(
+            self.version,
+            EPOCH + timedelta(milliseconds=self.time),
+            self.kind,
+            dict(counts.get(self.kind, {})),
+            self.to if self.kind == "rollback" else None,
+        )
+
+    def replay(self, head: Head, features: bytes) -> None:
+        """Do to a head what this event says.
+
+        Raises:
+            ValueError: It does not go with this head.
+        """
+        if self.kind == "learn":
+            head.update(self._rows(features), self.labels)
+        elif self.kind == "forget":
+            (label,) = self.labels
+            head.remove(label)
+        elif self.kind == "settle":
+            head.settle()
+        elif self.kind == "rollback":
+            raise ValueError("a rollback is not replayed but passed over")
+
+    def _rows(self, features: bytes) -> NDArray[Any]:
+        if self.dtype not in DTYPES or self.width < 1:
+            raise ValueError(f"features of {self.dtype!r} and width {self.width}")
+        return np.frombuffer(features, dtype=self.dtype).reshape(-1, self.width)
+
+
+def pack(features: NDArray[np.floating[Any]], labels: Sequence[str]) -> tuple[dict[str, Any], bytes]:
+    """What a "learn" says, and its features as bytes, kept to the bit.
+
+    Args:
+        features: float32 or float64 (B, F).
+        labels: B class names.
+    """
+    dtype = features.dtype.newbyteorder("<")
+    says = {"labels": tuple(labels), "dtype": dtype.str, "width": features.shape[1]}
+    return says, np.ascontiguousarray(features, dtype=dtype).tobytes()
+
+
+def digest(before: bytes, seq: int, total: int, text: str, features: bytes) -> bytes:
+    """The checksum of an entry and of all entries before it, 32 bytes.
+
+    Args:
+        before: That of the entry before.
+        seq: The entry's number.
+        total: Bytes of the journal up to here.
+        text: What it says.
+        features: Its features.
+    """
+    sha = hashlib.sha256(before)
+    sha.update(f"{seq} {total} {text}\n".encode("utf-8", "surrogatepass"))
+    sha.update(features)
+    return sha.digest()
+
+
+def now() -> int:
+    """Milliseconds since 1970, UTC, by the device's clock."""
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,99 @@
+"""A learner without a state file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from everlearn_runtime.errors import StateError
+from everlearn_runtime.heads import Head
+from everlearn_runtime.state.journal import Event, now
+from everlearn_runtime.state.versions import Version
+
+Result = TypeVar("Result")
+
+
+class Memory:
+    """A head that is kept in memory only: its versions are counted, and none is kept.
+
+    Args:
+        base: Makes the bundle's own head.
+    """
+
+    def __init__(self, base: Callable[[], Head]) -> None:
+        self._head = base()
+        self._version = 0
+        self._sure = True
+
+    @property
+    def head(self) -> Head:
+        """The head; to be read, not changed.
+
+        Raises:
+            StateError: A call was interrupted half way.
+        """
+        if not self._sure:
+            raise StateError(
+                "a call was interrupted half way, and without a state file there is nothing to go back to; "
+                "open the bundle again"
+            )
+        return self._head
+
+    def use(self, look: Callable[[Head], Result]) -> Result:
+        """Look at the head in ways that may work in what waits in it, such as scores or counts."""
+        head = self.head
+        self._sure = False
+        result = look(head)
+        self._sure = True
+        return result
+
+    @property
+    def version(self) -> int:
+        """The number of changes."""
+        return self._version
+
+    def learn(self, features: NDArray[np.floating[Any]], labels: Sequence[str]) -> Version:
+        """Learn features that the head has checked."""
+        return self._change("learn", lambda head: head.update(features, labels), labels=tuple(labels))
+
+    def forget(self, label: str) -> Version:
+        """Drop a class that the head knows."""
+        samples = self.use(lambda head: int(head.counts[head.classes.index(label)]))
+        return self._change("forget", lambda head: head.remove(label), labels=(label,), samples=samples)
+
+    def purge(self, label: str) -> Version:
+        """Drop a class; there is no history in which it could stand."""
+        self.forget(label)
+        return Event("purge", self._version, now()).told()
+
+    def history(self) -> list[Version]:
+        """None: nothing can be gone back to."""
+        return []
+
+    def rollback(self, to: int) -> NoReturn:
+        """Refuse; raises a ValueError."""
+        raise ValueError("without a state file no version is kept; open the bundle with state=...")
+
+    def undo(self) -> NoReturn:
+        """Refuse; raises a ValueError."""
+        self.rollback(0)
+
+    def backup(self, path: str | Path) -> NoReturn:
+        """Refuse; raises a ValueError."""
+        raise ValueError("without a state file there is nothing to copy; open the bundle with state=...")
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def _change(self, kind: str, apply: Callable[[Head], None], **says: Any) -> Version:
+        head, version = self.head, self._version + 1
+        event = Event(kind, version, now(), **says)
+        self._sure = False
+        apply(head)
+        self._version = version
+        self._sure = True
+        return event.told()

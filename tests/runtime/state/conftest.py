@@ -1,0 +1,29 @@
+"""States small enough to see every stage of a snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from everlearn_runtime import Head
+
+from .harness import HEADS
+
+
+@pytest.fixture(params=HEADS, ids=str)
+def new(request: pytest.FixtureRequest) -> Callable[[], Head]:
+    """A head of every kind."""
+    name: str = request.param
+    return HEADS[name]
+
+
+@pytest.fixture
+def folds_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snapshots every few changes, in pieces of a few bytes."""
+    module = "everlearn_runtime.state"
+    monkeypatch.setattr(f"{module}.owner.fold_bytes", lambda size: 700)
+    monkeypatch.setattr(f"{module}.owner.CHECKPOINT_BYTES", 20_000)
+    monkeypatch.setattr(f"{module}.snapshots.PIECE_BYTES", 128)
+    monkeypatch.setattr(f"{module}.owner.PIECE_BYTES", 128)
+    monkeypatch.setattr(f"{module}.pruning.ROWS", 2)

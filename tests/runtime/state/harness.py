@@ -1,0 +1,140 @@
+"""What the tests of the state share: every head, a learner without a graph, and exceptions anywhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import everlearn_runtime
+from everlearn_runtime import (
+    LDA,
+    Aggregate,
+    EvidenceLDA,
+    FeCAM,
+    Head,
+    HeldOutRidge,
+    Linear,
+    Prototypes,
+    Ridge,
+    StreamingLDA,
+)
+from everlearn_runtime.state import Owner, Reader
+
+WIDTH = 4
+MODEL = "m" * 64
+RUNTIME = os.path.dirname(everlearn_runtime.__file__) + os.sep
+# The whole of what CI tries a part of.
+TORTURE = bool(os.environ.get("EVERLEARN_TORTURE"))
+
+HEADS: dict[str, Callable[[], Head]] = {
+    "prototypes": Prototypes,
+    "lda": LDA,
+    "evidence_lda": EvidenceLDA,
+    "ridge": Ridge,
+    "ridge_projected": lambda: Ridge(projection=8),
+    "fecam": FeCAM,
+    "streaming_lda": StreamingLDA,
+    "held_out_ridge": HeldOutRidge,
+    "linear": Linear,
+    "aggregate": lambda: Aggregate([2, 2], [LDA(), Ridge()]),
+}
+
+Bits = tuple[tuple[str, ...], dict[str, bytes]]
+
+
+def bits(head: Head) -> Bits:
+    """All that a head knows, to the bit."""
+    state = head.state()
+    return state.classes, {name: array.tobytes() for name, array in state.arrays.items()}
+
+
+def rows(n: int, seed: int = 0, width: int = WIDTH) -> NDArray[np.float32]:
+    """Features (n, width)."""
+    return np.random.default_rng(seed).normal(size=(n, width)).astype(np.float32)
+
+
+def own(path: Path, new: Callable[[], Head] = LDA, **options: Any) -> Owner:
+    """The owner of a state file, of a bundle whose head knows nothing yet."""
+    return Owner(path, **{"model": MODEL, "bundle": "b" * 64, "base": new, **options})
+
+
+def read(path: Path, new: Callable[[], Head] = LDA) -> Reader:
+    """A reader of the same."""
+    return Reader(path, model=MODEL, base=new)
+
+
+@contextmanager
+def opened(path: Path, new: Callable[[], Head] = LDA, **options: Any) -> Iterator[Owner]:
+    """An owner, closed in the end."""
+    owner = own(path, new, **options)
+    try:
+        yield owner
+    finally:
+        owner.close()
+
+
+def crashed(path: Path, place: Path) -> Path:
+    """A copy of a state file and its companion, as a process leaves them that dies now."""
+    place.mkdir(exist_ok=True)
+    for name in (path.name, f"{path.name}-wal"):
+        (place / name).unlink(missing_ok=True)
+        if path.with_name(name).exists():
+            shutil.copy(path.with_name(name), place / name)
+    return place / path.name
+
+
+class Bomb:
+    """Raises when the n-th line of the runtime's own code is about to run; counts them meanwhile.
+
+    Args:
+        at: n, from 0; a negative one never raises.
+        error: what is raised.
+        opcodes: count bytecodes, not lines.
+        only: count only where this is true of the code's file name.
+    """
+
+    def __init__(
+        self,
+        at: int,
+        error: type[BaseException] = KeyboardInterrupt,
+        opcodes: bool = False,
+        only: Callable[[str], bool] = lambda name: True,
+    ) -> None:
+        self.at = at
+        self.error = error
+        self.kind = "opcode" if opcodes else "line"
+        self.only = only
+        self.count = 0
+        self.place = ""
+
+    def __enter__(self) -> Bomb:
+        self._before = sys.gettrace()
+        sys.settrace(self._call)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        sys.settrace(self._before)
+
+    def _call(self, frame: FrameType, event: str, argument: Any) -> Any:
+        name = frame.f_code.co_filename
+        if not name.startswith(RUNTIME) or not self.only(name):
+            return None
+        frame.f_trace_opcodes = self.kind == "opcode"
+        return self._step
+
+    def _step(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if event == self.kind:
+            self.count += 1
+            if self.count == self.at + 1:
+                self.place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+                raise self.error(f"line {self.at}")
+        return self._step

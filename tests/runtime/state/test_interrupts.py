@@ -1,0 +1,94 @@
+"""Whatever is raised, wherever: file and head are before the change or after it, together."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from everlearn_runtime import Head
+from everlearn_runtime.state import Owner
+
+from .harness import HEADS, TORTURE, Bomb, bits, crashed, opened, own, rows
+
+Change = Callable[[Owner], Any]
+
+CHANGES: dict[str, Change] = {
+    "learn one": lambda owner: owner.learn(rows(1, seed=7), ["b"]),
+    "learn a new class": lambda owner: owner.learn(rows(5, seed=8), [*"abxyx"]),
+    "forget": lambda owner: owner.forget("b"),
+    "rollback": lambda owner: owner.rollback(2),
+    "undo": lambda owner: owner.undo(),
+    "purge": lambda owner: owner.purge("a"),
+}
+# A change that begins a snapshot, one that goes on with it, one that ends it, and one that
+# deletes what is not needed any more.
+FOLDS = range(7)
+
+
+def prepare(path: Path, new: Callable[[], Head], further: int) -> None:
+    """A closed state that has a history; with ``further`` changes, in some stage of a snapshot."""
+    with opened(path, new) as owner:
+        owner.learn(rows(12, seed=1), [*"abcd"] * 3)
+        owner.learn(rows(1, seed=2), ["a"])
+        owner.forget("c")
+        for number in range(3 + further):
+            owner.learn(rows(1, seed=10 + number), ["abc"[number % 3]])
+
+
+def try_everywhere(
+    tmp_path: Path,
+    new: Callable[[], Head],
+    change: Change,
+    further: int,
+    stride: int,
+    **options: Any,
+) -> int:
+    """Raise at every line of a change, and compare. Returns how many lines there were."""
+    ready, path = tmp_path / "ready.db", tmp_path / "s.db"
+    prepare(ready, new, further)
+    shutil.copy(ready, path)
+    with opened(path, new, retention=1000) as owner:
+        before = owner.version, bits(owner.head)
+        with Bomb(-1, **options) as bomb:
+            change(owner)
+        after = owner.version, bits(owner.head)
+        lines = bomb.count
+    assert lines > 20
+    for at in range(stride // 2 if stride > 1 else 0, lines, stride):
+        shutil.copy(ready, path)
+        owner = own(path, new, retention=1000)
+        with Bomb(at, **options) as bomb, suppress(KeyboardInterrupt, MemoryError):
+            change(owner)
+        left = crashed(path, tmp_path / "left")
+        found = owner.version, bits(owner.head)
+        assert found in (before, after), (at, bomb.place)
+        with opened(left, new) as again:
+            assert (again.version, bits(again.head)) == found, (at, bomb.place)
+        if found == before:
+            change(owner)
+        owner.learn(rows(2, seed=9), ["a", "z"])
+        found = owner.version, bits(owner.head)
+        assert found[0] == after[0] + 1
+        owner.close()
+        with opened(path, new) as again:
+            assert (again.version, bits(again.head)) == found, (at, bomb.place)
+    return lines
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("kind", HEADS)
+def test_an_interrupt_at_any_line(tmp_path: Path, kind: str, name: str) -> None:
+    try_everywhere(tmp_path, HEADS[kind], CHANGES[name], 0, stride=1 if TORTURE else 37)
+
+
+@pytest.mark.parametrize("further", FOLDS)
+@pytest.mark.parametrize("kind", HEADS)
+def test_an_interrupt_at_any_line_of_a_fold(
+    tmp_path: Path, folds_early: None, kind: str, further: int
+) -> None:
+    try_everywhere(tmp_path, HEADS[kind], CHANGES["learn one"], further, stride=1 if TORTURE else 53)
