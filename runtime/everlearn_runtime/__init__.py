@@ -18,7 +18,7 @@ from everlearn_runtime.heads import (
     StreamingLDA,
     from_state,
 )
-from everlearn_runtime.images import InputSpec, open_image, prepare
+from everlearn_runtime.images import InputSpec, open_image, prepare, prepare_batch
 
 __all__ = [
     "FORMAT",
@@ -46,5 +46,6 @@ __all__ = [
     "from_state",
     "open_image",
     "prepare",
+    "prepare_batch",
     "write_bundle",
 ]

@@ -312,7 +312,7 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
     images = folder(tmp_path)
     with pytest.raises(ValueError, match=r"2\.png"):
         images[2]
-    with pytest.raises(ValueError, match=r"3\.png' is a PIL image of mode I;16; expected"):
+    with pytest.raises(ValueError, match=r"3\.png: the image has more than 8 bits a channel \(I;16\)"):
         images[3]
 
 
@@ -434,6 +434,32 @@ def test_npz_bytes_changed_anywhere_are_a_value_error_or_harmless(tmp_path: Path
             messages.append(str(error))
     assert len(messages) > 100
     assert all(str(path) in message for message in messages)
+
+
+def test_npz_images_are_upright_and_of_eight_bits_as_those_of_a_folder_are(tmp_path: Path) -> None:
+    pixels = np.arange(8 * 6 * 3, dtype=np.uint8).reshape(8, 6, 3)
+    exif, file, deep = Image.Exif(), BytesIO(), BytesIO()
+    exif[0x0112] = 6  # held a quarter turn to the left
+    Image.fromarray(pixels).save(file, "PNG", exif=exif)
+    Image.new("I;16", (8, 6)).save(deep, "PNG")
+    encoded = [file.getvalue(), deep.getvalue(), file.getvalue()]
+    parts = {
+        "data": np.frombuffer(b"".join(encoded), np.uint8),
+        "offsets": np.cumsum([0, *map(len, encoded)]),
+        "labels": np.array([0, 0, 0]),
+        "is_test": np.array([False, False, True]),
+        "classes": np.array(["mug"]),
+    }
+    train, test = npz(write_npz(tmp_path / "data.npz", parts))
+    np.testing.assert_array_equal(np.array(test[0][0]), np.rot90(pixels, -1))
+    np.testing.assert_array_equal(np.array(train[0][0]), np.rot90(pixels, -1))
+    with pytest.raises(ValueError, match=r"image 1 of .*data\.npz' .*more than 8 bits a channel"):
+        train[1]
+    (tmp_path / "mug").mkdir()
+    (tmp_path / "mug" / "a.png").write_bytes(encoded[0])
+    np.testing.assert_array_equal(np.array(folder(tmp_path)[0][0]), np.rot90(pixels, -1))
+    opened = Image.open(BytesIO(encoded[0]))
+    np.testing.assert_array_equal(np.array(as_images([(opened, "mug")])[0][0]), np.rot90(pixels, -1))
 
 
 def test_npz_decodes_an_image_only_when_it_is_asked_for(tmp_path: Path) -> None:

@@ -57,11 +57,15 @@ class Backbone(nn.Module):
         self.spec = spec
         data = resolve_model_data_config(model)
         height, width = _image_size(model, data)
+        crop = data.get("crop_mode") or "center"
+        red, green, blue = (round(255 * value) for value in data["mean"])
         self.input = InputSpec(
             height=height,
             width=width,
             resize=int(max(height, width) / data["crop_pct"]),
             interpolation=data["interpolation"],
+            crop=crop,
+            fill=(red, green, blue) if crop == "border" else (0, 0, 0),
         )
         self.register_buffer("mean", torch.tensor(data["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(data["std"]).view(1, 3, 1, 1), persistent=False)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from everlearn.data.augmentation import Augmentation
 from everlearn.data.images import Images, class_name, rgb_of
+from everlearn_runtime.decoding import decode
 from everlearn_runtime.images import open_image
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -199,9 +200,8 @@ def _load_encoded(path: str, data: NDArray[np.uint8], offsets: NDArray[np.int64]
     encoded = data[offsets[index] : offsets[index + 1]].tobytes()
     what = f"image {index} of '{path}'"
     try:
-        image = Image.open(BytesIO(encoded))
-        image.load()
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        image = decode(BytesIO(encoded))
+    except ValueError as error:
         raise ValueError(f"{what} cannot be decoded: {error}") from error
     return rgb_of(image, what)
 

@@ -1,0 +1,24 @@
+"""Arrays from whatever a caller gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def as_array(given: object, what: str) -> NDArray[Any]:
+    """Make an array without a copy; what goes wrong in that is the caller's mistake.
+
+    Args:
+        given: Anything; an object may bring code of its own (``__array__``), which may raise.
+        what: What it is, in the plural, for the message.
+
+    Raises:
+        ValueError: It cannot become one array.
+    """
+    try:
+        return np.asarray(given)
+    except Exception as error:
+        raise ValueError(f"{what} are not one array ({type(error).__name__}: {error})") from error

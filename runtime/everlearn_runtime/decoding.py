@@ -1,0 +1,185 @@
+"""From image files and PIL images to plain RGB, by one rule for every entrance.
+
+A picture is turned upright as its camera noted (EXIF), grey is repeated, an alpha channel dropped.
+More than 8 bits a channel are refused, never cut: where white lies in 16 bits is not written in
+the file, and a picture of a 12-bit camera would come out nearly black.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+from everlearn_runtime.arrays import as_array
+from everlearn_runtime.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Pillow's own limit for files, which holds for arrays too.
+LARGEST_PICTURE = 89_478_485
+ORIENTATION = 0x0112
+# Bits a channel stand behind the semicolon of Pillow's raw modes; BGR;15 and BGR;16 have 5 and 6.
+_DEEP = re.compile(r"(?!BGR)[A-Za-z]+;(12|16|32|64)")
+
+
+def open_image(path: str | Path) -> Image:
+    """Read an image file, turned upright as its camera noted.
+
+    Args:
+        path: A file in any format that Pillow reads.
+
+    Returns:
+        A loaded PIL image.
+
+    Raises:
+        ValueError: No file there, not an image, cut short, of more than 8 bits a channel, or so
+            large when unpacked that Pillow takes it for an attack; the message names the file.
+        MissingExtra: Pillow is not installed.
+    """
+    need_pillow("reading image files")
+    try:
+        there = Path(path).is_file()
+    except ValueError:  # a null character, before Python 3.12 or so
+        there = False
+    if not there:
+        raise ValueError(f"{path}: no such file")
+    try:
+        return decode(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def decode(file: str | Path | IO[bytes]) -> Image:
+    """Read an image from a path or an open file, as :func:`open_image`; the messages name no file."""
+    need_pillow("reading image files")
+    import PIL.Image
+
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns between once and twice its limit; here the limit is the limit.
+            warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
+            with PIL.Image.open(file) as image:
+                if (found := deep(image)) is None:
+                    image.load()
+                    picture = upright(image)
+                    return picture.copy() if picture is image else picture  # without the closed file
+    except (PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError) as error:
+        raise ValueError(f"too large an image ({error})") from error
+    except Exception as error:  # whatever a damaged file makes a decoder raise
+        raise ValueError(f"not a readable image ({error})") from error
+    raise ValueError(found)
+
+
+def to_rgb(image: Image | NDArray[np.uint8]) -> Image:
+    """The picture upright and in RGB, whatever it came as: grey is repeated, an alpha channel dropped.
+
+    Args:
+        image: A PIL image of 8 bits a channel, or a uint8 array (H, W), (H, W, 1) or (H, W, 3).
+
+    Raises:
+        ValueError: Not such a picture, or one whose file turns out to be damaged.
+        MissingExtra: Pillow is not installed.
+    """
+    need_pillow("converting images")
+    import PIL.Image
+
+    if not is_pil(image):
+        return PIL.Image.fromarray(pixels(image)).convert("RGB")
+    if (found := deep(image)) is not None:
+        raise ValueError(found)
+    if image.width == 0 or image.height == 0:
+        raise ValueError(f"the image has no pixels: {image.width} x {image.height}")
+    try:
+        image.load()  # opened, but not read yet
+        picture = upright(image)
+        if picture.mode == "P" and "transparency" in picture.info:
+            picture = picture.convert("RGBA")
+        return picture.convert("RGB")
+    except Exception as error:  # whatever a damaged file makes a decoder raise
+        raise ValueError(f"the image of mode {image.mode} cannot become RGB ({error})") from error
+
+
+def upright(image: Image) -> Image:
+    """A loaded picture turned as its camera noted, that note gone; itself, if there is nothing to turn."""
+    from PIL import ImageOps
+
+    try:
+        turned = image.getexif().get(ORIENTATION, 1) != 1
+    except Exception:  # a damaged note says nothing about the pixels
+        return image
+    return ImageOps.exif_transpose(image) if turned else image
+
+
+def deep(image: Image) -> str | None:
+    """What to say of a picture with more than 8 bits a channel; None where it has no more.
+
+    Pillow itself cuts 16-bit colour to 8 bits in silence, so this must look before it loads.
+    """
+    found = image.mode if re.match("[IF](;|$)", image.mode) else None
+    for tile in getattr(image, "tile", ()):
+        codec, details = tile[0], tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+        if codec == "SGI16":
+            found = found or codec
+        for detail in details:
+            if isinstance(detail, str) and _DEEP.match(detail):
+                found = found or detail
+            elif codec.startswith("ppm") and isinstance(detail, int) and detail > 255:
+                found = found or f"values up to {detail}"
+    if getattr(image, "tile", ()) and image.format in ("JPEG2000", "AVIF"):
+        found = found or _compressed(image)
+    if found is None:
+        return None
+    return f"the image has more than 8 bits a channel ({found}); bring it to 8 bits first"
+
+
+def _compressed(image: Any) -> str | None:
+    """The depth of the two formats whose headers Pillow does not ask for it."""
+    position = image.fp.tell()
+    image.fp.seek(0)
+    data: bytes = image.fp.read()
+    image.fp.seek(position)
+    if image.format == "AVIF":  # the third byte of the AV1 configuration has a bit for "high bit depth"
+        flags = data[(place := data.find(b"av1C") + 4) + 2 : place + 3]
+        return "10 or 12 bits" if place > 3 and flags and flags[0] & 0x40 else None
+    place = data.find(b"\xff\x4f\xff\x51") + 40  # the number of components, then three bytes for each
+    sizes = data[place + 2 : place + 2 + 3 * int.from_bytes(data[place : place + 2], "big") : 3]
+    bits = max((size & 0x7F) + 1 for size in sizes) if place > 39 and sizes else 8
+    return f"{bits} bits" if bits > 8 else None
+
+
+def is_pil(image: object) -> TypeGuard[Image]:
+    """Whether this is a PIL image; where Pillow has not been imported, nothing is."""
+    module = sys.modules.get("PIL.Image")
+    return module is not None and isinstance(image, module.Image)
+
+
+def pixels(image: object) -> NDArray[np.uint8]:
+    """A checked array (H, W) or (H, W, 3); raises like :func:`to_rgb`."""
+    array = as_array(image, "the pixels")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    grey_or_rgb = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
+    if array.dtype != np.uint8 or not grey_or_rgb or array.size == 0:
+        raise ValueError(
+            f"the image is {array.dtype} of shape {array.shape}; "
+            "give a PIL image or uint8 of shape (H, W), (H, W, 1) or (H, W, 3)"
+        )
+    rows, columns = array.shape[:2]
+    if rows * columns > LARGEST_PICTURE:
+        raise ValueError(f"the image has {rows} x {columns} pixels; give at most {LARGEST_PICTURE:,}")
+    return array
+
+
+def need_pillow(what: str) -> None:
+    """Raise a :class:`MissingExtra` that says what was about to be done, where Pillow is missing."""
+    try:
+        import PIL.Image  # noqa: F401
+    except ImportError:
+        raise MissingExtra(what, "images") from None
