@@ -13,7 +13,11 @@ On the device, ``everlearn_runtime`` opens the bundle and goes on learning, with
 
 from importlib.util import find_spec
 
-from everlearn_runtime.errors import MissingExtra
+from everlearn import threads
+
+threads.wait_asleep()  # before torch is imported, here or by what is imported below
+
+from everlearn_runtime.errors import MissingExtra  # noqa: E402
 
 _missing = [
     name

@@ -13,9 +13,10 @@ Source: Liu et al., arXiv 2407.17120, section 5, and the settings files of the r
 """
 
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from everlearn.backbones import Backbone, load_backbone
+from everlearn.backbones import Backbone, resolve
 from everlearn.data.augmentation import Augmentation
 from everlearn.data.streams import ClassIncremental
 from everlearn.learner import Learner
@@ -79,17 +80,22 @@ class Recipe:
         return ClassIncremental(train, test, self.classes_per_task, first=self.first, seed=self.seed)
 
     def learner(
-        self, backbone: Backbone | None = None, *, weights: str = "pretrained", **options: Any
+        self, backbone: Backbone | None = None, *, weights: str | Path | None = None, **options: Any
     ) -> Learner:
         """Make the learner.
 
         Args:
             backbone: in place of the recipe's; it brings its own input settings.
-            weights: of the recipe's backbone, see `load_backbone`.
+            weights: of the recipe's backbone; the pretrained ones when left out.
             options: further arguments of `Learner`; they go before the recipe's.
+
+        Raises:
+            ValueError: as `resolve` and `Learner`.
         """
         if backbone is None:
-            backbone = load_backbone(self.backbone, weights=weights, pretrained_cfg_overlay=self.input)
+            backbone = resolve(self.backbone, weights, pretrained_cfg_overlay=self.input)
+        else:
+            backbone = resolve(backbone, weights)
         settings = asdict(self.training) | {"augmentation": self.augmentation} | options
         return Learner(backbone, NTKCL(**self.method), **settings)
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from everlearn.checks import flag, real, whole
+
 
 @dataclass(frozen=True)
 class Training:
@@ -22,6 +24,11 @@ class Training:
         momentum: SGD's momentum; Adam does not look at it.
         weight_decay: L2 on every trainable parameter.
         carry: carry the head's statistics of earlier tasks along; False leaves them as they were.
+
+    Numbers of numpy are taken, and kept as Python's.
+
+    Raises:
+        ValueError: for a setting of another type or out of range.
     """
 
     epochs: int = 20
@@ -33,18 +40,18 @@ class Training:
     carry: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        for name, upper in (("lr", float("inf")), ("momentum", 1.0), ("weight_decay", float("inf"))):
-            value = getattr(self, name)
-            if not 0 <= value < upper:
-                raise ValueError(f"{name} must be at least 0 and below {upper}, got {value!r}")
+        checked = {
+            "epochs": whole("epochs", self.epochs),
+            "batch_size": whole("batch_size", self.batch_size),
+            "lr": real("lr", self.lr),
+            "momentum": real("momentum", self.momentum, below=1.0),
+            "weight_decay": real("weight_decay", self.weight_decay),
+            "carry": flag("carry", self.carry),
+        }
         if self.optimizer not in ("sgd", "adam"):
             raise ValueError(f"optimizer must be 'sgd' or 'adam', got {self.optimizer!r}")
-        if not isinstance(self.carry, bool):
-            raise ValueError(f"carry must be True or False, got {self.carry!r}")
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     def rate(self, epoch: int) -> float:
         """Give the rate of an epoch, counted from 0.

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import timm
@@ -13,7 +13,7 @@ from timm.models.vision_transformer import ParallelScalingBlock, VisionTransform
 from torch import Tensor, nn
 
 from everlearn import NTKCL, Backbone, Frozen, Learner, load_backbone
-from everlearn.backbones import BUNDLED, attend, feed_forward
+from everlearn.backbones import BUNDLED, BackboneSpec, attend, feed_forward, resolve
 
 from ..conftest import coloured, fit_all, make_learner, vit
 
@@ -260,6 +260,44 @@ def test_a_learner_takes_a_name_and_weights(tmp_path: Path) -> None:
     assert learner.backbone.name == "resnet10t"
     with pytest.raises(ValueError, match="no backbone is named 'resnet10x'"):
         Learner("resnet10x", Frozen())
+
+
+def test_a_name_or_a_backbone_is_what_can_be_asked_for() -> None:
+    assert resolve().fingerprint() == resolve(BUNDLED, "pretrained").fingerprint()
+    assert resolve(BUNDLED, "random").fingerprint() == load_backbone(weights="random").fingerprint()
+    assert resolve("resnet10t", "random", in_chans=3).spec == BackboneSpec(
+        "resnet10t", "random", {"in_chans": 3}
+    )
+    made = vit()
+    assert resolve(made) is made
+    with pytest.raises(ValueError, match=r"existing \.safetensors file, got '/no/such/file'"):
+        resolve(BUNDLED, "/no/such/file")
+
+
+@pytest.mark.parametrize(
+    ("weights", "options", "says"),
+    [
+        ("/no/such/file", {}, "so weights='/no/such/file' would change nothing"),
+        (Path("w.safetensors"), {}, "so weights='w.safetensors' would"),
+        ("pretrained", {}, "so weights='pretrained' would"),
+        (None, {"img_size": 64}, "so img_size=64 would"),
+        ("random", {"img_size": 64}, "so weights='random' and img_size=64 would"),
+    ],
+)
+def test_weights_beside_a_backbone_that_has_its_own_are_refused(
+    weights: str | Path | None, options: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"'vit_tiny_patch16_224' is made already, {says}.*leave that out"):
+        resolve(vit(), weights, **options)
+
+
+def test_what_is_neither_a_name_nor_a_backbone_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"backbone is a VisionTransformer; give a name .* Backbone\(model\)"
+    ):
+        resolve(cast(Any, vit().model))
+    with pytest.raises(ValueError, match="backbone is a NoneType"):
+        resolve(cast(Any, None))
 
 
 def test_a_learner_by_default_adapts_the_bundled_backbone() -> None:

@@ -125,10 +125,10 @@ def test_a_row_that_is_not_valid_is_refused_and_changes_nothing(
 
 def test_the_table_is_aligned() -> None:
     assert three_tasks().table().splitlines() == [
-        "after task      1     2     3    all",
-        "         1   80.0               80.0",
-        "         2   90.0  60.0         67.5",
-        "         3   50.0  70.0 100.0   86.0",
+        "after task     1     2      3   all",
+        "         1  80.0               80.0",
+        "         2  90.0  60.0         67.5",
+        "         3  50.0  70.0  100.0  86.0",
         "average 77.83   last 86.00   forgetting 15.00   backward transfer -10.00",
     ]
 

@@ -1,19 +1,18 @@
 """Pictures come to the graph's size to the pixel as torchvision and timm bring them there."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from timm.data.transforms_factory import transforms_imagenet_eval
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
-from everlearn.backbones import load_backbone
-from everlearn.backbones import torchvision_guard as _torchvision
+from everlearn import Backbone, load_backbone
 from everlearn_runtime import InputSpec, prepare
-
-_torchvision.make_importable()
-
-from timm.data.transforms_factory import transforms_imagenet_eval  # noqa: E402
-from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize  # noqa: E402
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
@@ -59,15 +58,46 @@ def test_prepare_is_timms_squash_and_border(
         np.testing.assert_array_equal(prepare(image, spec), wanted, err_msg=f"{width} x {height}")
 
 
-@pytest.mark.parametrize("mode", ["squash", "border", "center", None])
-def test_a_backbone_says_how_timm_crops_for_it(mode: str | None) -> None:
-    size: dict[str, Any] = {"img_size": 32, "patch_size": 8, "depth": 1, "embed_dim": 12, "num_heads": 3}
-    settings = {"crop_mode": mode, "crop_pct": 1.0, "mean": [0.48, 0.5, 0.1]}
-    backbone = load_backbone(
-        "vit_tiny_patch16_224", weights="random", **size, pretrained_cfg_overlay=settings
-    )
-    given: dict[str, Any] = {"crop_pct": 1.0, "crop_mode": mode, "mean": settings["mean"]}
-    reference = transforms_imagenet_eval(32, interpolation="bicubic", use_prefetcher=True, **given)
-    image = np.random.default_rng(0).integers(256, size=(50, 99, 3), dtype=np.uint8)
-    wanted = reference(Image.fromarray(image)).numpy().transpose(1, 2, 0)
-    np.testing.assert_array_equal(prepare(image, backbone.input), wanted)
+SMALL: dict[str, Any] = {"img_size": 32, "patch_size": 8, "depth": 1, "embed_dim": 12, "num_heads": 3}
+
+
+def overlaid(size: int | tuple[int, int] = 32, **settings: Any) -> Backbone:
+    options = {**SMALL, "img_size": size, "pretrained_cfg_overlay": {"crop_pct": 1.0, **settings}}
+    return load_backbone("vit_tiny_patch16_224", weights="random", **options)
+
+
+BACKBONES: dict[str, Callable[[], Backbone]] = {
+    "center": lambda: overlaid(crop_mode="center", crop_pct=0.9),
+    "squash": lambda: overlaid(crop_mode="squash"),
+    "border": lambda: overlaid(crop_mode="border", mean=[0.48, 0.5, 0.1], crop_pct=0.8),
+    "none named": lambda: overlaid(crop_mode=None),
+    "not square, squash": lambda: overlaid(crop_mode="squash", size=(16, 32)),
+    "not square, border": lambda: overlaid(crop_mode="border", size=(16, 32)),
+    "CLIP, squash by itself": lambda: load_backbone("vit_base_patch16_clip_384", weights="random", **SMALL),
+    "a CNN": lambda: load_backbone("resnet10t", weights="random"),
+    "bundled": load_backbone,
+}
+
+
+@pytest.mark.parametrize("make", BACKBONES.values(), ids=BACKBONES)
+def test_a_backbone_sees_an_image_as_timms_transform_for_evaluation_gives_it(
+    make: Callable[[], Backbone],
+) -> None:
+    backbone = make()
+    size = (3, backbone.input.height, backbone.input.width)
+    settings = resolve_model_data_config(backbone.model) | {"input_size": size}
+    reference = create_transform(**settings, is_training=False)
+    rng = np.random.default_rng(0)
+    for width, height in [(99, 50), (50, 99), (206, 103), (32, 32), (640, 480)]:
+        image = rng.integers(256, size=(height, width, 3), dtype=np.uint8)
+        seen = backbone.normalise(torch.from_numpy(prepare(image, backbone.input))[None])[0]
+        torch.testing.assert_close(seen, reference(Image.fromarray(image)), rtol=0, atol=1e-6)
+
+
+def test_clips_own_way_to_crop_is_read_from_its_model() -> None:
+    assert BACKBONES["CLIP, squash by itself"]().input.crop == "squash"
+
+
+def test_a_way_to_crop_that_is_not_known_is_refused() -> None:
+    with pytest.raises(ValueError, match="crop is 'stretch'; use one of center, squash, border"):
+        overlaid(crop_mode="stretch")

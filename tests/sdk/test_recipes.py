@@ -96,6 +96,16 @@ def test_a_recipe_runs(variant: str) -> None:
     assert matrix.last > 0.8
 
 
+def test_weights_are_of_the_recipes_backbone_only() -> None:
+    recipe = recipes.kvasir()
+    with pytest.raises(ValueError, match="is made already, so weights='random' would change nothing"):
+        recipe.learner(tiny(recipe), weights="random")
+    small = replace(recipe, backbone="everlearn_vit_tiny_p8_64")
+    backbone = small.learner(weights="random", device="cpu").backbone
+    assert backbone.fingerprint() == load_backbone(weights="random").fingerprint()
+    assert not backbone.mean.any()
+
+
 def test_what_the_user_asks_for_goes_before_the_recipe() -> None:
     recipe = recipes.kvasir()
     learner = recipe.learner(tiny(recipe), device="cpu", epochs=3, augmentation=None)

@@ -15,6 +15,7 @@ from everlearn.analysis.ntk.regression import check_kernel, check_regularisation
 from everlearn.data import Images, as_images
 from everlearn.data.loader import Loader
 from everlearn.learner import Learner
+from everlearn.tables import aligned
 
 Floats = NDArray[np.float64]
 
@@ -129,8 +130,13 @@ class Diagnosis:
             f"{self.kernel}; {len(self.images)} tasks, about {sampled} images of each",
             *textwrap.wrap(f"verdict: {verdict}", 100),
             "",
-            f"{'factor':<16}{'gain':>6}  figures behind it",
-            *(f"{name:<16}{gain:>6.3f}  {figures[name]}" for name, gain in self.gains.items()),
+            aligned(
+                [
+                    ["factor", "gain", "figures behind it"],
+                    *([name, f"{gain:.3f}", figures[name]] for name, gain in self.gains.items()),
+                ],
+                left=(0, 2),
+            ),
             "",
             "Errors are those of kernel regression, predicted for new images of a task, as shares of the",
             "targets' variance: 0 all is known, 1 nothing. Interference is what later tasks add to them;",

@@ -82,6 +82,37 @@ def load_backbone(name: str = BUNDLED, *, weights: str | Path = "pretrained", **
     return Backbone(model, spec)
 
 
+def resolve(
+    backbone: str | Backbone = BUNDLED, weights: str | Path | None = None, **options: Any
+) -> Backbone:
+    """Give the backbone that somebody asks for, by name or as an object.
+
+    Args:
+        backbone: a name, see `load_backbone`, or a `Backbone`, which is given back as it is.
+        weights: of the backbone with that name; None takes the pretrained ones.
+        options: of the backbone with that name.
+
+    Raises:
+        ValueError: as `load_backbone`, for something that is neither, and for weights or options
+            beside an object, which has its own already.
+    """
+    if isinstance(backbone, str):
+        return load_backbone(backbone, weights="pretrained" if weights is None else weights, **options)
+    if not isinstance(backbone, Backbone):
+        raise ValueError(
+            f"backbone is a {type(backbone).__name__}; give a name such as {BUNDLED!r}, or for a timm model "
+            "of your own Backbone(model)"
+        )
+    given = options if weights is None else {"weights": str(weights), **options}
+    if given:
+        names = " and ".join(f"{name}={value!r}" for name, value in given.items())
+        raise ValueError(
+            f"the backbone {backbone.name!r} is made already, so {names} would change nothing; leave that "
+            "out, or give the backbone's name instead of the object"
+        )
+    return backbone
+
+
 def _load_weights(model: nn.Module, path: Path) -> None:
     if path.suffix != ".safetensors" or not path.is_file():
         raise ValueError(

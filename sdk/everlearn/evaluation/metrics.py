@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from everlearn.tables import aligned
+
 
 def accuracy(predicted: Sequence[str], actual: Sequence[str]) -> float:
     """Share of predictions that are right, in [0, 1].
@@ -39,9 +41,9 @@ class AccuracyMatrix:
     >>> matrix.record([0.9], images=[100])
     >>> matrix.record([0.7, 0.8], images=[100, 100])
     >>> print(matrix.table())
-    after task      1     2    all
-             1   90.0         90.0
-             2   70.0  80.0   75.0
+    after task     1     2   all
+             1  90.0        90.0
+             2  70.0  80.0  75.0
     average 82.50   last 75.00   forgetting 20.00   backward transfer -20.00
     """
 
@@ -205,16 +207,15 @@ class AccuracyMatrix:
         Raises `ValueError` before the first row.
         """
         seen = self.seen
-        head = "".join(f"{j + 1:>6}" for j in range(len(self._images)))
-        lines = [f"after task {head}    all"]
-        for i, row in enumerate(self.values[: len(seen)]):
-            cells = "".join(" " * 6 if np.isnan(value) else f"{100 * value:6.1f}" for value in row)
-            lines.append(f"{i + 1:>10} {cells} {100 * seen[i]:6.1f}")
+        rows = [["after task", *(str(task + 1) for task in range(len(self._images))), "all"]]
+        for task, row in enumerate(self.values[: len(seen)]):
+            cells = ["" if np.isnan(value) else f"{100 * value:.1f}" for value in row]
+            rows.append([str(task + 1), *cells, f"{100 * seen[task]:.1f}"])
         figures = [f"average {100 * self.average:.2f}", f"last {100 * self.last:.2f}"]
         if len(seen) > 1:
             figures.append(f"forgetting {100 * self.forgetting:.2f}")
             figures.append(f"backward transfer {100 * self.backward_transfer:.2f}")
-        return "\n".join([*lines, "   ".join(figures)])
+        return "\n".join([aligned(rows), "   ".join(figures)])
 
     def _measured(self) -> list[NDArray[np.float64]]:
         if not self._rows:
@@ -232,12 +233,12 @@ def confusion(predicted: Sequence[str], actual: Sequence[str], classes: Sequence
     array([[1, 0],
            [1, 1]])
     """
-    place = {name: index for index, name in enumerate(classes)}
-    unknown = ({*predicted} | {*actual}) - place.keys()
+    from sklearn.metrics import confusion_matrix  # not at the top: it takes a second
+
+    unknown = ({*predicted} | {*actual}) - {*classes}
     if unknown:
-        raise ValueError(f"{sorted(unknown)[0]!r} is none of the {len(place)} classes; name them all")
-    counts = np.zeros((len(place), len(place)), dtype=np.int64)
-    np.add.at(counts, ([place[name] for name in actual], [place[name] for name in predicted]), 1)
+        raise ValueError(f"{sorted(unknown)[0]!r} is none of the {len(classes)} classes; name them all")
+    counts: NDArray[np.int64] = confusion_matrix(actual, predicted, labels=list(classes))
     return counts
 
 

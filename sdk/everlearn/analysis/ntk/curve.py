@@ -191,12 +191,21 @@ def estimate_spectrum(kernel: ArrayLike, targets: ArrayLike) -> Spectrum:
 def _nonnegative(system: Floats, wanted: Floats, start: Floats, steps: int = 2000) -> Floats:
     """Least squares over x >= 0 for a system and values that are not negative.
 
-    Source: the multiplicative update of Lee and Seung, NeurIPS 2000: it keeps the sign and never
-    raises the error. Columns that explain alike go on sharing as they do in ``start``; many more
-    steps would fit the measurements' own noise.
+    By the multiplicative update of Lee and Seung, NeurIPS 2000, which never raises the error, and
+    stopped early on purpose. An exact solver would put everything on a few columns and fit the
+    measurements' own noise; here columns that explain alike go on sharing as they do in ``start``.
     """
-    solution: Floats = start * (wanted.mean() / (system @ start).mean())
-    goal, gram = system.T @ wanted, system.T @ system
-    for _ in range(steps):
-        solution = solution * goal / np.maximum(gram @ solution, np.finfo(np.float64).tiny)
+    from sklearn.decomposition import non_negative_factorization  # not at the top: it takes a second
+
+    # The solver starts from equal shares, so the columns are scaled to make these mean ``start``.
+    share, _, _ = non_negative_factorization(
+        wanted[None],
+        H=(system * start).T,
+        n_components=len(start),
+        update_H=False,
+        solver="mu",
+        max_iter=steps,
+        tol=0,
+    )
+    solution: Floats = start * share[0]
     return solution
