@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 EPS = float(np.finfo(np.float64).eps)
-# Ridges relative to the largest eigenvalue, from a common shift alone to plain least squares.
-STRENGTHS = (np.inf, *(10.0**exponent for exponent in range(0, -9, -1)), EPS**2)
-# Errors that differ by less are equal, and the stronger ridge is taken.
+# Ridges relative to the largest eigenvalue, to as good as plain least squares.
+STRENGTHS = (*(10.0**exponent for exponent in range(0, -9, -1)), EPS**2)
+# Errors that differ by less are equal.
 TIE = 1e-6
 
 
@@ -48,10 +48,12 @@ def affine_drift(before: Array, after: Array) -> Drift:
         linear = I + (H'H + s I)^-1 H'M,   offset: so that the mean goes where it went,
 
     ridge regression of the movement: directions which the rows say nothing about go along with the
-    mean. s is the one of a grid, from infinity to as good as zero, for which the map fitted without
-    an image misses that image by least, squared and summed over the images; that the features did
-    not move at all is tried too. One decomposition H = U S V' answers for every s (Allen 1974,
-    PRESS): with W = s / (S^2 + s) and Z = U'M, image i is missed by
+    mean. s comes from leaving out one image at a time: of a grid from infinity to as good as zero,
+    and no movement at all before it, the first for which the maps fitted without an image miss that
+    image, in the mean of the squares, by no more than the best do and its standard error (Breiman et
+    al. 1984). For what is carried lies further off than these images, and the fewer there are, the
+    less their own errors tell. One decomposition H = U S V' answers for every s (Allen 1974): with
+    W = s / (S^2 + s) and Z = U'M, image i is missed by
 
         e_i = (M - U U'M + U W Z)_i / (1 - 1/B - |u_i|^2 + u_i' W u_i).
 
@@ -76,19 +78,26 @@ def affine_drift(before: Array, after: Array) -> Drift:
     outside = np.zeros_like(rest) if full else rest - left @ along
     free = np.zeros(rows) if full else np.maximum(1 - 1 / rows - (left**2).sum(axis=1), rows * EPS)
 
-    least, missed, kept = (1 - TIE) * float((movement**2).sum()), movement, None
-    for strength in STRENGTHS if len(values) else STRENGTHS[:1]:
-        shrunk = np.ones(len(values))
-        if np.isfinite(strength):
-            shrunk = 1 / (1 + values**2 / (strength * values.max() ** 2))
-        misses = (outside + (left * shrunk) @ along) / (free + left**2 @ shrunk)[:, None]
-        error = float((misses**2).sum())
-        if error < least:
-            least, missed, kept = (1 - TIE) * error, misses, 1 - shrunk
-    left_over = missed.T @ missed / rows
-    if kept is None:
+    def missed(shrunk: Array | None) -> Array:
+        """Each image's error by the map fitted without it; None for no movement at all."""
+        if shrunk is None:
+            return movement
+        misses: Array = (outside + (left * shrunk) @ along) / (free + left**2 @ shrunk)[:, None]
+        return misses
+
+    trials = [None, np.ones(len(values))]  # no movement, a common shift, and ever weaker ridges
+    if len(values):
+        trials += [1 / (1 + values**2 / (strength * values.max() ** 2)) for strength in STRENGTHS]
+    errors = np.stack([(missed(shrunk) ** 2).sum(axis=1) for shrunk in trials])
+    total, best = errors.sum(axis=1), int(errors.sum(axis=1).argmin())
+    doubt = TIE * total[best] + np.sqrt(rows) * errors[best].std(ddof=1)
+    shrunk = trials[int(np.flatnonzero(total <= total[best] + doubt)[0])]
+
+    misses = missed(shrunk)
+    left_over = misses.T @ misses / rows
+    if shrunk is None:
         return still(width)._replace(left_over=left_over)
-    linear = np.eye(width) + right @ ((kept / values)[:, None] * along)
+    linear = np.eye(width) + right @ (((1 - shrunk) / values)[:, None] * along)
     return Drift(linear, centre + common - centre @ linear, left_over)
 
 
