@@ -21,6 +21,7 @@ from everlearn.evaluation.run import Run
 from everlearn.evaluation.runner import HEADS, as_it_stands, measure
 from everlearn.learner import Learner
 from everlearn.methods import NTKCL
+from everlearn.precision import PRECISIONS, resolve
 from everlearn.report import write_report
 from everlearn_runtime import cli as device
 from everlearn_runtime.errors import MissingExtra
@@ -152,7 +153,7 @@ def _learning_options(command: argparse.ArgumentParser, recipe: str = "") -> Non
         metavar="SHARE",
         help=f"of an image; default: {Augmentation().scale[0]}{recipe}",
     )
-    command.add_argument("--precision", choices=["fp32", "bf16"], help="of training; default: fp32")
+    command.add_argument("--precision", choices=PRECISIONS, help="of training; default: fp32")
     command.add_argument("--device", help="a torch device; default: CUDA where there is one")
     command.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load images")
 
@@ -223,9 +224,11 @@ def _begun(arguments: argparse.Namespace, recipe: recipes.Recipe | None) -> Lear
         **{name: (record["backbone"] or {}).get(key) for name, key in _OF_BACKBONE.items()},
         "head": {"kind": learner.head.kind, "options": learner.head.options},
     }
-    for name in ("epochs", "batch_size", "lr", "seed", "precision", "weights", "backbone"):
+    for name in ("epochs", "batch_size", "lr", "seed", "weights", "backbone"):
         if getattr(arguments, name) is not None:
             now[name] = getattr(arguments, name)
+    if arguments.precision:
+        now["precision"] = resolve(arguments.precision, learner.device)
     if arguments.head:
         head = HEADS[arguments.head](learner.seed)
         now["head"] = {"kind": head.kind, "options": head.options}

@@ -20,8 +20,10 @@ from tqdm.auto import tqdm
 
 from everlearn import checkpoint as checkpoints
 from everlearn import methods, processes
-from everlearn.backbones import BUNDLED, Backbone, load_backbone
+from everlearn import precision as precisions
+from everlearn.backbones import BUNDLED, Backbone, load_backbone, resolve
 from everlearn.checkpoint import Lesson, State, Unfinished
+from everlearn.checks import whole
 from everlearn.data import Augmentation, ClassIncremental, Images, as_images, photographs
 from everlearn.data.loader import Loader, Targets
 from everlearn.evaluation.metrics import AccuracyMatrix, accuracy
@@ -45,14 +47,15 @@ class Learner:
         backbone: a name (the bundled one, or any timm model) or a `Backbone`.
         method: what adapts the backbone; NTK-CL when none is given. It is this learner's alone.
         head: what turns features into classes; the method's own when none is given. Likewise.
-        weights: see `load_backbone`.
+        weights: of a backbone given by name, see `load_backbone`; the pretrained ones when left out.
         epochs, batch_size, lr, optimizer, momentum, weight_decay, carry: see `Training`; what is
             left out is the method's own.
         augmentation: what training images go through; None leaves them as the head sees them.
         seed: of initial values, batch orders, augmentation and dropout.
         device: a torch device; CUDA where there is one, otherwise the CPU. Started by ``accelerate
             launch``, each process takes a GPU of its own (see `everlearn.processes`).
-        precision: ``"fp32"``, or ``"bf16"`` to train under autocast (features stay fp32).
+        precision: ``"fp32"``, or ``"bf16"`` to train under autocast (features stay fp32), or
+            ``"auto"``, which is bf16 where the device has instructions for it.
         workers: processes that load images; the result does not depend on it.
         progress: show progress bars; by default where there is a terminal.
 
@@ -71,7 +74,7 @@ class Learner:
         method: Method | None = None,
         *,
         head: Head | None = None,
-        weights: str | Path = "pretrained",
+        weights: str | Path | None = None,
         epochs: int | None = None,
         batch_size: int | None = None,
         lr: float | None = None,
@@ -86,10 +89,6 @@ class Learner:
         workers: int = 0,
         progress: bool | None = None,
     ) -> None:
-        if precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision must be 'fp32' or 'bf16', got {precision!r}")
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
         if head is not None and not isinstance(head, Head):
             raise ValueError(
                 f"head is a {type(head).__name__}, which is no head; give one of everlearn_runtime.heads, "
@@ -112,12 +111,12 @@ class Learner:
             self.method.defaults, **{name: value for name, value in given.items() if value is not None}
         )
         self.augmentation = augmentation
-        self.seed = seed
+        self.seed = whole("seed", seed, least=0)
         self.device = processes.join(device)
-        self.precision = precision
-        self.workers = workers
+        self.precision = precisions.resolve(precision, self.device)
+        self.workers = whole("workers", workers, least=0)
         self.progress = progress
-        self.backbone = load_backbone(backbone, weights=weights) if isinstance(backbone, str) else backbone
+        self.backbone = resolve(backbone, weights)
         self.backbone.fuse_attention(self.device.type != "cpu")
         with self._seeded(_ATTACH):
             self.method.attach(self.backbone)

@@ -22,7 +22,8 @@ from tqdm.auto import tqdm
 
 from everlearn import checkpoint, processes
 from everlearn import methods as all_methods
-from everlearn.backbones import BUNDLED, Backbone, load_backbone
+from everlearn import precision as precisions
+from everlearn.backbones import BUNDLED, Backbone, resolve
 from everlearn.data import Augmentation, ClassIncremental, Images, as_images
 from everlearn.evaluation import beside
 from everlearn.evaluation.cache import CachedLearner, FeatureStore
@@ -32,6 +33,7 @@ from everlearn.evaluation.runner import HEADS, measure
 from everlearn.files import read_json, write_json
 from everlearn.learner import DEFAULT_AUGMENTATION, Learner
 from everlearn.methods.base import Method
+from everlearn.tables import aligned
 
 FILE = "bench.json"
 FORMAT = 2
@@ -119,14 +121,7 @@ class Bench:
                     str(len(runs)),
                 ]
             )
-        widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if column < 2 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in cells
-        ]
+        lines = [aligned(cells, left=[0, 1])]
         if any(run.reused is not None for run in self.runs):
             lines.append(
                 "* features computed once for all methods and seeds that share them: "
@@ -167,7 +162,7 @@ def bench(
     seeds: Sequence[int] = (0, 1, 2),
     heads: Sequence[str] = (),
     backbone: str | Backbone = BUNDLED,
-    weights: str | Path = "pretrained",
+    weights: str | Path | None = None,
     augmentation: Augmentation | None = DEFAULT_AUGMENTATION,
     precision: str = "fp32",
     device: str | None = None,
@@ -211,7 +206,8 @@ def bench(
         raise ValueError(f"seeds are {list(seeds)}; give at least one, and each once")
     data = as_images(train), as_images(test)
     streams = {seed: ClassIncremental(*data, classes_per_task, first=first, seed=seed) for seed in seeds}
-    trunk = load_backbone(backbone, weights=weights) if isinstance(backbone, str) else backbone
+    trunk = resolve(backbone, weights)
+    precision = precisions.resolve(precision, processes.join(device))
     here = {"device": device, "workers": workers, "progress": progress}
 
     def fresh(name: str, seed: int) -> CachedLearner:
