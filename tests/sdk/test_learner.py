@@ -123,7 +123,7 @@ def test_what_is_no_data_set_is_refused(data: Any) -> None:
         ({"optimizer": "lion"}, "optimizer must be 'sgd' or 'adam', got 'lion'"),
         ({"momentum": 1.0}, r"momentum must be at least 0 and below 1\.0, got 1\.0"),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
-        ({"precision": "fp16"}, "precision must be 'fp32' or 'bf16', got 'fp16'"),
+        ({"precision": "fp16"}, "precision must be 'fp32', 'bf16' or 'auto', got 'fp16'"),
         ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
         ({"seed": 1.0}, "seed must be a whole number"),
         ({"device": "cpx"}, "device='cpx' cannot be used here"),

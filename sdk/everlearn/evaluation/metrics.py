@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -238,7 +239,10 @@ def confusion(predicted: Sequence[str], actual: Sequence[str], classes: Sequence
     unknown = ({*predicted} | {*actual}) - {*classes}
     if unknown:
         raise ValueError(f"{sorted(unknown)[0]!r} is none of the {len(classes)} classes; name them all")
-    counts: NDArray[np.int64] = confusion_matrix(actual, predicted, labels=list(classes))
+    with warnings.catch_warnings():
+        # It doubts one label alone, although it is told that there is no other.
+        warnings.filterwarnings("ignore", "A single label was found", UserWarning)
+        counts: NDArray[np.int64] = confusion_matrix(actual, predicted, labels=list(classes))
     return counts
 
 
