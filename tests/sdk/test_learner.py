@@ -207,6 +207,18 @@ def test_after_a_fit_that_fails_the_callers_objects_are_still_the_learners() -> 
     assert digests(method.learned()) == digests(learner.method.learned())
 
 
+def test_what_a_fit_does_not_change_is_not_copied_for_it() -> None:
+    method = Joint()
+    learner = make_learner(method).fit(coloured("ab"))
+    weights, images = method.twin.vit.patch_embed.proj.weight, method.memory.images
+    before = images.clone()
+    with pytest.raises(KeyboardInterrupt):
+        learner.fit(Clock(9).watch(coloured("cd")))
+    assert method.twin.vit.patch_embed.proj.weight is weights
+    assert method.memory.images is images
+    assert torch.equal(images, before)
+
+
 def test_a_class_taken_out_of_the_head_by_hand_leaves_no_row_behind() -> None:
     learner = make_learner(Joint(), carry=False).fit(coloured("abc"))
     learner.head.remove("a")

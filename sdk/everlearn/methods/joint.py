@@ -1,7 +1,7 @@
 """Joint: all tasks at once."""
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -48,6 +48,10 @@ class Joint(FineTune):
         """Keep the task's images."""
         for images, targets in batches:
             self.memory.add(self.backbone.pixels(images), self.places(targets, self.task))
+
+    def shared(self) -> dict[int, Any]:
+        """The backbone, and the images: further ones are put behind them, and none is changed."""
+        return super().shared() | {id(self.memory.images): self.memory.images}
 
     def head(self) -> Head:
         """LDA."""
