@@ -16,7 +16,7 @@ from everlearn_runtime.errors import StateError
 from everlearn_runtime.heads import Head
 from everlearn_runtime.state.anchor import Anchor, check_companion, check_kind
 from everlearn_runtime.state.archive import Archive, Built, lineage
-from everlearn_runtime.state.database import SCHEMA, explained
+from everlearn_runtime.state.database import SCHEMA, content_errors, explained
 from everlearn_runtime.state.lock import reading
 from everlearn_runtime.state.versions import Version
 from everlearn_runtime.state.view import companion, view
@@ -146,7 +146,7 @@ class Reader:
     def _read_once(self, use: Callable[[Archive], Result]) -> Result:
         if not self._sure:
             check_companion(self.path)
-        with reading(self.path), view(self.path) as database:
+        with reading(self.path), view(self.path) as database, content_errors(self.path):
             if check_kind(database, self.path) != SCHEMA:
                 raise StateError(f"{self.path} is of an older schema; open it once without read_only")
             return use(Archive(database, self.path, self._model, self._base))

@@ -234,7 +234,7 @@ def test_a_forked_child_neither_uses_nor_harms_it(tmp_path: Path, leaves: str) -
     program = f"""
 import os, sys
 from pathlib import Path
-from .harness import own, rows
+from runtime.state.harness import own, rows
 owner = own(Path(sys.argv[1]))
 owner.learn(rows(1), ["a"])
 child = os.fork()
@@ -400,6 +400,7 @@ TAMPERED = (
     "DROP TABLE piece",
     "CREATE TRIGGER no BEFORE DELETE ON journal BEGIN SELECT raise(ABORT, 'no'); END",
     "UPDATE snapshot SET seq = 'x'",
+    "UPDATE snapshot SET seq = x'00'",
     "UPDATE snapshot SET digest = NULL",
 )
 
