@@ -115,7 +115,7 @@ class EdgeLearner:
         if state is None:
             keeper = Memory(opened.head)
         elif read_only:
-            keeper = Reader(state, model=model_of(opened), base=opened.head)
+            keeper = Reader(state, model=model_of(opened), bundle=opened.id, base=opened.head)
         else:
             keeper = Owner(
                 state,
