@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test fidelity lint types clean
+.PHONY: quickstart test torture fidelity lint types clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py
 
 test: lint types
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --durations=10
+
+# All of what `test` tries a part of: an exception at every line, 500 kills, thousands of damaged files.
+torture: $(VENV)/.installed
+	EVERLEARN_TORTURE=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+		$(BIN)/python -m pytest --numprocesses=auto tests/runtime/state
 
 # How near released code is met: the tables in docs/fidelity.md, measured anew.
 fidelity: $(VENV)/.installed

@@ -1,4 +1,4 @@
-"""``everlearn-device``: predict, learn, forget and status, on the runtime alone."""
+"""``everlearn-device``: predict, learn, take back and tell, on the runtime alone."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from everlearn_runtime.edge import EdgeLearner
 from everlearn_runtime.errors import MissingExtra
 from everlearn_runtime.heads.checks import check_label
 from everlearn_runtime.images import InputSpec, prepare_batch
+from everlearn_runtime.state import Version
 
 BATCH = 32
 _RESIZED = {"center": "shorter side to", "squash": "squeezed to", "border": "bordered within"}
@@ -83,24 +84,37 @@ def _parser() -> argparse.ArgumentParser:
     status = command("status", _status, "what is known and how much room it takes")
     for sub in (predict, status):
         sub.add_argument("--state", metavar="FILE", help="what this device has learned")
-    for sub in (learn, forget):
+    forget.add_argument(
+        "--purge", action="store_true", help="leave neither name nor features in the state, nor its history"
+    )
+    history = command("history", _history, "the versions that can be gone back to")
+    undo = command("undo", _undo, "take back the last change")
+    rollback = command("rollback", _rollback, "go back to an earlier version")
+    rollback.add_argument("version", metavar="VERSION", type=int, help="its number, see history")
+    backup = command("backup", _backup, "copy the state")
+    backup.add_argument("to", metavar="TO", help="the copy's place")
+    for sub in (learn, forget, history, undo, rollback, backup):
         sub.add_argument(
             "--state", metavar="FILE", required=True, help="where this device keeps what it learns"
         )
     return parser
 
 
-def _open(arguments: argparse.Namespace, *, new: bool = False) -> EdgeLearner:
+def _open(arguments: argparse.Namespace, *, new: bool = False, read_only: bool = False) -> EdgeLearner:
     if arguments.state is not None and not new and not Path(arguments.state).is_file():
         raise ValueError(f"{arguments.state}: no such state file; `everlearn-device learn` makes one")
     return EdgeLearner.open(
-        arguments.bundle, state=arguments.state, providers=arguments.provider, threads=arguments.threads
+        arguments.bundle,
+        state=arguments.state,
+        providers=arguments.provider,
+        threads=arguments.threads,
+        read_only=read_only and arguments.state is not None,
     )
 
 
 def _predict(arguments: argparse.Namespace) -> tuple[Any, str]:
     rows: list[dict[str, Any]] = []
-    with _open(arguments) as learner:
+    with _open(arguments, read_only=True) as learner:
         names, batch = _images(arguments.images, learner.bundle.manifest.input)
         for start in range(0, len(batch), BATCH):
             found = learner.predict(batch[start : start + BATCH])
@@ -126,7 +140,7 @@ def _learn(arguments: argparse.Namespace) -> tuple[Any, str]:
 
 def _forget(arguments: argparse.Namespace) -> tuple[Any, str]:
     with _open(arguments) as learner:
-        learner.forget(arguments.label)
+        learner.forget(arguments.label, purge=arguments.purge)
         counts = learner.counts
     return {
         "label": arguments.label,
@@ -134,8 +148,61 @@ def _forget(arguments: argparse.Namespace) -> tuple[Any, str]:
     }, f"forgot {arguments.label!r}; {len(counts)} classes left"
 
 
-def _status(arguments: argparse.Namespace) -> tuple[Any, str]:
+def _history(arguments: argparse.Namespace) -> tuple[Any, str]:
+    with _open(arguments, read_only=True) as learner:
+        versions = learner.history()
+    said = [
+        {
+            "version": version.number,
+            "time": version.time.isoformat(timespec="seconds"),
+            "kind": version.kind,
+            "counts": dict(version.counts),
+            "to": version.to,
+        }
+        for version in versions
+    ]
+    table = [
+        (str(one["version"]), str(one["time"]), _change(version))
+        for one, version in zip(said, versions, strict=True)
+    ]
+    return {"versions": said}, _aligned(("version", "time", "change"), table)
+
+
+def _change(version: Version) -> str:
+    """What a version changed, for people."""
+    if version.kind == "rollback":
+        return f"back to {version.to}"
+    counts = ", ".join(f"{count} of {label!r}" for label, count in version.counts.items())
+    return f"{version.kind} {counts}".rstrip()
+
+
+def _undo(arguments: argparse.Namespace) -> tuple[Any, str]:
     with _open(arguments) as learner:
+        return _went_back(learner, learner.undo())
+
+
+def _rollback(arguments: argparse.Namespace) -> tuple[Any, str]:
+    with _open(arguments) as learner:
+        return _went_back(learner, learner.rollback(arguments.version))
+
+
+def _went_back(learner: EdgeLearner, version: Version) -> tuple[Any, str]:
+    counts = learner.counts
+    return (
+        {"version": version.number, "to": version.to, "classes": counts},
+        f"back to version {version.to}; {len(counts)} classes. This is version {version.number}",
+    )
+
+
+def _backup(arguments: argparse.Namespace) -> tuple[Any, str]:
+    with _open(arguments) as learner:
+        learner.backup(arguments.to)
+        version = learner.version
+    return {"to": arguments.to, "version": version}, f"copied version {version} to {arguments.to}"
+
+
+def _status(arguments: argparse.Namespace) -> tuple[Any, str]:
+    with _open(arguments, read_only=True) as learner:
         manifest, counts = learner.bundle.manifest, learner.counts
         sizes = {"graph": learner.bundle.features.stat().st_size, "head": learner.nbytes}
     if arguments.state is not None:

@@ -21,12 +21,16 @@ from everlearn_runtime.errors import BundleError, StateError
 from everlearn_runtime.heads import Head
 from everlearn_runtime.heads.checks import check_label, check_labels
 from everlearn_runtime.images import prepare_batch
-from everlearn_runtime.state import RETENTION, Memory, Owner, Reader, Turns, Version
+from everlearn_runtime.state import RETENTION, Memory, Owner, Reader, Version
+from everlearn_runtime.turns import RightOfWay, Turns
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 Result = TypeVar("Result")
+
+# Learning runs the graph on so many images at once, and then looks whether somebody wants to predict.
+PART_IMAGES = 16
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,9 @@ class EdgeLearner:
 
     Open one with :meth:`open`. The graph stays as it is; ``learn`` and ``forget`` change the
     head's statistics, exactly and at once. Safe to share between threads: the graph runs for all of
-    them side by side, the head is read and changed by one at a time. A learner belongs to the
-    process that opened it; a forked child opens its own. Whatever raises leaves the state as it was.
+    them side by side, the head is read and changed by one at a time, and while some predict the others
+    take their time to learn. A learner belongs to the process that opened it; a forked child opens its
+    own. Whatever raises leaves the state as it was.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, keeper: Memory | Owner | Reader) -> None:
@@ -58,6 +63,7 @@ class EdgeLearner:
         self._backend = backend
         self._keeper = keeper
         self._turns = Turns()
+        self._way = RightOfWay()
         self._closed = False
         self._pid = os.getpid()
         # A learner that nobody closes gives its file back all the same, at the end of the process.
@@ -110,7 +116,7 @@ class EdgeLearner:
         if state is None:
             keeper = Memory(opened.head)
         elif read_only:
-            keeper = Reader(state, model=model_of(opened), base=opened.head)
+            keeper = Reader(state, model=model_of(opened), bundle=opened.id, base=opened.head)
         else:
             keeper = Owner(
                 state,
@@ -163,7 +169,8 @@ class EdgeLearner:
             StateError: The state cannot be read any more.
         """
         self._check_open()
-        features = self._features(self._batch(images, channels))
+        batch = self._batch(images, channels)
+        features = self._way.urgent(lambda: self._features(batch))
         scores, classes = self._in_turn(lambda: self._scores(features))
         return Prediction([classes[column] for column in scores.argmax(axis=1)], scores, classes)
 
@@ -190,7 +197,11 @@ class EdgeLearner:
         batch = self._batch(images, channels)
         if len(names) != len(batch):
             raise ValueError(f"{len(names)} labels for {len(batch)} images; give one label per image")
-        features = self._features(batch)
+        parts = []
+        for start in range(0, len(batch), PART_IMAGES):
+            with self._way.part():
+                parts.append(self._features(batch[start : start + PART_IMAGES]))
+        features = np.concatenate(parts)
         return self._in_turn(lambda: self._learn(features, names))
 
     def forget(self, label: str, *, purge: bool = False) -> Version:

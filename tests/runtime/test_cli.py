@@ -87,6 +87,39 @@ def test_json_for_machines(bundle: Path, tmp_path: Path, cups: list[str], capsys
     assert said["bytes"].keys() == {"graph", "head"}
 
 
+def test_what_was_changed_can_be_taken_back(
+    bundle: Path, tmp_path: Path, cups: list[str], capsys: Output
+) -> None:
+    here, state = str(bundle), ["--state", str(tmp_path / "device.db")]
+    assert main(["learn", here, "cup", *cups, *state]) == 0
+    assert main(["forget", here, "mug", *state]) == 0
+    capsys.readouterr()
+    assert main(["undo", here, *state]) == 0
+    assert capsys.readouterr().out == "back to version 1; 3 classes. This is version 3\n"
+    assert main(["rollback", here, "0", *state, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"version": 4, "to": 0, "classes": {"mug": 4, "pen": 4}}
+    assert main(["history", here, *state]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["version", "time", "change"]
+    assert [line.split()[2:] for line in lines[1:]] == [
+        ["start"],
+        ["learn", "5", "of", "'cup'"],
+        ["forget", "4", "of", "'mug'"],
+        ["back", "to", "1"],
+        ["back", "to", "0"],
+    ]
+    copy = str(tmp_path / "copy.db")
+    assert main(["backup", here, copy, *state]) == 0
+    assert capsys.readouterr().out == f"copied version 4 to {copy}\n"
+    assert main(["forget", here, "pen", "--purge", *state]) == 0
+    assert main(["history", here, *state, "--json"]) == 0
+    (version,) = json.loads(capsys.readouterr().out.splitlines()[-1])["versions"]
+    assert (version["version"], version["kind"], version["counts"]) == (5, "purge", {})
+    assert main(["undo", here, *state]) == 2
+    assert "nothing left to undo" in capsys.readouterr().err
+    assert main(["rollback", here, "4", "--state", copy]) == 0
+
+
 def test_an_image_of_another_size_is_prepared(bundle: Path, tmp_path: Path, capsys: Output) -> None:
     np.save(tmp_path / "wide.npy", np.zeros((30, 70, 3), np.uint8))
     np.save(tmp_path / "grey.npy", np.zeros((30, 70, 1), np.uint8))

@@ -16,7 +16,6 @@ belongs to it.
 from everlearn_runtime.state.memory import Memory
 from everlearn_runtime.state.owner import RETENTION, Owner
 from everlearn_runtime.state.reader import Reader
-from everlearn_runtime.state.turns import Turns
 from everlearn_runtime.state.versions import Version
 
-__all__ = ["RETENTION", "Memory", "Owner", "Reader", "Turns", "Version"]
+__all__ = ["RETENTION", "Memory", "Owner", "Reader", "Version"]

@@ -133,6 +133,17 @@ def sqlite_errors(path: Path) -> Iterator[None]:
         raise explained(path, error) from error
 
 
+@contextmanager
+def content_errors(path: Path) -> Iterator[None]:
+    """Whatever content that makes no sense makes its readers raise, as a StateError."""
+    try:
+        yield
+    except (StateError, sqlite3.Error, MemoryError):
+        raise
+    except Exception as error:
+        raise damaged(path, f"it makes no sense ({type(error).__name__}: {error})") from error
+
+
 def explained(path: Path, error: sqlite3.Error) -> StateError:
     """What an error of SQLite means for a state file."""
     code = _code(error)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 
 from everlearn_runtime.errors import StateError
@@ -41,15 +42,13 @@ class FileLock:
         OSError: The file cannot be opened for writing.
     """
 
-    # An interrupt may come before there is anything to release.
-    _file = -1
-
     def __init__(self, path: Path, *, create: bool = False) -> None:
         self._pid = os.getpid()
-        flags = os.O_RDWR | (os.O_CREAT if create else 0)
-        self._file = os.open(path, flags, 0o644)
+        more = os.O_CREAT if create else 0
+        # A file object, which closes at most once, and when it is gone: an interrupt may come at any time.
+        self._file = FileIO(path, "r+", opener=lambda name, flags: os.open(name, flags | more, 0o644))
         try:
-            _lock(self._file)
+            _lock(self._file.fileno())
         except OSError as error:
             self.release()
             if error.errno in _TAKEN:
@@ -64,33 +63,31 @@ class FileLock:
             found = os.stat(path)
         except OSError:
             return False
-        own = os.fstat(self._file)
+        own = os.fstat(self.fileno())
         return (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)
 
     def fileno(self) -> int:
         """The open file."""
-        return self._file
+        return self._file.fileno()
 
     def try_alone(self) -> bool:
         """Keep readers away, if none is reading; see :func:`reading`."""
-        return _enter(self._file, alone=True)
+        return _enter(self.fileno(), alone=True)
 
     def let_read(self) -> None:
         """Let readers in again."""
-        _leave(self._file)
+        _leave(self.fileno())
 
     def release(self) -> None:
         """Give the lock up. In a forked child only the child's copy of the handle goes."""
-        file, self._file = self._file, -1
-        if file < 0:
-            return
-        if os.getpid() == self._pid:
+        if not self._file.closed and os.getpid() == self._pid:
             with suppress(OSError):  # by name, because a forked child may still have the same open file
-                _unlock(file)
-        os.close(file)
+                _unlock(self.fileno())
+        self._file.close()
 
     def __del__(self) -> None:
-        self.release()
+        if hasattr(self, "_file"):
+            self.release()
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from everlearn_runtime.state.database import (
     SCHEMA,
     checkpoint,
     connect,
+    content_errors,
     damaged,
     prepare,
     sqlite_errors,
@@ -96,6 +97,7 @@ class Owner:
         self.path = Path(os.path.realpath(path))
         if self.path.is_dir() or not self.path.parent.is_dir():
             raise StateError(f"{path}: a state is one file in a folder that exists")
+        self._companion = companion(self.path)
         self._model = model
         self._base = base
         self._durable = durable
@@ -104,7 +106,7 @@ class Owner:
         self._database: sqlite3.Connection | None = None
         self._anchor: Anchor
         self._head: Head
-        self._wal: os.stat_result | None = None
+        self._wal: os.stat_result
         self._session = False
         self._sure = False
         self._backups: weakref.WeakSet[Backup] = weakref.WeakSet()
@@ -153,7 +155,7 @@ class Owner:
 
     def history(self) -> list[Version]:
         """The versions that can be gone back to, oldest first."""
-        with sqlite_errors(self.path):
+        with sqlite_errors(self.path), content_errors(self.path):
             return [event.told() for _, event in self._archive().events()]
 
     # What changes it.
@@ -188,26 +190,23 @@ class Owner:
             ValueError: It cannot be reached.
             StateError: Its entries are damaged, or the change could not be written.
         """
-        with sqlite_errors(self.path):
+        with sqlite_errors(self.path), content_errors(self.path):
             archive = self._archive()
             events = archive.events()
             seq = next((seq for seq, event in events if event.version == to), None)
-            if seq is None:
-                first, last = events[0][1].version, events[-1][1].version
-                raise ValueError(f"version {to!r} cannot be gone back to; from {first} to {last} can")
-            built = archive.build(self._anchor, seq, self._rollbacks)
+            built = None if seq is None else archive.build(self._anchor, seq, self._rollbacks)
+        if built is None:
+            first, last = events[0][1].version, events[-1][1].version
+            raise ValueError(f"version {to!r} cannot be gone back to; from {first} to {last} can")
         return self._change("rollback", lambda _: built.head, to=to, seq=seq, since=built.since)
 
     def undo(self) -> Version:
         """Take back the last change that has not been taken back; raises like :meth:`rollback`."""
-        with sqlite_errors(self.path):
-            archive = self._archive()
-            floor = archive.floor()
-            for first, last in lineage(self._anchor.seq, self._rollbacks):
-                for seq in range(last, max(first - 1, floor), -1):
-                    if archive.event(seq).kind in ("learn", "forget"):
-                        return self.rollback(archive.event(seq - 1).version)
-        raise ValueError("there is nothing left to undo")
+        with sqlite_errors(self.path), content_errors(self.path):
+            before = self._before_last_change()
+        if before is None:
+            raise ValueError("there is nothing left to undo")
+        return self.rollback(before)
 
     def purge(self, label: str) -> Version:
         """Forget a class, and the history in which its name or features could stand.
@@ -257,6 +256,16 @@ class Owner:
 
     # How.
 
+    def _before_last_change(self) -> int | None:
+        """The version before the last change that has not been taken back, if it can be reached."""
+        archive = self._archive()
+        floor = archive.floor()
+        for first, last in lineage(self._anchor.seq, self._rollbacks):
+            for seq in range(last, max(first - 1, floor), -1):
+                if archive.event(seq).kind in ("learn", "forget"):
+                    return archive.event(seq - 1).version
+        return None
+
     def _take(self, *, create: bool) -> FileLock:
         """Lock the file that is at the path."""
         while True:
@@ -279,7 +288,7 @@ class Owner:
                 raise
         else:
             check_companion(self.path)
-        with sqlite_errors(self.path), view(self.path) as readable:
+        with sqlite_errors(self.path), view(self.path) as readable, content_errors(self.path):
             schema = check_kind(readable, self.path)
             if (verdict := readable.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
                 raise damaged(self.path, str(verdict))
@@ -300,9 +309,9 @@ class Owner:
         self._rebuild()
 
     def _create(self) -> None:
-        if companion(self.path).exists():
+        if self._companion.exists():
             raise StateError(
-                f"{companion(self.path)} lies beside a state that is not there; put the file back, or "
+                f"{self._companion} lies beside a state that is not there; put the file back, or "
                 "delete the companion to start anew"
             )
         self._lock = start_file(self.path, self._new_anchor(1), Event("start", 0, now()), None)
@@ -314,7 +323,7 @@ class Owner:
         with sqlite_errors(self.path):
             database = connect(self.path, "rw")
             prepare(database, self._durable)
-        self._wal = os.stat(companion(self.path))
+        self._wal = os.stat(self._companion)
         self._session = False
         self._database = database
 
@@ -348,7 +357,7 @@ class Owner:
             self._lock = self._take(create=False)
             self._connect()
         database = self._working()
-        with sqlite_errors(self.path):
+        with sqlite_errors(self.path), content_errors(self.path):
             undo_unfinished(database)
             self._load(database)
         self._sure = True
@@ -440,13 +449,14 @@ class Owner:
 
     def _check_place(self) -> None:
         """That file and WAL are still where they were; what is written elsewhere is lost."""
-        wal = companion(self.path)
-        found = os.stat(wal) if wal.exists() else None
-        same = self._wal is not None and found is not None and os.path.samestat(self._wal, found)
+        try:
+            same = os.path.samestat(self._wal, os.stat(self._companion))
+        except OSError:
+            same = False
         if not (same and self._lock.holds(self.path)):
             raise StateError(
-                f"{self.path} or its companion {wal.name} was moved, replaced or deleted while in use; "
-                "put it back, or open the learner again"
+                f"{self.path} or its companion {self._companion.name} was moved, replaced or deleted "
+                "while in use; put it back, or open the learner again"
             )
 
     def _close_database(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from everlearn_runtime.state.archive import Archive, lineage
 from everlearn_runtime.state.snapshots import SHIFT
 
-ROWS = 32  # a call, so that none takes long
+ROWS = 8  # a call, so that none takes long
 
 
 def prune(

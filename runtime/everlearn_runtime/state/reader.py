@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from everlearn_runtime.errors import StateError
 from everlearn_runtime.heads import Head
-from everlearn_runtime.state.anchor import Anchor, check_companion, check_kind
+from everlearn_runtime.state.anchor import Anchor, check_companion, check_kind, new_anchor
 from everlearn_runtime.state.archive import Archive, Built, lineage
-from everlearn_runtime.state.database import SCHEMA, explained
+from everlearn_runtime.state.database import SCHEMA, content_errors, explained
 from everlearn_runtime.state.lock import reading
+from everlearn_runtime.state.schema1 import read_schema1
 from everlearn_runtime.state.versions import Version
 from everlearn_runtime.state.view import companion, view
 
@@ -40,19 +41,23 @@ class Reader:
     Args:
         path: The file.
         model: sha256 of the graph and the head that the state goes with.
+        bundle: Id of the bundle, which is what states of the first schema go with.
         base: Makes the bundle's own head, version 0.
 
     Raises:
         StateError: There is no such state, it is damaged, or goes with something else.
     """
 
-    def __init__(self, path: str | Path, *, model: str, base: Callable[[], Head]) -> None:
+    def __init__(self, path: str | Path, *, model: str, bundle: str, base: Callable[[], Head]) -> None:
         self.path = Path(os.path.realpath(path))
         if not self.path.is_file():
             raise StateError(f"{path}: no such state file to read; open it without read_only to make one")
         self._model = model
+        self._bundle = bundle
         self._base = base
         self._sure = False
+        self._anchor: Anchor
+        self._head: Head
         self._signature: Signature = ()
         self._refresh()
 
@@ -82,7 +87,13 @@ class Reader:
 
     def history(self) -> list[Version]:
         """The versions that the owner can go back to, oldest first."""
-        return self._read(lambda archive: [event.told() for _, event in archive.events()])
+        return self._read(
+            lambda database: (
+                [event.told() for _, event in self._archive(database).events()]
+                if check_kind(database, self.path) == SCHEMA
+                else []
+            )
+        )
 
     def learn(self, features: NDArray[np.floating[Any]], labels: Sequence[str]) -> NoReturn:
         """Refuse; raises a StateError."""
@@ -130,7 +141,7 @@ class Reader:
         """What tells one state of the files from another."""
         return _look(self.path), _look(companion(self.path))
 
-    def _read(self, use: Callable[[Archive], Result]) -> Result:
+    def _read(self, use: Callable[[sqlite3.Connection], Result]) -> Result:
         """Read through a connection of its own, as often as it takes."""
         for attempt in range(TRIES):
             if attempt:
@@ -143,20 +154,27 @@ class Reader:
             raise explained(self.path, problem) from problem
         raise problem
 
-    def _read_once(self, use: Callable[[Archive], Result]) -> Result:
+    def _read_once(self, use: Callable[[sqlite3.Connection], Result]) -> Result:
         if not self._sure:
             check_companion(self.path)
-        with reading(self.path), view(self.path) as database:
-            if check_kind(database, self.path) != SCHEMA:
-                raise StateError(f"{self.path} is of an older schema; open it once without read_only")
-            return use(Archive(database, self.path, self._model, self._base))
+        with reading(self.path), view(self.path) as database, content_errors(self.path):
+            return use(database)
 
-    def _follow(self, archive: Archive) -> None:
+    def _archive(self, database: sqlite3.Connection) -> Archive:
+        return Archive(database, self.path, self._model, self._base)
+
+    def _follow(self, database: sqlite3.Connection) -> None:
+        if check_kind(database, self.path) != SCHEMA:
+            self._anchor = new_anchor(self._model)
+            self._head = read_schema1(database, self.path, self._bundle)
+            self._sure = True
+            return
+        archive = self._archive(database)
         anchor = archive.anchor()
         if not (self._sure and self._go_on(archive, anchor)):
             self._sure = False
             self._head = archive.build(anchor, anchor.seq, archive.rollbacks()).head
-        self._anchor: Anchor = anchor
+        self._anchor = anchor
         self._sure = True
 
     def _go_on(self, archive: Archive, anchor: Anchor) -> bool:

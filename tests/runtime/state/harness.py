@@ -67,9 +67,9 @@ def own(path: Path, new: Callable[[], Head] = LDA, **options: Any) -> Owner:
     return Owner(path, **{"model": MODEL, "bundle": "b" * 64, "base": new, **options})
 
 
-def read(path: Path, new: Callable[[], Head] = LDA) -> Reader:
+def read(path: Path, new: Callable[[], Head] = LDA, **options: Any) -> Reader:
     """A reader of the same."""
-    return Reader(path, model=MODEL, base=new)
+    return Reader(path, **{"model": MODEL, "bundle": "b" * 64, "base": new, **options})
 
 
 @contextmanager
@@ -115,6 +115,7 @@ class Bomb:
         self.only = only
         self.count = 0
         self.place = ""
+        self.passed: set[str] = set()
 
     def __enter__(self) -> Bomb:
         self._before = sys.gettrace()
@@ -128,6 +129,7 @@ class Bomb:
         name = frame.f_code.co_filename
         if not name.startswith(RUNTIME) or not self.only(name):
             return None
+        self.passed.add(frame.f_code.co_name)
         frame.f_trace_opcodes = self.kind == "opcode"
         return self._step
 

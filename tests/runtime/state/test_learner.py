@@ -98,7 +98,7 @@ def test_whatever_raises_gives_the_turn_back_and_leaves_the_state(
 ) -> None:
     """At any line of the learner, and at any bytecode between its turns."""
     images = make_images("cup", 2)
-    turns = os.path.join("state", "turns.py")
+    turns = os.sep + "turns.py"
 
     def only(name: str) -> bool:
         return not (opcodes and name.endswith(turns))

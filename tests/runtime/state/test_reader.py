@@ -137,7 +137,7 @@ def test_readers_beside_a_learner_that_folds(tmp_path: Path, folds_early: None) 
 FOLLOWS = """
 import sys
 from pathlib import Path
-from .harness import read
+from runtime.state.harness import read
 reader = read(Path(sys.argv[1]))
 print(reader.version, flush=True)
 for line in sys.stdin:
@@ -195,7 +195,7 @@ def test_a_state_on_a_read_only_file_system(tmp_path: Path) -> None:
     program = """
 import errno, os, sys
 from pathlib import Path
-from .harness import own, read
+from runtime.state.harness import own, read
 folder = Path(sys.argv[1])
 try:
     (folder / "probe").touch()
