@@ -15,7 +15,7 @@ from importlib.util import find_spec
 
 from everlearn import threads
 
-threads.wait_asleep()  # before torch is imported, here or by what is imported below
+threads.wait_briefly()  # before torch is imported, here or by what is imported below
 
 from everlearn_runtime.errors import MissingExtra  # noqa: E402
 

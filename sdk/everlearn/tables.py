@@ -1,6 +1,8 @@
-"""Text in columns, for tables that are printed."""
+"""Figures as text, and text in columns, for tables that are printed."""
 
 from collections.abc import Collection, Sequence
+
+import numpy as np
 
 
 def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = ()) -> str:
@@ -25,3 +27,24 @@ def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = ()) -> str:
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """Mean and standard deviation in percent, or a dash where nothing was measured.
+
+    >>> spread([0.5, 0.52]), spread([0.5]), spread([None, None])
+    ('51.00 ± 1.00', '50.00', '-')
+    """
+    known = 100 * np.array([value for value in values if value is not None])
+    if len(known) == 0:
+        return "-"
+    return f"{known.mean():.2f} ± {known.std():.2f}" if len(known) > 1 else f"{known[0]:.2f}"
+
+
+def seconds(value: float) -> str:
+    """Seconds as text, with a decimal where there are few.
+
+    >>> seconds(3.14159), seconds(1234.5)
+    ('3.1', '1,234')
+    """
+    return f"{value:.1f}" if value < 10 else f"{value:,.0f}"

@@ -33,7 +33,7 @@ from everlearn.evaluation.runner import HEADS, measure
 from everlearn.files import read_json, write_json
 from everlearn.learner import DEFAULT_AUGMENTATION, Learner
 from everlearn.methods.base import Method
-from everlearn.tables import aligned
+from everlearn.tables import aligned, seconds, spread
 
 FILE = "bench.json"
 FORMAT = 2
@@ -100,28 +100,14 @@ class Bench:
         largest number of parameters that a task has trained.
         """
         titles = ("A_bar", "A_T", "forgetting", "task id", "within task", "params", "MB kept", "seconds")
-        cells = [["method", "head", *titles, "seeds"]]
+        rows = [["method", "head", *titles, "seeds"]]
         for (method, head), runs in self.rows().items():
-            scores = [run.scores[head] for run in runs]
-            time = seconds(float(np.mean([run.seconds for run in runs])))
+            name = head if head != OWN else f"{OWN} ({runs[0].scores[head].kind})"
+            *figures, time = cells(runs, head)
             if runs[0].reused is not None:
                 time += f" + {seconds(runs[0].reused)}*"
-            cells.append(
-                [
-                    method,
-                    head if head != OWN else f"{OWN} ({scores[0].kind})",
-                    spread([score.average for score in scores]),
-                    spread([score.last for score in scores]),
-                    spread([score.forgetting for score in scores]),
-                    spread([score.task_id[-1] for score in scores]),
-                    spread([score.within_task[-1] for score in scores]),
-                    f"{max(run.trained for run in runs):,}",
-                    f"{np.mean([score.bytes for score in scores]) / 1e6:.2f}",
-                    time,
-                    str(len(runs)),
-                ]
-            )
-        lines = [aligned(cells, left=[0, 1])]
+            rows.append([method, name, *figures, time, str(len(runs))])
+        lines = [aligned(rows, left=[0, 1])]
         if any(run.reused is not None for run in self.runs):
             lines.append(
                 "* features computed once for all methods and seeds that share them: "
@@ -130,25 +116,23 @@ class Bench:
         return "\n".join(lines)
 
 
-def spread(values: Sequence[float | None]) -> str:
-    """Mean and standard deviation in percent, or a dash where nothing was measured.
+def cells(runs: Sequence[Run], head: str) -> list[str]:
+    """What a table has of one method and head over the seeds, as text.
 
-    >>> spread([0.5, 0.52]), spread([0.5]), spread([None, None])
-    ('51.00 ± 1.00', '50.00', '-')
+    A_bar, A_T, forgetting, right task and within the task, in percent; parameters trained, MB kept,
+    seconds of learning.
     """
-    known = 100 * np.array([value for value in values if value is not None])
-    if len(known) == 0:
-        return "-"
-    return f"{known.mean():.2f} ± {known.std():.2f}" if len(known) > 1 else f"{known[0]:.2f}"
-
-
-def seconds(value: float) -> str:
-    """Seconds as text, with a decimal where there are few.
-
-    >>> seconds(3.14159), seconds(1234.5)
-    ('3.1', '1,234')
-    """
-    return f"{value:.1f}" if value < 10 else f"{value:,.0f}"
+    scores = [run.scores[head] for run in runs]
+    return [
+        spread([score.average for score in scores]),
+        spread([score.last for score in scores]),
+        spread([score.forgetting for score in scores]),
+        spread([score.task_id[-1] for score in scores]),
+        spread([score.within_task[-1] for score in scores]),
+        f"{max(run.trained for run in runs):,}",
+        f"{np.mean([score.bytes for score in scores]) / 1e6:,.2f}",
+        seconds(float(np.mean([run.seconds for run in runs]))),
+    ]
 
 
 def bench(

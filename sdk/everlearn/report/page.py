@@ -1,20 +1,20 @@
-"""The page of a report."""
+"""The page of a report: its text and tables, with the pictures in it."""
 
 import base64
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everlearn.evaluation.bench import FILE as BENCH
-from everlearn.evaluation.bench import Bench, seconds, spread
+from everlearn.evaluation.bench import Bench, cells
 from everlearn.evaluation.run import OWN, Run
 from everlearn.files import write_whole
+from everlearn.report.record import by_method, own, read
+from everlearn.tables import seconds
 from everlearn_runtime.errors import MissingExtra
 
 if TYPE_CHECKING:
@@ -44,10 +44,7 @@ def write_report(run: str | Path, *, diagnosis: str = "", name: str | None = Non
     if missing:
         raise MissingExtra(f"a report (without {', '.join(missing)} here)", "train,cpu")
     folder = Path(run)
-    is_bench = (folder / BENCH).is_file()
-    found = Bench.read(folder) if is_bench else _of_training(folder)
-    if not found.runs:
-        raise ValueError(f"{folder} has no finished run yet; the same bench command goes on with it")
+    found, is_bench = read(folder)
     out = folder / "report"
     out.mkdir(exist_ok=True)
     for old in out.glob("*.png"):
@@ -63,33 +60,11 @@ def write_report(run: str | Path, *, diagnosis: str = "", name: str | None = Non
     return out / PAGE
 
 
-def _of_training(folder: Path) -> Bench:
-    """What ``everlearn train`` wrote, as a benchmark of one run."""
-    run = Run.read(folder)
-    if not run.scores:
-        raise ValueError(f"{folder} has not finished its first task; the same train command goes on with it")
-    measured = run.scores[OWN].tasks
-    sizes = run.tasks[:measured]
-    so_far = replace(run, tasks=sizes, classes=run.classes[: sum(sizes)])
-    about = {name: run.record[name] for name in ("backbone", "augmentation", "precision")}
-    return Bench(about | run.settings, (so_far,), run.everlearn)
-
-
-def _by_method(runs: Sequence[Run]) -> list[list[Run]]:
-    """The runs of each method, the best at the end of the stream first."""
-    methods: dict[str, list[Run]] = {}
-    for run in runs:
-        methods.setdefault(run.method, []).append(run)
-    return sorted(
-        methods.values(), key=lambda seeds: -sum(run.scores[OWN].last for run in seeds) / len(seeds)
-    )
-
-
 def _pictures(found: Bench) -> dict[str, "Figure"]:
     """Every picture, by the name of its file."""
     from everlearn.report import pictures  # only here: matplotlib takes a second to import
 
-    methods = _by_method(found.runs)
+    methods = by_method(found.runs)
     drawn = {"accuracy": pictures.accuracy(methods)}
     if len(methods) > 1:
         drawn["forgetting"] = pictures.forgetting(methods)
@@ -98,7 +73,7 @@ def _pictures(found: Bench) -> dict[str, "Figure"]:
     for number, seeds in enumerate(methods):
         slug = re.sub(r"[^A-Za-z0-9-]+", "_", seeds[0].method)
         slug = slug if f"confusion-{slug}" not in drawn else f"{slug}-{number}"
-        score = seeds[0].scores[OWN]
+        score = own(seeds[0])
         if len(score.images) == 1 or score.average is not None:  # a ceiling has one row only
             drawn[f"matrix-{slug}"] = pictures.matrix(seeds)
         if score.confusion:
@@ -110,7 +85,28 @@ def _page(found: Bench, drawn: Mapping[str, str], diagnosis: str, name: str, is_
     from jinja2 import Environment, StrictUndefined
 
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    rows: list[dict[str, Any]] = []
+    rows = _rows(found)
+    # A ceiling, which has no average, is none of those that compete.
+    best = max((row["last"] for row in rows if row["cells"][0] != "-"), default=None)
+    return template.from_string(files("everlearn.report").joinpath("page.html").read_text()).render(
+        name=name,
+        is_bench=is_bench,
+        facts=_facts(found),
+        rows=rows,
+        best=best,
+        reused=any(row["reused"] for row in rows),
+        seeds=max(int(row["cells"][-1]) for row in rows),
+        drawn=drawn,
+        made={run.method: _settings(run) for run in found.runs},
+        diagnosis=diagnosis,
+        matrices=any(file.startswith("matrix-") for file in drawn),
+        confused=any(file.startswith("confusion-") for file in drawn),
+    )
+
+
+def _rows(found: Bench) -> list[dict[str, Any]]:
+    """The table of figures: a row for each method and head, over the seeds."""
+    rows = []
     for (method, head), runs in found.rows().items():
         scores = [run.scores[head] for run in runs]
         rows.append(
@@ -118,59 +114,39 @@ def _page(found: Bench, drawn: Mapping[str, str], diagnosis: str, name: str, is_
                 "method": method,
                 "head": f"{scores[0].kind} (its own)" if head == OWN else head,
                 "own": head == OWN,
-                "cells": [
-                    spread([score.average for score in scores]),
-                    spread([score.last for score in scores]),
-                    spread([score.forgetting for score in scores]),
-                    spread([score.task_id[-1] for score in scores]),
-                    spread([score.within_task[-1] for score in scores]),
-                    f"{max(run.trained for run in runs):,}",
-                    f"{sum(score.bytes for score in scores) / len(scores) / 1e6:,.2f}",
-                    seconds(sum(run.seconds for run in runs) / len(runs)),
-                    str(len(runs)),
-                ],
+                "cells": [*cells(runs, head), str(len(runs))],
                 "reused": None if runs[0].reused is None else seconds(runs[0].reused),
                 "last": sum(score.last for score in scores) / len(scores),
             }
         )
-    # A ceiling, which has no average, is none of those that compete.
-    best = max((row["last"] for row in rows if row["cells"][0] != "-"), default=None)
-    made = {
-        run.method: json.dumps(
-            {"method": run.record["method"]["config"], "training": run.record["training"]}, indent=1
-        )
-        for run in found.runs
-    }
-    first = found.runs[0]
-    backbone = found.settings.get("backbone") or {"name": "the caller's own", "weights": "", "options": {}}
+    return rows
+
+
+def _facts(found: Bench) -> dict[str, str]:
+    """What all runs have in common; what is not known is left out."""
+    first, settings = found.runs[0], found.settings
+    backbone = settings.get("backbone") or {"name": "the caller's own", "weights": "", "options": {}}
     facts = {
         "classes": f"{len(first.classes)} in {len(first.tasks)} tasks",
-        "test images": f"{sum(first.scores[OWN].images):,}",
+        "test images": f"{sum(own(first).images):,}",
         "seeds": ", ".join(map(str, dict.fromkeys(run.seed for run in found.runs))),
         "backbone": " ".join(
             [backbone["name"], *(f"{key}={value}" for key, value in backbone["options"].items())]
         ),
-        "its weights": f"{backbone['weights']}, sha256 {str(found.settings.get('fingerprint'))[:16]}",
-        "precision": found.settings.get("precision"),
-        "augmentation": json.dumps(found.settings.get("augmentation") or "none").strip('"'),
+        "its weights": f"{backbone['weights']}, sha256 {str(settings.get('fingerprint'))[:16]}",
+        "precision": settings.get("precision"),
+        "augmentation": json.dumps(settings.get("augmentation") or "none").strip('"'),
         "device": ", ".join(dict.fromkeys(run.device for run in found.runs if run.device)),
         "everlearn": found.version,
     }
-    if "images" in found.settings:
-        facts["training images"] = f"{found.settings['images'][0]:,}"
-    if "data" in found.settings:
-        facts["data"] = "sha256 " + ", ".join(digest[:16] for digest in found.settings["data"])
-    return template.from_string(files("everlearn.report").joinpath("page.html").read_text()).render(
-        name=name,
-        is_bench=is_bench,
-        facts={key: value for key, value in facts.items() if value},
-        rows=rows,
-        best=best,
-        reused=any(row["reused"] for row in rows),
-        seeds=max(int(row["cells"][-1]) for row in rows),
-        drawn=drawn,
-        made=made,
-        diagnosis=diagnosis,
-        matrices=any(file.startswith("matrix-") for file in drawn),
-        confused=any(file.startswith("confusion-") for file in drawn),
-    )
+    if "images" in settings:
+        facts["training images"] = f"{settings['images'][0]:,}"
+    if "data" in settings:
+        facts["data"] = "sha256 " + ", ".join(digest[:16] for digest in settings["data"])
+    return {key: value for key, value in facts.items() if value}
+
+
+def _settings(run: Run) -> str:
+    """How the learner of a run was made."""
+    record = run.record
+    return json.dumps({"method": record["method"]["config"], "training": record["training"]}, indent=1)

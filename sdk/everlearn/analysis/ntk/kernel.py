@@ -29,9 +29,9 @@ def ntk(
 ) -> NDArray[np.float64]:
     """Kernel between images, of what a method's features do when its adapters move.
 
-    A kernel has one output, features have F. What is given is the mean over readouts,
-    ``Phi(x, x') = 1/K sum_k <grad (u_k . f)(x), grad (u_k . f)(x')>``, the kernel that a unit
-    readout of the features sees on average:
+    A kernel belongs to a function with one output, and features have F outputs. So the features f
+    are read out along unit vectors u_k, and the kernel is the mean over these readouts,
+    ``Phi(x, x') = 1/K sum_k <grad (u_k . f)(x), grad (u_k . f)(x')>``:
 
     - ``readouts=None``: exact over all outputs, ``1/F tr(J(x) J(x')^T)``; F backward passes an image.
     - ``readouts=K``: K random orthonormal directions drawn with ``seed``; K passes an image. An
@@ -44,8 +44,8 @@ def ntk(
         method: an attached method; it is looked at in evaluation mode, and left as it was.
         a: normalised images (A, 3, H, W), as `Method.features` takes them.
         b: normalised images (B, 3, H, W); ``a`` itself when left out.
-        parameters: names of parameters, or what says of a name whether to take it; by default
-            `adapters`: those that the features depend on, trained at the moment or not.
+        parameters: names of parameters, or a function that says of a name whether to take it. By
+            default those of `adapters`: all that the features depend on, trained at the moment or not.
         readouts: see above.
         seed: of random readouts.
         chunk: images in a pass; more is faster and takes more memory for activations.

@@ -46,10 +46,11 @@ def regress(
 ) -> Regression:
     """Learn the tasks one after another, in closed form.
 
-    ``f_t(x) = f_{t-1}(x) + Phi(x, X_t) (Phi_tt + lambda I)^-1 (Y_t - f_{t-1}(X_t))``: the least
-    squares of task t with ``lambda |theta - theta_{t-1}|^2``. With ``d_k`` the
-    difference in the bracket, the residual on task t after all is ``lambda (Phi_tt + lambda I)^-1
-    d_t - sum_{k > t} Phi_tk (Phi_kk + lambda I)^-1 d_k``: its own part, and the interference.
+    Task t is least squares with the penalty ``lambda |theta - theta_{t-1}|^2``, which gives
+    ``f_t(x) = f_{t-1}(x) + Phi(x, X_t) (Phi_tt + lambda I)^-1 (Y_t - f_{t-1}(X_t))``. Write ``d_t``
+    for the difference in the last bracket. The residual on task t after all tasks is then
+    ``lambda (Phi_tt + lambda I)^-1 d_t - sum_{k > t} Phi_tk (Phi_kk + lambda I)^-1 d_k``. The first
+    term is what the task leaves of its own, the sum is the interference of later tasks.
 
     Args:
         kernel: (N, N), symmetric and positive semi-definite.
@@ -108,10 +109,10 @@ def block_norms(kernel: ArrayLike, tasks: Sequence[int] | NDArray[np.integer]) -
 def orthogonality(kernel: ArrayLike, tasks: Sequence[int] | NDArray[np.integer]) -> Floats:
     """How far apart the gradients of two tasks lie: (T, T), 0 the same directions, 1 orthogonal.
 
-    ``1 - |Phi_tk|^2 / (|Phi_tt| |Phi_kk|)`` with `block_norms`: one less the cosine between the
-    second moments of the two tasks' gradients, as their images estimate it, cut to [0, 1].
-    Natural images of any kind share much of their gradients, so real tasks lie near 0; on a kernel less
-    its row and column means it shows the rest.
+    It is ``1 - |Phi_tk|^2 / (|Phi_tt| |Phi_kk|)`` with the norms of `block_norms`, cut to [0, 1]:
+    one less the cosine between the second moments of the two tasks' gradients, as their images
+    estimate it. Natural images of any kind share much of their gradients, so real tasks lie near
+    0. To see the rest, subtract the row and column means of the kernel first.
 
     >>> orthogonality(np.diag([1.0, 2.0]), [0, 1]).round(2).tolist()
     [[0.0, 1.0], [1.0, 0.0]]
