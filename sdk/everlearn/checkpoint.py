@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from everlearn.learner import Learner
 
 FILE = "learner.safetensors"
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
