@@ -122,7 +122,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_newer_format_is_refused(run: Path) -> None:
     rewrite(run / FILE, format=9, everlearn="9.9")
     with pytest.raises(
-        ValueError, match=r"has format 9, by everlearn 9\.9; this one reads format 2: pip install"
+        ValueError, match=r"has format 9, by everlearn 9\.9; this one reads format 3: pip install"
     ):
         Learner.load(run)
 

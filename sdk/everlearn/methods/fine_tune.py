@@ -13,6 +13,7 @@ from everlearn.backbones import Backbone
 from everlearn.methods.base import LinearClassifier, Method, TaskInfo
 from everlearn.training import Training
 from everlearn_runtime.heads import Head, Linear
+from everlearn_runtime.heads.classes import Classes
 
 
 class FineTune(Method):
@@ -67,7 +68,9 @@ class FineTune(Method):
         """Hand the classifier to a linear head; let any other head learn."""
         if isinstance(head, Linear):
             weights, bias = (value.detach().cpu().numpy() for value in self.classifier.parameters())
-            head.learn_as(features, labels, weights, bias)
+            names = Classes((*head.classes, *labels))  # the head's order, which need not be ours
+            rows = [self.classes.place(name) for name in names]
+            head.learn_as(features, labels, weights[rows], bias[rows])
         else:
             super().teach(head, features, labels)
 
