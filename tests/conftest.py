@@ -89,7 +89,6 @@ def state(learner: Learner) -> dict[str, Any]:
         "training mode": learner.method.training,
         "head": (head.kind, head.classes, head.options),
         "statistics": {name: _digest(array) for name, array in head.arrays.items()},
-        "rows": learner.method.classes.names,
         "unfinished": unfinished and (unfinished.classes, unfinished.seen, unfinished.epochs),
         "optimizer": unfinished and [digests(state) for state in unfinished.optimizer],
     }

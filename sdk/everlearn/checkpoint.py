@@ -21,7 +21,7 @@ FILE = "learner.safetensors"
 FORMAT = 3
 
 
-class NewerFormatError(ValueError):
+class OtherFormatError(ValueError):
     """A file that another version of everlearn wrote, in a format that this one cannot read."""
 
 
@@ -129,7 +129,7 @@ def read(folder: Path) -> State:
     """Read what `write` wrote.
 
     Raises:
-        NewerFormatError: another version wrote it.
+        OtherFormatError: another version wrote it.
         ValueError: it is missing or damaged.
     """
     file = folder / FILE
@@ -139,13 +139,13 @@ def read(folder: Path) -> State:
         with safe_open(file, "pt") as stored:
             about = json.loads((stored.metadata() or {})["everlearn"])
             if about["format"] != FORMAT:
-                raise NewerFormatError(
+                raise OtherFormatError(
                     f"{file} has format {about['format']!r}, by everlearn {about.get('everlearn')}; this one "
-                    f"reads format {FORMAT}: pip install --upgrade everlearn, or the version that wrote it"
+                    f"reads format {FORMAT}: pip install the version that wrote it"
                 )
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         return _state(about, tensors)
-    except NewerFormatError:
+    except OtherFormatError:
         raise
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(

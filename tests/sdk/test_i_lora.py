@@ -170,6 +170,21 @@ def test_the_classifier_of_fine_tuning_is_the_head() -> None:
     assert learner.evaluate(data) == 1
 
 
+def test_the_head_takes_over_rows_by_name_whatever_its_order() -> None:
+    learner = make_learner(FineTune(), epochs=4).fit(coloured("abc"))
+    features = learner.features(coloured("a"))
+    learner.head.remove("a")
+    learner.head.update(features, ["a"] * 6)
+    learner.fit(coloured("cd", seed=1))
+    assert learner.classes == ("b", "c", "a", "d")
+    method = learner.method
+    assert isinstance(method, FineTune)
+    assert method.classes.names == ("a", "b", "c", "d")
+    with torch.no_grad():
+        scores = method.classifier(torch.from_numpy(features)).numpy()
+    np.testing.assert_allclose(learner.head.scores(features), scores[:, [1, 2, 0, 3]], atol=1e-5)
+
+
 def test_connectivity_runs_from_the_last_parameters_to_those_before() -> None:
     tasks = [coloured("ab"), coloured("cd")]
     learner = fit_all(make_learner(ILoRA(memory=8, decay=0.5), epochs=4, lr=0.01), tasks)

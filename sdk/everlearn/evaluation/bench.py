@@ -311,7 +311,7 @@ def _resumed(
         done, measured = len(learner.tasks), Run.read(path).measured
         if learner.started and not done - 1 <= measured <= done:
             raise ValueError(f"it has learned {done} tasks, and there are the figures of {measured}")
-    except checkpoint.NewerFormatError:
+    except checkpoint.OtherFormatError:
         raise
     except ValueError as error:
         aside = _free(path)

@@ -203,7 +203,7 @@ class Run:
         if written != FORMAT:
             raise ValueError(
                 f"{file} has format {written!r}, by everlearn {data.get('everlearn')}; this one reads format "
-                f"{FORMAT}: pip install --upgrade everlearn, or begin again in another folder"
+                f"{FORMAT}: pip install the version that wrote it, or begin again in another folder"
             )
         try:
             return cls.from_dict(data)

@@ -13,6 +13,7 @@ from everlearn.backbones import Backbone
 from everlearn.methods.base import LinearClassifier, Method, TaskInfo
 from everlearn.training import Training
 from everlearn_runtime.heads import Head, Linear
+from everlearn_runtime.heads.classes import Classes
 
 
 class FineTune(Method):
@@ -67,8 +68,9 @@ class FineTune(Method):
         """Hand the classifier to a linear head; let any other head learn."""
         if isinstance(head, Linear):
             weights, bias = (value.detach().cpu().numpy() for value in self.classifier.parameters())
-            rows = dict.fromkeys((*head.classes, *labels))  # in the order in which the classes arrived
-            head.learn_as(features, labels, classes=list(rows), weights=weights, bias=bias)
+            names = list(Classes((*head.classes, *labels)))
+            rows = [self.classes.place(name) for name in names]
+            head.learn_as(features, labels, classes=names, weights=weights[rows], bias=bias[rows])
         else:
             super().teach(head, features, labels)
 
