@@ -193,8 +193,8 @@ class EdgeLearner:
             StateError: The state could not be written, or is read-only.
         """
         self._check_open()
-        names = check_labels(labels)
         batch = self._batch(images, channels)
+        names = check_labels(labels)
         if len(names) != len(batch):
             raise ValueError(f"{len(names)} labels for {len(batch)} images; give one label per image")
         parts = []

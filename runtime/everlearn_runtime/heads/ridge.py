@@ -227,11 +227,10 @@ class Ridge(SecondOrder):
         self._settle_shared()
 
     def _remove_shared(self, place: int) -> None:
-        rows = self._per_class
-        if place < len(rows["_counts"]):  # one by one, so that classes that go do not move all others
-            gone = rows["_sums"].row(place)
-            if not self._projection:
-                gone = rows["_counts"].row(place) * rows["_means"].row(place)
+        rows = self._per_class  # read one by one, so that classes that go do not move all others
+        count = rows["_counts"].row(place) if place < len(rows["_counts"]) else 0
+        if count:  # and not a class whose first update has failed
+            gone = rows["_sums"].row(place) if self._projection else count * rows["_means"].row(place)
             self._background = self._background + gone
         super()._remove_shared(place)
 

@@ -27,6 +27,7 @@ from everlearn_runtime import (
     Ridge,
     StreamingLDA,
 )
+from everlearn_runtime.heads import SharedAggregate
 from everlearn_runtime.state import Owner, Reader
 
 WIDTH = 4
@@ -46,6 +47,7 @@ HEADS: dict[str, Callable[[], Head]] = {
     "held_out_ridge": HeldOutRidge,
     "linear": Linear,
     "aggregate": lambda: Aggregate([2, 2], [LDA(), Ridge()]),
+    "shared_aggregate": lambda: SharedAggregate([2, 2], [Ridge(projection=8)] * 2),
 }
 
 Bits = tuple[tuple[str, ...], dict[str, bytes]]
