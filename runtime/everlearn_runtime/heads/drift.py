@@ -50,7 +50,7 @@ def affine_drift(before: Array, after: Array) -> Drift:
     leaving out one image at a time: of a grid from the largest eigenvalue to as good as zero, and no
     movement at all before it, the first for which maps fitted without an image miss that image, in
     the mean of the squares, by no more than the best do and their standard error (Breiman et al.
-    1984, section 3.4.3), for what is carried lies further off than these images. One decomposition
+    1984), for what is carried lies further off than these images. One decomposition
     H = U S V' answers for every s (Allen 1974): with W = s / (S^2 + s) and Z = U'M, image i is
     missed by
 
