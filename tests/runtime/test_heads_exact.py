@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from everlearn_runtime import LDA, FeCAM, Head, HeldOutRidge, Prototypes, Ridge
-from everlearn_runtime.heads.drift import STRENGTHS, affine_drift
+from everlearn_runtime.heads.drift import affine_drift, strengths
 
 from ..fidelity.fecam_forms import PilotFeCAM  # of the features themselves, so that maps of them are exact
 
@@ -450,54 +450,58 @@ def test_ridge_equals_the_released_one(released: dict[str, Array], task: int) ->
     np.testing.assert_allclose(scores, wanted, rtol=RTOL, atol=1e-10)
 
 
-def press(before: Array, after: Array, strengths: list[float]) -> tuple[float, Array]:
-    """The first strength whose error without each image is the least but for its standard error.
+def press(before: Array, after: Array, ridges: list[float]) -> tuple[float, Array]:
+    """The first ridge whose error without each image is the least but for its standard error.
 
     And the moments of these errors.
     """
     errors = []
-    for strength in strengths:
+    for ridge in ridges:
         missed = np.zeros_like(before)
         for one in range(len(before)):
             rest = np.arange(len(before)) != one
-            linear, offset = fitted(before[rest], after[rest], strength)
+            linear, offset = fitted(before[rest], after[rest], ridge, length(before))
             missed[one] = before[one] @ linear + offset - after[one]
         errors.append(missed)
     means = [(missed**2).sum(axis=1).mean() for missed in errors]
     best = (errors[int(np.argmin(means))] ** 2).sum(axis=1)
     allowed = best.mean() * (1 + 1e-6) + best.std(ddof=1) / np.sqrt(len(best))
     first = int(np.flatnonzero(means <= allowed)[0])
-    return strengths[first], errors[first].T @ errors[first] / len(best)
+    return ridges[first], errors[first].T @ errors[first] / len(best)
 
 
-def fitted(before: Array, after: Array, strength: float) -> tuple[Array, Array]:
-    """An affine map by ridge regression of the movement, as least squares with extra rows; none for NaN."""
+def length(rows: Array) -> float:
+    return float(np.sqrt((rows**2).sum(axis=1).mean()))
+
+
+def fitted(before: Array, after: Array, ridge: float, constant: float) -> tuple[Array, Array]:
+    """An affine map by ridge regression of the movement, as least squares with extra rows."""
     width = before.shape[1]
-    if np.isnan(strength):
+    if np.isinf(ridge):
         return np.eye(width), np.zeros(width)
-    centre, end = before.mean(axis=0), after.mean(axis=0)
-    if np.isinf(strength):
-        return np.eye(width), end - centre
-    rows = np.concatenate([before - centre, np.sqrt(strength) * np.eye(width)])
-    movement = np.concatenate([after - end - (before - centre), np.zeros((width, width))])
-    linear = np.eye(width) + np.linalg.lstsq(rows, movement, rcond=None)[0]
-    return linear, end - centre @ linear
+    given = np.concatenate([before, np.full((len(before), 1), constant)], axis=1)
+    rows = np.concatenate([given, np.sqrt(ridge) * np.eye(width + 1)])
+    movement = np.concatenate([after - before, np.zeros((width + 1, width))])
+    gain = np.linalg.lstsq(rows, movement, rcond=None)[0]
+    return np.eye(width) + gain[:-1], constant * gain[-1]
 
 
 @settings(max_examples=25, deadline=None)
 @given(seed=seeds, images=st.integers(2, 20), noise=st.floats(0.01, 10))
 def test_how_features_moved_is_chosen_by_leaving_out_one_image(seed: int, images: int, noise: float) -> None:
     random = np.random.default_rng(seed)
-    before = random.normal(size=(images, 6)) * np.arange(1, 7) + 30
+    before = random.normal(size=(images, 6)) * np.arange(1, 7) + 3
     after = before @ (np.eye(6) + 0.3 * random.normal(size=(6, 6))) + noise * random.normal(size=before.shape)
-    largest = np.linalg.norm(before - before.mean(axis=0), 2) ** 2
-    strengths = [np.nan, np.inf, *(largest * strength for strength in STRENGTHS[:-1])]
-    strength, left_over = press(before, after, strengths)
-    linear, offset = fitted(before, after, strength)
+    given = np.concatenate([before, np.full((images, 1), length(before))], axis=1)
+    squares = np.linalg.svd(given, compute_uv=False)[::-1] ** 2
+    ridge, moments = press(before, after, [np.inf, *strengths(squares)[:-1]])
+    linear, offset = fitted(before, after, ridge, length(before))
     drift = affine_drift(before, after)
-    np.testing.assert_allclose(drift.linear, linear, rtol=1e-6, atol=1e-7)
-    np.testing.assert_allclose(drift.offset, offset, rtol=1e-6, atol=1e-5)
-    np.testing.assert_allclose(drift.left_over, left_over, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(drift.linear, linear, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(drift.offset, offset, rtol=1e-6, atol=1e-6)
+    even = np.trace(moments) / 6 * np.eye(6)
+    left_over = (images * moments + 6 * even) / (images + 6)
+    np.testing.assert_allclose(drift.left_over, left_over, rtol=1e-6, atol=1e-6)
 
 
 def spread(random: np.random.Generator) -> Array:

@@ -11,10 +11,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 EPS = float(np.finfo(np.float64).eps)
-# Ridges relative to the largest eigenvalue, to as good as plain least squares.
-STRENGTHS = (*(10.0**exponent for exponent in range(0, -9, -1)), EPS**2)
-# Errors that differ by less are equal.
-TIE = 1e-6
+# The weakest ridge of the grid before as good as none: so many decades below the spread of the rows.
+DECADES = 8
 
 
 class Drift(NamedTuple):
@@ -43,62 +41,79 @@ class Drift(NamedTuple):
 def affine_drift(before: Array, after: Array) -> Drift:
     """The map by which features (B, F) float64 of the same images have moved.
 
-    With both centred, H and M for the features before and their movement,
+    Ridge regression of the movement M on H, the features before with one more that is constant and
+    as long as they are in the mean of the squares,
 
-        linear = I + (H'H + s I)^-1 H'M,   offset: so that the mean goes where it went,
+        [linear - I; offset / constant] = (H'H + s I)^-1 H'M,
 
-    ridge regression of the movement: directions which the rows say nothing about go along with the
-    mean. s comes from leaving out one image at a time: of a grid from infinity to as good as zero,
-    and no movement at all before it, the first for which the maps fitted without an image miss that
-    image, in the mean of the squares, by no more than the best do and its standard error (Breiman et
-    al. 1984). For what is carried lies further off than these images, and the fewer there are, the
-    less their own errors tell. One decomposition H = U S V' answers for every s (Allen 1974): with
-    W = s / (S^2 + s) and Z = U'M, image i is missed by
+    so features that are unlike those of the images, or lie off all of them, move less. s comes from
+    leaving out one image at a time: of a grid from the largest eigenvalue to as good as zero, and no
+    movement at all before it, the first for which maps fitted without an image miss that image, in
+    the mean of the squares, by no more than the best do and their standard error (Breiman et al.
+    1984), for what is carried lies further off than these images. One decomposition
+    H = U S V' answers for every s (Allen 1974): with W = s / (S^2 + s) and Z = U'M, image i is
+    missed by
 
-        e_i = (M - U U'M + U W Z)_i / (1 - 1/B - |u_i|^2 + u_i' W u_i).
+        e_i = (M - U U'M + U W Z)_i / (1 - |u_i|^2 + u_i' W u_i).
 
-    Images that took no part in the fit are missed as these are, so what the map leaves over is the
-    moments of e_i. An affine change is found to rounding from F + 2 images in general position. One
-    image alone says nothing that another one could confirm, and moves nothing.
+    An affine change is found to rounding from F + 2 images in general position. What a map leaves
+    over of other images is as large as e_i; their moments are drawn to evenly spread ones by F / (B + F),
+    since few images lie in few directions. One image alone says nothing that another one could
+    confirm, and moves nothing.
 
-    >>> before = np.array([[1.0, 0.0], [2.0, 0.0], [5.0, 0.0]])
+    >>> before = np.array([[1.0, 0.0], [2.0, 1.0], [5.0, 0.0], [2.0, 2.0]])
     >>> affine_drift(before, 2 * before + 1).move(np.array([[4.0, 7.0]])).round(6)
-    array([[9., 8.]])
+    array([[ 9., 15.]])
     """
     rows, width = before.shape
     movement = after - before
     if rows == 1 or not movement.any():
         return still(width)
-    centre, common = before.mean(axis=0), movement.mean(axis=0)
-    spread, rest = before - centre, movement - common
-    left, values, right = directions(spread, np.abs(before).max())
-    along = left.T @ rest
-    # Where the directions are as many as the rows leave, these are zero, and would be found as rounding.
-    full = len(values) == rows - 1
-    outside = np.zeros_like(rest) if full else rest - left @ along
-    free = np.zeros(rows) if full else np.maximum(1 - 1 / rows - (left**2).sum(axis=1), rows * EPS)
+    constant = float(np.sqrt((before**2).sum(axis=1).mean())) or 1.0
+    given = np.concatenate([before, np.full((rows, 1), constant)], axis=1)
+    left, values, right = directions(given)
+    squares = values**2
+    along = left.T @ movement
+    # Where the directions are as many as the rows, both are zero, and would be found as rounding.
+    full = len(values) == rows
+    outside = np.zeros_like(movement) if full else movement - left @ along
+    free = np.zeros(rows) if full else np.maximum(1 - (left**2).sum(axis=1), rows * EPS)
 
-    def missed(shrunk: Array | None) -> Array:
-        """Each image's error by the map fitted without it; None for no movement at all."""
-        if shrunk is None:
+    def missed(ridge: float) -> Array:
+        """Each image's error by the map fitted without it."""
+        if np.isinf(ridge):
             return movement
+        shrunk = ridge / (squares + ridge)
         misses: Array = (outside + (left * shrunk) @ along) / (free + left**2 @ shrunk)[:, None]
         return misses
 
-    trials = [None, np.ones(len(values))]  # no movement, a common shift, and ever weaker ridges
-    if len(values):
-        trials += [1 / (1 + values**2 / (strength * values.max() ** 2)) for strength in STRENGTHS]
-    errors = np.stack([(missed(shrunk) ** 2).sum(axis=1) for shrunk in trials])
-    total, best = errors.sum(axis=1), int(errors.sum(axis=1).argmin())
-    doubt = TIE * total[best] + np.sqrt(rows) * errors[best].std(ddof=1)
-    shrunk = trials[int(np.flatnonzero(total <= total[best] + doubt)[0])]
+    ridges = [np.inf, *strengths(squares)]
+    errors = np.stack([(missed(ridge) ** 2).sum(axis=1) for ridge in ridges])
+    totals = errors.sum(axis=1)
+    best = int(totals.argmin())
+    doubt = np.sqrt(rows) * errors[best].std(ddof=1) + 1e-6 * totals[best]
+    ridge = ridges[int(np.flatnonzero(totals <= totals[best] + doubt)[0])]
 
-    misses = missed(shrunk)
-    left_over = misses.T @ misses / rows
-    if shrunk is None:
+    misses = missed(ridge)
+    share = rows / (rows + width)
+    left_over = share / rows * misses.T @ misses
+    left_over[np.diag_indices(width)] += (1 - share) * (misses**2).sum() / rows / width
+    if np.isinf(ridge):
         return still(width)._replace(left_over=left_over)
-    linear = np.eye(width) + right @ (((1 - shrunk) / values)[:, None] * along)
-    return Drift(linear, centre + common - centre @ linear, left_over)
+    gain = right @ ((values / (squares + ridge))[:, None] * along)
+    rest = given.T @ (movement - given @ gain) - ridge * gain  # zero but for what rounding has left
+    gain += right @ ((right.T @ rest) / (squares + ridge)[:, None])
+    return Drift(np.eye(width) + gain[:-1], constant * gain[-1], left_over)
+
+
+def strengths(squares: Array) -> list[float]:
+    """A ridge a decade, strongest first, for eigenvalues in ascending order; the last is as good as none.
+
+    The largest eigenvalue is mostly what all rows have in common. The next one says how they differ.
+    """
+    largest, spread = squares[-1], squares[-2:][0]
+    decades = DECADES + int(np.ceil(np.log10(largest / spread)))
+    return [*(largest * 10.0**-decade for decade in range(decades + 1)), EPS**2 * largest]
 
 
 def still(width: int) -> Drift:
@@ -117,26 +132,20 @@ def side_by_side(parts: Sequence[Drift]) -> Drift:
     return Drift(linear, np.concatenate([part.offset for part in parts]), left_over)
 
 
-def directions(spread: Array, size: float) -> tuple[Array, Array, Array]:
+def directions(rows: Array) -> tuple[Array, Array, Array]:
     """The singular value decomposition of rows (B, F), less what is only rounding.
 
     By the eigenvectors of the smaller of the two products: several times faster than the
     decomposition itself, and exact enough down to a millionth of the largest singular value.
 
-    Args:
-        spread: The rows.
-        size: Of the numbers of whose rounding they may consist.
-
     Returns:
-        U (B, r), S (r,) and V (F, r).
+        U (B, r), S (r,) ascending, and V (F, r).
     """
-    rows, width = spread.shape
-    wide = rows < width
-    squares, vectors = np.linalg.eigh(spread @ spread.T if wide else spread.T @ spread)
-    smallest = EPS * max(rows, width)
-    real = squares > max(smallest * squares[-1], (smallest * size) ** 2)
-    vectors = vectors[:, real]
-    others = spread.T @ vectors if wide else spread @ vectors
+    count, width = rows.shape
+    wide = count < width
+    squares, vectors = np.linalg.eigh(rows @ rows.T if wide else rows.T @ rows)
+    vectors = vectors[:, squares > EPS * max(count, width) * squares[-1]]
+    others = rows.T @ vectors if wide else rows @ vectors
     values = np.linalg.norm(others, axis=0)
     others = others / values
     return (vectors, values, others) if wide else (others, values, vectors)
