@@ -180,11 +180,11 @@ def _train(arguments: argparse.Namespace) -> None:
     recipe = recipes.by_name(arguments.recipe) if arguments.recipe else None
     if recipe and arguments.method not in (None, "NTKCL"):
         raise ValueError(f"recipes are for NTKCL, got --method {arguments.method}; leave one of them out")
-    going_on = (Path(arguments.out) / FILE).is_file()
-    learner = _begun(arguments, recipe) if going_on else _fresh(arguments, recipe)
+    begun = _begun(arguments, recipe)
+    learner = begun or _fresh(arguments, recipe)
     train, test = load(arguments.data, learner.seed)
-    stream = _stream(arguments, recipe, train, test, learner.seed)
-    if going_on:
+    stream = _stream(arguments, recipe, train, test, learner)
+    if begun is not None:
         done = len(learner.tasks)
         print(f"{arguments.out} has {done} of {len(stream)} tasks; going on with its settings")
     print(measure(learner, stream, folder=arguments.out).accuracy.table())
@@ -206,9 +206,16 @@ def _fresh(arguments: argparse.Namespace, recipe: recipes.Recipe | None) -> Lear
     return Learner(backbone, getattr(methods, arguments.method or "NTKCL")(), **options)
 
 
-def _begun(arguments: argparse.Namespace, recipe: recipes.Recipe | None) -> Learner:
-    """The learner of the folder; ``ValueError`` when anything else is asked for than it was begun with."""
+def _begun(arguments: argparse.Namespace, recipe: recipes.Recipe | None) -> Learner | None:
+    """The learner of the folder, if one is there that has begun to learn.
+
+    ``ValueError`` when anything else is asked for than it was begun with.
+    """
+    if not (Path(arguments.out) / FILE).is_file():
+        return None
     learner = Learner.load(arguments.out, device=arguments.device, workers=arguments.workers)
+    if not learner.started:
+        return None
     record = learner.record()
     now: dict[str, Any] = {}
     if recipe:
@@ -249,17 +256,22 @@ _OF_BACKBONE = {"backbone": "name", "weights": "weights"}
 
 
 def _stream(
-    arguments: argparse.Namespace, recipe: recipes.Recipe | None, train: Images, test: Images, seed: int
+    arguments: argparse.Namespace,
+    recipe: recipes.Recipe | None,
+    train: Images,
+    test: Images,
+    learner: Learner,
 ) -> ClassIncremental:
+    """The stream that is asked for, or else the one that the learner has begun with."""
     per_task, first = arguments.classes_per_task, None
     if recipe and per_task is None:
         return recipe.stream(train, test)
-    if per_task is None and (Path(arguments.out) / RUN).is_file():
+    if per_task is None and learner.started and (Path(arguments.out) / RUN).is_file():
         first, *later = Run.read(arguments.out).tasks
         per_task = later[0] if later else first
     elif per_task is None:
         per_task = _fifth(train)
-    return ClassIncremental(train, test, per_task, first=first, seed=recipe.seed if recipe else seed)
+    return ClassIncremental(train, test, per_task, first=first, seed=recipe.seed if recipe else learner.seed)
 
 
 def _fifth(images: Images) -> int:

@@ -610,3 +610,21 @@ def test_what_the_map_leaves_over_is_added_to_the_scatters() -> None:
         head.carry(seen, go(seen))
         found, wanted, before = (each.state().arrays[kept] for each in (head, anew, still))
         assert np.linalg.norm(found - wanted) < 0.1 * np.linalg.norm(before - wanted)
+
+
+@pytest.mark.parametrize("make", [LDA, Ridge, lambda: Ridge(projection=30), HeldOutRidge, FeCAM])
+def test_a_carried_head_goes_on_like_one_that_was_saved(make: Callable[[], Head]) -> None:
+    """A sum that is not symmetric to the bit would come back as another one: half of it is kept."""
+    random = np.random.default_rng(0)
+    x, before, after = random.normal(size=(40, 24)), *random.normal(size=(2, 12, 24))
+    y = [str(number % 4) for number in range(40)]
+    head = make()
+    head.update(x, y)
+    head.carry(before, after)
+    head.settle()
+    again = type(head).from_state(head.state())
+    for one in (head, again):
+        one.carry(before, after)
+        one.update(x, y)
+    for name, array in head.state().arrays.items():
+        np.testing.assert_array_equal(again.state().arrays[name], array)

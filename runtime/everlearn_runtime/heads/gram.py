@@ -68,8 +68,8 @@ class GramSum:
 
     def transform(self, linear: NDArray[np.float64], gain: NDArray[np.float64] | float = 0.0) -> None:
         """Become the sum over all rows r_i' A, for a map A (width, width), and a symmetric gain."""
-        moved = linear.T @ self.value() @ linear
-        self._folded = (moved + moved.T) / 2 + gain
+        moved = linear.T @ self.value() @ linear + gain
+        self._folded = (moved + moved.T) / 2  # symmetric to the bit, as what is packed has to be
         self._restart()
 
     def scale(self, factor: float) -> None:
