@@ -141,7 +141,7 @@ def content_errors(path: Path) -> Iterator[None]:
     except (StateError, sqlite3.Error, MemoryError):
         raise
     except Exception as error:
-        raise damaged(path, f"it makes no sense ({type(error).__name__}: {error})") from error
+        raise senseless(path, "it", error) from error
 
 
 def explained(path: Path, error: sqlite3.Error) -> StateError:
@@ -156,6 +156,19 @@ def explained(path: Path, error: sqlite3.Error) -> StateError:
     if code == "SQLITE_NOTADB":
         return StateError(f"{path} is no state file ({error}); give another file")
     return damaged(path, str(error))
+
+
+def senseless(path: Path, what: str, error: Exception) -> BaseException:
+    """What to raise for an error that content has led to: damage, unless an interrupt is behind it.
+
+    Code that is interrupted while it builds may stumble over the half of it when it cleans up.
+    """
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, MemoryError) or not isinstance(behind, Exception):
+            return behind
+        behind = behind.__context__
+    return damaged(path, f"{what} makes no sense ({type(error).__name__}: {error})")
 
 
 def is_damage(error: sqlite3.Error) -> bool:
