@@ -7,6 +7,7 @@ import os
 import sqlite3
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -118,6 +119,8 @@ class Owner:
         try:
             self._open(bundle)
         except BaseException:
+            with suppress(StateError):
+                self._close_database()
             self._lock.release()
             raise
         _OWNERS.add(self)
@@ -250,7 +253,8 @@ class Owner:
         if os.getpid() != self._pid:
             return
         try:
-            self._close_database()
+            with suppress(StateError):  # all is safe in the WAL, which the next one to open the file moves
+                self._close_database()
         finally:
             self._lock.release()
 
@@ -299,8 +303,9 @@ class Owner:
         if schema == SCHEMA:
             self._connect()
             if not self._anchor.clean:  # its process died
-                self._mark_clean(self._working())
-                self._anchor = replace(self._anchor, clean=1)
+                with suppress(StateError):  # on a full disk one can still predict
+                    self._mark_clean(self._working())
+                    self._anchor = replace(self._anchor, clean=1)
             self._sure = True
             return
         merge_wal(self.path)
@@ -464,7 +469,7 @@ class Owner:
         if database is None:
             return
         try:
-            if self._session:
+            if not self._anchor.clean:
                 undo_unfinished(database)
                 self._mark_clean(database)
         except BaseException:
