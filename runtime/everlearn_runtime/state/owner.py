@@ -27,6 +27,7 @@ from everlearn_runtime.state.database import (
     connect,
     content_errors,
     damaged,
+    leave,
     prepare,
     sqlite_errors,
     transaction,
@@ -38,7 +39,7 @@ from everlearn_runtime.state.pruning import prune, sweep
 from everlearn_runtime.state.schema1 import merge_wal, read_schema1
 from everlearn_runtime.state.snapshots import PIECE_BYTES, SHIFT, SnapshotWriter, sizes_written
 from everlearn_runtime.state.versions import Version
-from everlearn_runtime.state.view import companion, leave, view
+from everlearn_runtime.state.view import companion, view
 
 Result = TypeVar("Result")
 
@@ -543,13 +544,11 @@ class Owner:
         self._unpruned, self._unswept, self._bad = False, more, []
 
 
-def _leave_all() -> None:
+def _release_all() -> None:
     for owner in list(_OWNERS):
-        if owner._database is not None:
-            leave(owner._database)
         owner._lock.release()
 
 
 _OWNERS: weakref.WeakSet[Owner] = weakref.WeakSet()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_all)
+if hasattr(os, "register_at_fork"):  # a child that lives on does not hold what its parent leaves
+    os.register_at_fork(after_in_child=_release_all)
