@@ -297,10 +297,10 @@ class EdgeLearner:
         return self._keeper.head
 
     def _scores(self, features: NDArray[np.float32]) -> tuple[NDArray[np.float64], tuple[str, ...]]:
-        head = self._keeper.head
-        if not head.classes:
+        found = self._keeper.use(lambda head: (head.scores(features), head.classes) if head.classes else None)
+        if found is None:
             raise ValueError("no class is known yet; learn some first")
-        return self._keeper.use(lambda head: head.scores(features)), head.classes
+        return found
 
     def _learn(self, features: NDArray[np.float32], names: list[str]) -> Version:
         self._keeper.head.check(features, names)

@@ -113,14 +113,9 @@ def check_companion(path: Path) -> None:
         StateError: They do not, or the file is not readable.
     """
     wal = companion(path)
-    with sqlite_errors(path):
-        database = connect(path, "main")
-        try:
-            if check_kind(database, path) != SCHEMA:
-                return
-            own = read_anchor(database, path)
-        finally:
-            database.close()
+    own = _read_alone(path)
+    if own is None:
+        return
     if not wal.exists():
         if not own.clean:
             raise StateError(
@@ -143,3 +138,21 @@ def check_companion(path: Path) -> None:
     next_session = both.previous == own.epoch
     if both.id != own.id or not (same_session or next_session):
         raise stranger
+
+
+def _read_alone(path: Path) -> Anchor | None:
+    """The anchor of a file without its WAL; None if it is of another schema, or says nothing by itself.
+
+    While the WAL is moved into it, a file is neither what it was nor what it will be; a process may die,
+    or the disk be full, in the middle of that.
+    """
+    with sqlite_errors(path):
+        database = connect(path, "main")
+        try:
+            return read_anchor(database, path) if check_kind(database, path) == SCHEMA else None
+        except sqlite3.Error as error:
+            if is_damage(error) and companion(path).exists():
+                return None
+            raise
+        finally:
+            database.close()

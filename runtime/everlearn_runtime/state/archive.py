@@ -11,7 +11,7 @@ from pathlib import Path
 from everlearn_runtime.errors import StateError
 from everlearn_runtime.heads import Head, HeadState, from_state
 from everlearn_runtime.state.anchor import Anchor, read_anchor
-from everlearn_runtime.state.database import damaged
+from everlearn_runtime.state.database import damaged, senseless
 from everlearn_runtime.state.journal import Event, digest
 from everlearn_runtime.state.snapshots import read_snapshot
 
@@ -136,7 +136,7 @@ class Archive:
             except MemoryError:
                 raise
             except Exception as error:  # whatever a checksum that is right cannot rule out
-                raise self.damaged(f"journal entry {number} makes no sense ({error})") from error
+                raise senseless(self._path, f"journal entry {number}", error) from error
             before, expected = found, expected + 1
             built.since += len(text) + len(features) + ENTRY_BYTES
             if number == watch:

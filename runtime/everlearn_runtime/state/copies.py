@@ -48,7 +48,8 @@ class NewFile:
             companion(self._beside).unlink(missing_ok=True)
             self.database: sqlite3.Connection = connect(self._beside, "rw")
             self.database.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-            prepare(self.database, durable=True)
+            prepare(self.database, durable=False)
+            self.database.execute("PRAGMA synchronous = OFF")  # all of it in the end
             with transaction(self.database):
                 create_tables(self.database)
 

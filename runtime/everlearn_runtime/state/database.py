@@ -9,9 +9,11 @@ Who owns the file is :mod:`everlearn_runtime.state.lock`'s business, and readers
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sqlite3
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,6 +61,29 @@ _WORDS = {
 }
 
 
+class Connection(sqlite3.Connection):
+    """One that writes, of which a forked child has a copy that it must not even close.
+
+    SQLite tidies up when it closes: it moves the WAL into the file and deletes it, though the parent goes
+    on writing to it.
+    """
+
+
+def leave(database: sqlite3.Connection) -> None:
+    """See to it that a connection is never closed, not even when the process ends."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(database))
+
+
+def _leave_all() -> None:
+    for database in list(_WRITING):
+        leave(database)
+
+
+_WRITING: weakref.WeakSet[Connection] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_all)
+
+
 def connect(path: Path, mode: str) -> sqlite3.Connection:
     """Open a file that exists.
 
@@ -74,7 +99,10 @@ def connect(path: Path, mode: str) -> sqlite3.Connection:
         timeout=0,
         isolation_level=None,
         check_same_thread=False,
+        factory=Connection,
     )
+    if mode == "rw":
+        _WRITING.add(database)
     database.execute("PRAGMA trusted_schema = OFF")
     if mode != "main":
         database.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -141,7 +169,7 @@ def content_errors(path: Path) -> Iterator[None]:
     except (StateError, sqlite3.Error, MemoryError):
         raise
     except Exception as error:
-        raise damaged(path, f"it makes no sense ({type(error).__name__}: {error})") from error
+        raise senseless(path, "it", error) from error
 
 
 def explained(path: Path, error: sqlite3.Error) -> StateError:
@@ -156,6 +184,19 @@ def explained(path: Path, error: sqlite3.Error) -> StateError:
     if code == "SQLITE_NOTADB":
         return StateError(f"{path} is no state file ({error}); give another file")
     return damaged(path, str(error))
+
+
+def senseless(path: Path, what: str, error: Exception) -> BaseException:
+    """What to raise for an error that content has led to: damage, unless an interrupt is behind it.
+
+    Code that is interrupted while it builds may stumble over the half of it when it cleans up.
+    """
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, MemoryError) or not isinstance(behind, Exception):
+            return behind
+        behind = behind.__context__
+    return damaged(path, f"{what} makes no sense ({type(error).__name__}: {error})")
 
 
 def is_damage(error: sqlite3.Error) -> bool:

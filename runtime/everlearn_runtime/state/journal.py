@@ -19,6 +19,7 @@ from everlearn_runtime.state.versions import Version
 
 KINDS = ("learn", "forget", "rollback", "settle", "start", "purge")
 DTYPES = ("<f4", "<f8")
+LATEST = (1 << 47) - 1  # milliseconds; the year 6429
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
@@ -73,7 +74,7 @@ class Event:
         numbers = (event.version, event.time, event.samples, event.width, event.to, event.seq)
         if event.kind not in KINDS or any(type(number) is not int or number < 0 for number in numbers):
             raise ValueError("an entry is not one of a journal")
-        if event.time >= 1 << 47 or any(not isinstance(label, str) for label in event.labels):
+        if event.time > LATEST or any(not isinstance(label, str) for label in event.labels):
             raise ValueError("an entry is not one of a journal")
         return event
 
@@ -139,5 +140,5 @@ def digest(before: bytes, seq: int, total: int, text: str, features: bytes) -> b
 
 
 def now() -> int:
-    """Milliseconds since 1970, UTC, by the device's clock."""
-    return time.time_ns() // 1_000_000
+    """Milliseconds since 1970, UTC, by the device's clock, whatever that says."""
+    return min(max(time.time_ns() // 1_000_000, 0), LATEST)

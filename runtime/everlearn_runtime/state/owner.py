@@ -7,6 +7,7 @@ import os
 import sqlite3
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ from everlearn_runtime.state.database import (
     connect,
     content_errors,
     damaged,
+    leave,
     prepare,
     sqlite_errors,
     transaction,
@@ -37,7 +39,7 @@ from everlearn_runtime.state.pruning import prune, sweep
 from everlearn_runtime.state.schema1 import merge_wal, read_schema1
 from everlearn_runtime.state.snapshots import PIECE_BYTES, SHIFT, SnapshotWriter, sizes_written
 from everlearn_runtime.state.versions import Version
-from everlearn_runtime.state.view import companion, leave, view
+from everlearn_runtime.state.view import companion, view
 
 Result = TypeVar("Result")
 
@@ -118,6 +120,8 @@ class Owner:
         try:
             self._open(bundle)
         except BaseException:
+            with suppress(StateError):
+                self._close_database()
             self._lock.release()
             raise
         _OWNERS.add(self)
@@ -250,7 +254,8 @@ class Owner:
         if os.getpid() != self._pid:
             return
         try:
-            self._close_database()
+            with suppress(StateError):  # all is safe in the WAL, which the next one to open the file moves
+                self._close_database()
         finally:
             self._lock.release()
 
@@ -299,8 +304,9 @@ class Owner:
         if schema == SCHEMA:
             self._connect()
             if not self._anchor.clean:  # its process died
-                self._mark_clean(self._working())
-                self._anchor = replace(self._anchor, clean=1)
+                with suppress(StateError):  # on a full disk one can still predict
+                    self._mark_clean(self._working())
+                    self._anchor = replace(self._anchor, clean=1)
             self._sure = True
             return
         merge_wal(self.path)
@@ -464,7 +470,7 @@ class Owner:
         if database is None:
             return
         try:
-            if self._session:
+            if not self._anchor.clean:
                 undo_unfinished(database)
                 self._mark_clean(database)
         except BaseException:
@@ -538,13 +544,11 @@ class Owner:
         self._unpruned, self._unswept, self._bad = False, more, []
 
 
-def _leave_all() -> None:
+def _release_all() -> None:
     for owner in list(_OWNERS):
-        if owner._database is not None:
-            leave(owner._database)
         owner._lock.release()
 
 
 _OWNERS: weakref.WeakSet[Owner] = weakref.WeakSet()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_all)
+if hasattr(os, "register_at_fork"):  # a child that lives on does not hold what its parent leaves
+    os.register_at_fork(after_in_child=_release_all)

@@ -52,6 +52,7 @@ class Reader:
         self.path = Path(os.path.realpath(path))
         if not self.path.is_file():
             raise StateError(f"{path}: no such state file to read; open it without read_only to make one")
+        self._companion = companion(self.path)
         self._model = model
         self._bundle = bundle
         self._base = base
@@ -139,7 +140,7 @@ class Reader:
 
     def _look(self) -> Signature:
         """What tells one state of the files from another."""
-        return _look(self.path), _look(companion(self.path))
+        return _look(self.path), _look(self._companion)
 
     def _read(self, use: Callable[[sqlite3.Connection], Result]) -> Result:
         """Read through a connection of its own, as often as it takes."""

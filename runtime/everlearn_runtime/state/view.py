@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import sqlite3
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from everlearn_runtime.state.database import connect
+from everlearn_runtime.state.database import connect, leave
 
 WAL_HEADER, FRAME_HEADER = struct.Struct(">8xI4x8s8x"), struct.Struct(">4xI8s8x")
 
@@ -41,15 +40,6 @@ def view(path: Path) -> Iterator[sqlite3.Connection]:
 def companion(path: Path) -> Path:
     """The WAL of a state file."""
     return path.with_name(path.name + "-wal")
-
-
-def leave(database: sqlite3.Connection) -> None:
-    """See to it that a connection is never closed, not even when the process ends.
-
-    In a forked child, say, whose parent goes on writing to the WAL: all that would follow is lost
-    with it.
-    """
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(database))
 
 
 def _has_commits(wal: Path) -> bool:

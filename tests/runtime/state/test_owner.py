@@ -335,6 +335,16 @@ def test_schemas_that_are_not_known(tmp_path: Path, schema: int, says: str) -> N
             open_(path)
 
 
+def test_a_clock_that_is_far_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "s.db"
+    for clock in (-(10**18), 0, 10**24):
+        monkeypatch.setattr("time.time_ns", lambda clock=clock: clock)
+        with opened(path) as owner:
+            owner.learn(rows(1), ["a"])
+    with opened(path) as owner:
+        assert [version.time.year for version in owner.history()] == [1970, 1970, 1970, 6429]
+
+
 # What belongs together.
 
 
