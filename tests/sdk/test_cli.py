@@ -129,10 +129,9 @@ def test_other_settings_are_not_ignored(data: Path, tmp_path: Path, capsys: Outp
 
 
 def test_settings_that_led_nowhere_may_be_changed(data: Path, tmp_path: Path, capsys: Output) -> None:
-    quick = ["train", str(data), "--out", str(tmp_path / "run"), "--epochs", "2"]
-    assert main([*quick, "--lr", "1e30"]) == 2
-    assert "lower lr" in capsys.readouterr().err
-    assert main([*quick, "--lr", "0.05"]) == 0
+    one_epoch = ["train", str(data), "--out", str(tmp_path / "run"), "--epochs", "1"]
+    assert main([*one_epoch, "--lr", "1e30"]) == 2  # before there was anything to go on with
+    assert main([*one_epoch, "--lr", "0.05"]) == 0
 
 
 def test_what_is_left_out_is_the_folders_own(data: Path, tmp_path: Path, capsys: Output) -> None:
