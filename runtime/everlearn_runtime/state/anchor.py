@@ -16,6 +16,7 @@ from everlearn_runtime.state.database import (
     damaged,
     explained,
     is_damage,
+    rows,
     sqlite_errors,
 )
 from everlearn_runtime.state.view import companion, view
@@ -67,12 +68,11 @@ def read_anchor(database: sqlite3.Connection, path: Path) -> Anchor:
         StateError: There is none, or what is there is not one.
         sqlite3.Error: The file cannot be read.
     """
-    rows = database.execute(
-        f"SELECT {', '.join(field.name for field in fields(Anchor))} FROM anchor"
-    ).fetchall()
-    if len(rows) != 1:
-        raise damaged(path, f"{len(rows)} anchors")
-    anchor = Anchor(*rows[0])
+    names = ", ".join(field.name for field in fields(Anchor))
+    found = rows(database, f"SELECT {names} FROM anchor")
+    if len(found) != 1:
+        raise damaged(path, f"{len(found)} anchors")
+    anchor = Anchor(*found[0])
     kinds = (bytes, bytes, bytes, int, int, int, bytes, str)
     if any(type(value) is not kind for value, kind in zip(astuple(anchor), kinds, strict=True)):
         raise damaged(path, "its anchor is no anchor")
@@ -97,7 +97,7 @@ def check_kind(database: sqlite3.Connection, path: Path) -> int:
     if schema < 1:
         raise damaged(path, f"it says schema {schema}; schemas count from 1")
     if schema == SCHEMA:
-        found = dict(database.execute("SELECT name, sql FROM sqlite_master").fetchall())
+        found = dict(rows(database, "SELECT name, sql FROM sqlite_master"))
         if found != TABLES:
             raise damaged(path, f"it has the tables {sorted(map(str, found))}; expected {sorted(TABLES)}")
     return schema

@@ -11,10 +11,11 @@ from pathlib import Path
 from everlearn_runtime.errors import StateError
 from everlearn_runtime.heads import Head, HeadState, from_state
 from everlearn_runtime.state.anchor import Anchor, read_anchor
-from everlearn_runtime.state.database import damaged, senseless
+from everlearn_runtime.state.database import damaged, rows, senseless
 from everlearn_runtime.state.journal import Event, digest
 from everlearn_runtime.state.snapshots import read_snapshot
 
+BATCH = 64  # entries that are in memory together
 ENTRY_BYTES = 128  # what an entry takes besides its text and features, about
 
 
@@ -118,29 +119,32 @@ class Archive:
             StateError: One is missing, changed, or does not go with the head.
         """
         before, expected = self.digest(first - 1), first
-        rows = self._database.execute(
-            "SELECT seq, total, digest, event, features FROM journal WHERE seq BETWEEN ? AND ? ORDER BY seq",
-            (first, last),
-        )
-        for number, total, found, text, features in rows:
-            sound = (
-                number == expected
-                and type(total) is int
-                and isinstance(text, str)
-                and isinstance(features, bytes)
-            )
-            if not sound or digest(before, number, total, text, features) != found:
-                raise self.damaged(f"journal entry {expected} is missing or does not match its checksum")
-            try:
-                Event.from_json(text).replay(built.head, features)
-            except MemoryError:
-                raise
-            except Exception as error:  # whatever a checksum that is right cannot rule out
-                raise senseless(self._path, f"journal entry {number}", error) from error
-            before, expected = found, expected + 1
-            built.since += len(text) + len(features) + ENTRY_BYTES
-            if number == watch:
-                built.seen = built.head.state()
+        for start in range(first, last + 1, BATCH):
+            for number, total, found, text, features in rows(
+                self._database,
+                "SELECT seq, total, digest, event, features FROM journal "
+                "WHERE seq BETWEEN ? AND ? ORDER BY seq",
+                start,
+                min(start + BATCH - 1, last),
+            ):
+                sound = (
+                    number == expected
+                    and type(total) is int
+                    and isinstance(text, str)
+                    and isinstance(features, bytes)
+                )
+                if not sound or digest(before, number, total, text, features) != found:
+                    raise self.damaged(f"journal entry {expected} is missing or does not match its checksum")
+                try:
+                    Event.from_json(text).replay(built.head, features)
+                except MemoryError:
+                    raise
+                except Exception as error:  # whatever a checksum that is right cannot rule out
+                    raise senseless(self._path, f"journal entry {number}", error) from error
+                before, expected = found, expected + 1
+                built.since += len(text) + len(features) + ENTRY_BYTES
+                if number == watch:
+                    built.seen = built.head.state()
         if expected != last + 1:
             raise self.damaged(f"journal entry {expected} is missing or does not match its checksum")
 
@@ -151,8 +155,8 @@ class Archive:
         """
         floor, expected = self.floor(), 0
         found: dict[int, tuple[int, Event]] = {}
-        for seq, text in self._database.execute(
-            "SELECT seq, event FROM journal WHERE seq >= ? ORDER BY seq", (floor - 1,)
+        for seq, text in rows(
+            self._database, "SELECT seq, event FROM journal WHERE seq >= ? ORDER BY seq", floor - 1
         ):
             if seq != (expected or seq):
                 raise self.damaged(f"journal entry {expected} is missing")
@@ -186,20 +190,20 @@ class Archive:
 
     def mentions(self, label: str) -> bool:
         """Whether the journal or a snapshot names a class."""
-        events = (self._event(text) for (text,) in self._database.execute("SELECT event FROM journal"))
+        events = (self._event(text) for (text,) in rows(self._database, "SELECT event FROM journal"))
         if any(label in event.labels for event in events):
             return True
-        heads = self._database.execute("SELECT head FROM snapshot")
+        heads = rows(self._database, "SELECT head FROM snapshot")
         return any(json.dumps(label, ensure_ascii=False) in str(text) for (text,) in heads)
 
     def snapshots(self) -> dict[int, int]:
         """Whole snapshots: the entry after which each was taken, and its number."""
-        rows = self._database.execute(
-            "SELECT seq, number FROM snapshot WHERE digest IS NOT NULL ORDER BY number"
-        ).fetchall()
-        if any(type(seq) is not int for seq, _ in rows):
+        found = rows(
+            self._database, "SELECT seq, number FROM snapshot WHERE digest IS NOT NULL ORDER BY number"
+        )
+        if any(type(seq) is not int for seq, _ in found):
             raise self.damaged("a snapshot is of no entry")
-        return dict(rows)
+        return dict(found)
 
     def damaged(self, what: str) -> StateError:
         """The error for a file whose content is wrong."""
@@ -208,9 +212,10 @@ class Archive:
     def rollbacks(self) -> dict[int, int]:
         """The entries that go back, and the entries after which they go on."""
         found: dict[int, int] = {}
-        for seq, text in self._database.execute(
+        for seq, text in rows(
+            self._database,
             "SELECT seq, event FROM journal "
-            "WHERE length(features) = 0 AND event LIKE '%rollback%' ORDER BY seq"
+            "WHERE length(features) = 0 AND event LIKE '%rollback%' ORDER BY seq",
         ):
             event = self._event(text)
             if event.kind == "rollback":

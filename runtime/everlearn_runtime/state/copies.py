@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from everlearn_runtime.state.database import (
     connect,
     create_tables,
     prepare,
+    rows,
     sqlite_errors,
     transaction,
 )
@@ -26,71 +28,86 @@ from everlearn_runtime.state.lock import FileLock
 from everlearn_runtime.state.snapshots import SHIFT, SnapshotWriter
 from everlearn_runtime.state.view import companion
 
+MARK = "-new-"  # between the name of a file and what makes the one beside it another
 ROWS = 64  # a transaction, and a step
 
 
 class NewFile:
-    """A state file that is being written, under the name of its place and ``-new``.
+    """A state file that is being written, beside its place under a name of its own.
 
     Args:
         path: Its place.
 
     Raises:
-        StateError: Another process is about to write there too, or the disk does not let it.
+        StateError: The disk does not let it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._beside = path.with_name(path.name + "-new")
+        self._beside = path.with_name(f"{path.name}{MARK}{os.urandom(8).hex()}")
         with sqlite_errors(path):
-            self._lock = FileLock(self._beside, create=True)
-            os.ftruncate(self._lock.fileno(), 0)  # what an interrupted one has left
-            companion(self._beside).unlink(missing_ok=True)
-            self.database: sqlite3.Connection = connect(self._beside, "rw")
+            try:
+                self.lock = FileLock(self._beside, create=True)
+            except OSError as error:
+                raise StateError(f"{path}: {error.strerror}; check the space and the permissions") from error
+            self.database = connect(self._beside, "rw")
             self.database.execute(f"PRAGMA page_size = {PAGE_BYTES}")
             prepare(self.database, durable=False)
             self.database.execute("PRAGMA synchronous = OFF")  # all of it in the end
             with transaction(self.database):
                 create_tables(self.database)
 
-    def finish(self, anchor: Anchor) -> FileLock:
-        """Write the anchor and put the file into its place.
+    def finish(self, anchor: Anchor) -> None:
+        """Write the anchor; then the file is whole, and on the disk.
 
-        Returns:
-            The lock on it.
+        Raises:
+            StateError: There is no room.
         """
         with sqlite_errors(self.path):
             with transaction(self.database):
                 self.database.execute("INSERT INTO anchor (seq) VALUES (0)")
                 replace(anchor, clean=1).write(self.database)
             self.database.close()
-        os.fsync(self._lock.fileno())
+        os.fsync(self.lock.fileno())
+
+    def place(self) -> None:
+        """Put it into its place, with the lock on it."""
         os.replace(self._beside, self.path)
         sync_folder(self.path.parent)
-        return self._lock
 
     def discard(self) -> None:
         """Leave nothing behind."""
         self.database.close()
         companion(self._beside).unlink(missing_ok=True)
         self._beside.unlink(missing_ok=True)
-        self._lock.release()
+        self.lock.release()
 
 
-def start_file(path: Path, anchor: Anchor, event: Event, head: Callable[[], Head] | None) -> FileLock:
-    """Put a state file into its place that begins with one event.
+def clear_leftovers(path: Path) -> None:
+    """Delete what writers that died have left beside this place."""
+    for beside in path.parent.iterdir():
+        if beside.name.startswith(path.name + MARK) and not beside.name.endswith("-wal"):
+            with suppress(StateError, OSError):  # of one that lives, or of somebody else
+                lock = FileLock(beside)
+                companion(beside).unlink(missing_ok=True)
+                beside.unlink()
+                lock.release()
+
+
+def start_file(path: Path, anchor: Anchor, event: Event, head: Callable[[], Head] | None) -> NewFile:
+    """Write a state file that begins with one event.
 
     Args:
-        path: The place.
+        path: Its place.
         anchor: Names the file; ``seq`` is the event's.
         event: "start" or "purge".
         head: Makes what is known after it, settled; None: the bundle's own head.
 
     Returns:
-        The lock on it.
+        The file, whole, to be put into its place.
 
     Raises:
-        StateError: It could not be written; what was in its place is as it was.
+        StateError: It could not be written; nothing is left of it.
     """
     text = event.to_json()
     total = len(text)
@@ -111,10 +128,11 @@ def start_file(path: Path, anchor: Anchor, event: Event, head: Callable[[], Head
                     with transaction(file.database):
                         done = writer.write(file.database, ROWS)
                     checkpoint(file.database)
-        return file.finish(replace(anchor, version=event.version, digest=chain))
+        file.finish(replace(anchor, version=event.version, digest=chain))
     except BaseException:
         file.discard()
         raise
+    return file
 
 
 class Backup:
@@ -141,8 +159,9 @@ class Backup:
         self._database = database
         self._anchor = replace(anchor, id=os.urandom(16))
         self._whole = [
-            number for (number,) in database.execute("SELECT number FROM snapshot WHERE digest IS NOT NULL")
+            number for (number,) in rows(database, "SELECT number FROM snapshot WHERE digest IS NOT NULL")
         ]
+        clear_leftovers(path)
         self._file = NewFile(path)
         self._seq = -1
         self._key = -1
@@ -164,7 +183,9 @@ class Backup:
                         self._snapshots()
                 checkpoint(self._file.database)
             if not more:
-                self._file.finish(self._anchor).release()
+                self._file.finish(self._anchor)
+                self._file.place()
+                self._file.lock.release()
                 self.done = True
         except BaseException:
             self.discard()
@@ -178,19 +199,22 @@ class Backup:
             self._file.discard()
 
     def _journal(self) -> bool:
-        entries = self._database.execute(
+        entries = rows(
+            self._database,
             "SELECT * FROM journal WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
-            (self._seq, self._anchor.seq, ROWS),
-        ).fetchall()
+            self._seq,
+            self._anchor.seq,
+            ROWS,
+        )
         if entries:
             self._seq = entries[-1][0]
             self._file.database.executemany("INSERT INTO journal VALUES (?, ?, ?, ?, ?)", entries)
         return bool(entries)
 
     def _pieces(self) -> bool:
-        pieces = self._database.execute(
-            "SELECT key, data FROM piece WHERE key > ? ORDER BY key LIMIT ?", (self._key, ROWS)
-        ).fetchall()
+        pieces = rows(
+            self._database, "SELECT key, data FROM piece WHERE key > ? ORDER BY key LIMIT ?", self._key, ROWS
+        )
         if pieces:
             self._key = pieces[-1][0]
             own = [piece for piece in pieces if piece[0] >> SHIFT in self._whole]

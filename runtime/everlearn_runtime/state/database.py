@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from everlearn_runtime.errors import StateError
@@ -109,6 +110,15 @@ def connect(path: Path, mode: str) -> sqlite3.Connection:
     return database
 
 
+def is_closed(database: sqlite3.Connection) -> bool:
+    """Whether a connection was closed."""
+    try:
+        database.total_changes  # noqa: B018 - it raises if so
+    except sqlite3.ProgrammingError:
+        return True
+    return False
+
+
 def prepare(database: sqlite3.Connection, durable: bool) -> None:
     """Set up a connection that writes."""
     database.execute("PRAGMA journal_mode = WAL")
@@ -124,6 +134,15 @@ def create_tables(database: sqlite3.Connection) -> None:
     database.execute(f"PRAGMA user_version = {SCHEMA}")
     for statement in TABLES.values():
         database.execute(statement)
+
+
+def rows(database: sqlite3.Connection, question: str, *values: object) -> list[tuple[Any, ...]]:
+    """All rows of an answer.
+
+    Never one by one: if whoever reads is interrupted, the answer stays open as long as the traceback
+    lives, and so does the view of the file that it reads from.
+    """
+    return database.execute(question, values).fetchall()
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from everlearn_runtime.errors import StateError
 from everlearn_runtime.heads import Head
 from everlearn_runtime.state.anchor import Anchor, check_companion, check_kind, new_anchor
 from everlearn_runtime.state.archive import ENTRY_BYTES, Archive, lineage
-from everlearn_runtime.state.copies import Backup, start_file
+from everlearn_runtime.state.copies import Backup, NewFile, clear_leftovers, start_file
 from everlearn_runtime.state.database import (
     PAGE_BYTES,
     SCHEMA,
@@ -27,6 +27,7 @@ from everlearn_runtime.state.database import (
     connect,
     content_errors,
     damaged,
+    is_closed,
     leave,
     prepare,
     sqlite_errors,
@@ -109,6 +110,7 @@ class Owner:
         self._anchor: Anchor
         self._head: Head
         self._wal: os.stat_result
+        self._prepared = False
         self._session = False
         self._sure = False
         self._backups: weakref.WeakSet[Backup] = weakref.WeakSet()
@@ -116,7 +118,7 @@ class Owner:
         self._folded = 0
         self._due = 0  # after a snapshot that failed: when to try again
         self._wal_bytes = 0
-        self._lock = self._take(create=True)
+        self._lock = self._next_lock = self._take()
         try:
             self._open(bundle)
         except BaseException:
@@ -233,7 +235,7 @@ class Owner:
         head.settle()
         event = Event("purge", self._anchor.version + 1, now())
         self._close_database()
-        self._lock = start_file(self.path, self._new_anchor(self._anchor.seq + 1), event, lambda: head)
+        self._replace(start_file(self.path, self._new_anchor(self._anchor.seq + 1), event, lambda: head))
         self._rebuild()
         return event.told()
 
@@ -271,11 +273,11 @@ class Owner:
                     return archive.event(seq - 1).version
         return None
 
-    def _take(self, *, create: bool) -> FileLock:
-        """Lock the file that is at the path."""
+    def _take(self) -> FileLock:
+        """Lock the file that is at the path, made if it is not there."""
         while True:
             try:
-                lock = FileLock(self.path, create=create)
+                lock = FileLock(self.path, create=True)
             except OSError as error:
                 raise StateError(
                     f"{self.path}: {error.strerror}; check the permissions, or open it with read_only=True"
@@ -285,6 +287,7 @@ class Owner:
             lock.release()  # it was replaced in between
 
     def _open(self, bundle: str) -> None:
+        clear_leftovers(self.path)
         if os.fstat(self._lock.fileno()).st_size == 0:
             try:
                 self._create()
@@ -302,7 +305,8 @@ class Owner:
             else:
                 old = read_schema1(readable, self.path, bundle)
         if schema == SCHEMA:
-            self._connect()
+            with sqlite_errors(self.path):
+                self._connect()
             if not self._anchor.clean:  # its process died
                 with suppress(StateError):  # on a full disk one can still predict
                     self._mark_clean(self._working())
@@ -311,7 +315,7 @@ class Owner:
             return
         merge_wal(self.path)
         # Not entry 1, which would follow the bundle's own head.
-        self._lock = start_file(self.path, self._new_anchor(2), Event("start", 0, now()), lambda: old)
+        self._replace(start_file(self.path, self._new_anchor(2), Event("start", 0, now()), lambda: old))
         self._rebuild()
 
     def _create(self) -> None:
@@ -320,18 +324,25 @@ class Owner:
                 f"{self._companion} lies beside a state that is not there; put the file back, or "
                 "delete the companion to start anew"
             )
-        self._lock = start_file(self.path, self._new_anchor(1), Event("start", 0, now()), None)
+        self._replace(start_file(self.path, self._new_anchor(1), Event("start", 0, now()), None))
+
+    def _replace(self, file: NewFile) -> None:
+        """Put a new file into the place of the one that is closed."""
+        self._next_lock = file.lock  # so that it is known which one is held, wherever an interrupt comes
+        file.place()
+        self._lock = file.lock
 
     def _new_anchor(self, seq: int) -> Anchor:
         return replace(new_anchor(self._model), seq=seq)
 
     def _connect(self) -> None:
-        with sqlite_errors(self.path):
-            database = connect(self.path, "rw")
-            prepare(database, self._durable)
+        # Never a second connection beside one that is still open: when it closes, it takes the WAL along.
+        if self._database is None or is_closed(self._database):
+            self._database = connect(self.path, "rw")
+        prepare(self._database, self._durable)
         self._wal = os.stat(self._companion)
         self._session = False
-        self._database = database
+        self._prepared = True
 
     def _load(self, database: sqlite3.Connection) -> None:
         """Build the head from the file, and go on with a snapshot that was under way."""
@@ -358,14 +369,13 @@ class Owner:
 
     def _rebuild(self) -> None:
         """Build the head anew, after something was raised in the middle of a change."""
-        if self._database is None:  # in the middle of a purge, before or after the file was replaced
-            self._lock.release()
-            self._lock = self._take(create=False)
-            self._connect()
-        database = self._working()
         with sqlite_errors(self.path), content_errors(self.path):
-            undo_unfinished(database)
-            self._load(database)
+            if not self._prepared:  # in the middle of a purge, before or after the file was replaced
+                if not self._lock.holds(self.path):
+                    self._lock = self._next_lock
+                self._connect()
+            undo_unfinished(self._working())
+            self._load(self._working())
         self._sure = True
 
     def _archive(self) -> Archive:
@@ -431,7 +441,7 @@ class Owner:
 
     def _begin_session(self) -> None:
         """Before the first change: say in the file itself that it is not whole without its WAL."""
-        if self._session:
+        if self._session and not self._anchor.clean:
             return
         database = self._working()
         anchor = replace(self._anchor, epoch=os.urandom(16), previous=self._anchor.epoch, clean=0)
@@ -466,15 +476,22 @@ class Owner:
             )
 
     def _close_database(self) -> None:
-        database, self._database = self._database, None
-        if database is None:
+        """Close the file, whole without a WAL.
+
+        Raises:
+            StateError: There is no room to say so in it; then it is left as after a crash.
+        """
+        self._prepared = False
+        database = self._database
+        if database is None or is_closed(database):
             return
         try:
             if not self._anchor.clean:
                 undo_unfinished(database)
                 self._mark_clean(database)
-        except BaseException:
+        except StateError:
             leave(database)  # closing it would delete a WAL that the file says it needs
+            self._database = None
             raise
         database.close()
 

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Mapping
 
 from everlearn_runtime.state.archive import Archive, lineage
+from everlearn_runtime.state.database import rows
 from everlearn_runtime.state.snapshots import SHIFT
 
 ROWS = 8  # a call, so that none takes long
@@ -59,7 +60,7 @@ def _floor(
     own = [at for first, last in runs for at in sorted(snapshots, reverse=True) if first <= at <= last]
     if len(own) < 2:
         return floor
-    sizes = dict(database.execute("SELECT seq, size FROM snapshot").fetchall())
+    sizes = dict(rows(database, "SELECT seq, size FROM snapshot"))
     for candidate in sorted(at for at in snapshots if floor < at <= own[1]):
         kept = _journal_bytes(database, floor, seq) + sum(sizes[at] for at in snapshots if at >= floor)
         if kept <= retention:
@@ -84,7 +85,7 @@ def _journal_bytes(database: sqlite3.Connection, first: int, last: int) -> int:
 
 def _sweep_pieces(database: sqlite3.Connection) -> bool:
     """Delete pieces of snapshots that are gone. Returns whether there may be more."""
-    kept = {number for (number,) in database.execute("SELECT number FROM snapshot")}
+    kept = {number for (number,) in rows(database, "SELECT number FROM snapshot")}
     key = 0
     while True:
         found = database.execute("SELECT min(key) FROM piece WHERE key >= ?", (key,)).fetchone()[0]

@@ -12,7 +12,7 @@ import numpy as np
 from everlearn_runtime.bundle import load_arrays
 from everlearn_runtime.errors import StateError
 from everlearn_runtime.heads import Head, HeadState, from_state
-from everlearn_runtime.state.database import connect, damaged, sqlite_errors
+from everlearn_runtime.state.database import connect, damaged, rows, sqlite_errors
 
 
 def read_schema1(database: sqlite3.Connection, path: Path, bundle: str) -> Head:
@@ -27,10 +27,10 @@ def read_schema1(database: sqlite3.Connection, path: Path, bundle: str) -> Head:
         StateError: The file is damaged, or belongs to another bundle.
         sqlite3.Error: It cannot be read.
     """
-    rows = database.execute("SELECT bundle, seq, head, arrays, sha256 FROM snapshot").fetchall()
-    if len(rows) != 1:
-        raise damaged(path, f"{len(rows)} snapshots")
-    owner, seq, text, blob, digest = rows[0]
+    snapshots = rows(database, "SELECT bundle, seq, head, arrays, sha256 FROM snapshot")
+    if len(snapshots) != 1:
+        raise damaged(path, f"{len(snapshots)} snapshots")
+    owner, seq, text, blob, digest = snapshots[0]
     if owner != bundle:
         raise StateError(
             f"{path} belongs to another bundle ({str(owner)[:12]}..., not {bundle[:12]}...); "
@@ -42,8 +42,8 @@ def read_schema1(database: sqlite3.Connection, path: Path, bundle: str) -> Head:
         said = json.loads(text)
         state = HeadState(said["kind"], tuple(said["classes"]), said["options"], load_arrays(blob))
         head = from_state(state)
-        for number, text, blob, digest in database.execute(
-            "SELECT seq, event, features, sha256 FROM journal ORDER BY seq"
+        for number, text, blob, digest in rows(
+            database, "SELECT seq, event, features, sha256 FROM journal ORDER BY seq"
         ):
             seq += 1
             if number != seq or digest != _digest(number, text, blob):

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn_runtime.heads import HeadState
+from everlearn_runtime.state.database import rows
 
 PIECE_BYTES = 16 << 10
 SHIFT = 32  # a piece's key is its snapshot's number and its place in it
@@ -139,15 +140,19 @@ def read_snapshot(database: sqlite3.Connection, number: int) -> tuple[HeadState,
 
 def sizes_written(database: sqlite3.Connection, number: int) -> list[int]:
     """Bytes of each piece of a snapshot that is there."""
-    rows = database.execute(
-        "SELECT length(data) FROM piece WHERE key BETWEEN ? AND ? ORDER BY key", _keys(number)
+    found = rows(
+        database, "SELECT length(data) FROM piece WHERE key BETWEEN ? AND ? ORDER BY key", *_keys(number)
     )
-    return [size for (size,) in rows]
+    return [size for (size,) in found]
 
 
 def _pieces(database: sqlite3.Connection, number: int) -> Iterator[bytes]:
-    rows = database.execute("SELECT data FROM piece WHERE key BETWEEN ? AND ? ORDER BY key", _keys(number))
-    for (data,) in rows:
+    first, last = _keys(number)
+    for key in range(first, last):
+        found = rows(database, "SELECT data FROM piece WHERE key = ?", key)
+        if not found:
+            return
+        (data,) = found[0]
         if not isinstance(data, bytes):
             raise ValueError(f"snapshot {number} lacks pieces")
         yield data

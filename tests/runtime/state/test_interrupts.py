@@ -133,3 +133,33 @@ def test_those_changes_go_through_every_stage_of_a_fold(tmp_path: Path, folds_ea
                 owner.learn(rows(1), ["b"])
         passed |= bomb.passed
     assert passed >= {"_begin_fold", "_go_on", "_tidy", "prune", "sweep", "begin", "write"}
+
+
+def test_an_interrupt_that_is_still_being_handled(tmp_path: Path) -> None:
+    """What was interrupted lives on as long as its traceback, with whatever it has open."""
+    ready, path = tmp_path / "ready.db", tmp_path / "s.db"
+    prepare(ready, HEADS["lda"], 0)
+    shutil.copy(ready, path)
+    with opened(path) as owner, Bomb(-1) as bomb:
+        owner.purge("a")
+    kept: list[BaseException] = []
+    for at in range(0, bomb.count, 1 if TORTURE else 23):
+        shutil.copy(ready, path)
+        owner = own(path)
+        try:
+            with Bomb(at):
+                owner.purge("a")
+        except KeyboardInterrupt as error:
+            kept.append(error)
+            if "a" in owner.head.classes:
+                owner.purge("a")
+            owner.learn(rows(1), ["b"])
+        wanted = bits(owner.head)
+        kept.clear()  # and now it is gone
+        owner.learn(rows(1), ["b"])
+        owner.undo()
+        assert bits(owner.head) == wanted, bomb.place
+        owner.close()
+        with opened(path) as owner:
+            assert bits(owner.head) == wanted
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["ready.db", "s.db"]
