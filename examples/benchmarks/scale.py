@@ -14,6 +14,9 @@ Features are random numbers at hand, and the head's own time, which grows with t
 out: what is left is finding the tasks' images, their labels and their features. That has to cost as
 much for an image in a stream of 100 tasks as in one of 25.
 
+`beside`: predicting one image while another thread learns batches of 64, against predicting alone,
+in milliseconds of the clock: with as many threads as there are cores, and with one.
+
 `memory`: the most memory in use during one update, of a ridge that holds out against a plain one.
 
 Times are of the processor, of one thread where the environment says so (OPENBLAS_NUM_THREADS=1).
@@ -25,12 +28,14 @@ import argparse
 import multiprocessing
 import resource
 import sys
+import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import device_learn
 import numpy as np
 from numpy.typing import NDArray
 
@@ -188,9 +193,16 @@ def highest() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def beside(arguments: argparse.Namespace) -> None:
+    """Print what predicting costs beside a thread that learns, against alone."""
+    with tempfile.TemporaryDirectory() as name:
+        device_learn.beside(device_learn.make_bundle(Path(name) / "bundle"), Path(name))
+
+
 TABLES: dict[str, Callable[[argparse.Namespace], Any]] = {
     "classes": classes,
     "stream": stream,
+    "beside": beside,
     "memory": memory,
 }
 
