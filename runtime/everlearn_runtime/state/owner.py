@@ -357,8 +357,8 @@ class Owner:
         if unfinished and built.seen is not None:
             number, seq, chain = unfinished
             writer = SnapshotWriter(number, seq, chain, built.seen)
-            writer.skip(sizes_written(database, number))
-            self._fold = writer
+            if writer.skip(sizes_written(database, number)):
+                self._fold = writer
         self._anchor = anchor
         self._head = built.head
         self._since = built.since
@@ -443,13 +443,14 @@ class Owner:
         """Before the first change: say in the file itself that it is not whole without its WAL."""
         if self._session and not self._anchor.clean:
             return
-        database = self._working()
-        anchor = replace(self._anchor, epoch=os.urandom(16), previous=self._anchor.epoch, clean=0)
+        database, anchor = self._working(), self._anchor
         with sqlite_errors(self.path):
-            with transaction(database):
-                self._check_place()
-                self._sure = False
-                anchor.write(database)
+            if anchor.clean:
+                anchor = replace(anchor, epoch=os.urandom(16), previous=anchor.epoch, clean=0)
+                with transaction(database):
+                    self._check_place()
+                    self._sure = False
+                    anchor.write(database)
             checkpoint(database)
         self._anchor = anchor
         self._session = True

@@ -58,10 +58,9 @@ class SnapshotWriter:
             (self.number, self.seq, self.size, self.chain, self.head),
         )
 
-    def skip(self, sizes: Iterable[int]) -> None:
-        """Go on after pieces of these sizes, which an earlier process has written."""
-        for size in sizes:
-            self._next(size)
+    def skip(self, sizes: Iterable[int]) -> bool:
+        """Go on after pieces of these sizes, which an earlier process has written, if they fit."""
+        return all(self._left and len(self._next(size)) == size for size in sizes)
 
     def write(self, database: sqlite3.Connection, pieces: int) -> bool:
         """Write some more; inside a transaction.

@@ -197,6 +197,27 @@ def test_one_that_nobody_closes_leaves_a_whole_file(bundle: Path, tmp_path: Path
     assert not (tmp_path / "device.db-wal").exists()
 
 
+def test_a_close_that_was_interrupted_can_be_repeated(
+    bundle: Path, tmp_path: Path, make_images: MakeImages
+) -> None:
+    state = tmp_path / "device.db"
+    with EdgeLearner.open(bundle, state=state) as learner, Bomb(-1) as bomb:
+        learner.learn(make_images("cup"), ["cup"] * 4)
+        learner.close()
+    for at in range(bomb.count - 120, bomb.count, 1 if TORTURE else 7):
+        learner = EdgeLearner.open(bundle, state=state)
+        learner.learn(make_images("cup"), ["cup"] * 4)
+        wanted = learner.counts
+        with Bomb(at % 150), suppress(KeyboardInterrupt):
+            learner.close()
+        if at % 2:
+            learner.close()
+            assert not (tmp_path / "device.db-wal").exists()
+        del learner
+        with EdgeLearner.open(bundle, state=state) as again:
+            assert again.counts == wanted
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_is_told_so(learner: EdgeLearner, make_images: MakeImages) -> None:
     images = make_images("cup")
