@@ -16,11 +16,11 @@ import os, random, sys
 from pathlib import Path
 from runtime.state.harness import bits, own, rows
 from everlearn_runtime import StateError
-from everlearn_runtime.state import owner as module, snapshots
+from everlearn_runtime.state import file, folding
 
-module.fold_bytes = lambda size: 20_000
-module.CHECKPOINT_BYTES = 60_000
-snapshots.PIECE_BYTES = module.PIECE_BYTES = 1024
+folding.fold_bytes = lambda size: 20_000
+folding.PIECE_BYTES = 1024
+file.CHECKPOINT_BYTES = 60_000
 folder, seed = Path(sys.argv[1]), int(sys.argv[2])
 random.seed(seed)
 path, filler = folder / "s.db", folder / "filler"

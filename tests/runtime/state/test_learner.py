@@ -259,10 +259,10 @@ CHANGES_FOR_EVER = """
 import random, sys
 import numpy as np
 from everlearn_runtime import EdgeLearner
-from everlearn_runtime.state import owner, snapshots
-owner.fold_bytes = lambda size: 3000
-owner.CHECKPOINT_BYTES = 30_000
-snapshots.PIECE_BYTES = owner.PIECE_BYTES = 128
+from everlearn_runtime.state import file, folding
+folding.fold_bytes = lambda size: 3000
+folding.PIECE_BYTES = 128
+file.CHECKPOINT_BYTES = 30_000
 random.seed(int(sys.argv[3]))
 learner = EdgeLearner.open(sys.argv[1], state=sys.argv[2], threads=1, retention=20_000, durable={durable})
 while True:
