@@ -315,11 +315,11 @@ class EdgeLearner:
         return self._keeper.forget(name)
 
     def _close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._left.detach()
+        self._closed = True
+        if self._left.alive:  # the first call, or one after a call that was interrupted
             self._backend.close()
             self._keeper.close()
+            self._left.detach()
 
     def _check_open(self) -> None:
         if os.getpid() != self._pid:

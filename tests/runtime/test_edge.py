@@ -232,7 +232,7 @@ def test_a_full_disk_leaves_the_learner_as_it_was(learner: EdgeLearner, make_ima
     learner.learn(make_images("cup"), ["cup"] * 4)
     before = snapshot(learner)
     assert isinstance(learner._keeper, Owner)
-    database = learner._keeper._working()
+    database = learner._keeper._file.database
     database.execute(f"PRAGMA max_page_count = {database.execute('PRAGMA page_count').fetchone()[0]}")
     with pytest.raises(StateError, match=r"full.*free space"):
         learner.learn(make_images("axe", 300), ["axe"] * 300)

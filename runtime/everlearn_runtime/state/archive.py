@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from everlearn_runtime.errors import StateError
 from everlearn_runtime.heads import Head, HeadState, from_state
@@ -60,7 +61,7 @@ class Archive:
     def __init__(
         self, database: sqlite3.Connection, path: Path, model: str, base: Callable[[], Head]
     ) -> None:
-        self._database = database
+        self.database = database
         self._path = path
         self._model = model
         self._base = base
@@ -71,7 +72,7 @@ class Archive:
         Raises:
             StateError: The file is damaged, or belongs to another graph or head.
         """
-        anchor = read_anchor(self._database, self._path)
+        anchor = read_anchor(self.database, self._path)
         if anchor.model != self._model:
             raise StateError(
                 f"{self._path} belongs to another bundle, with another graph or head "
@@ -121,7 +122,7 @@ class Archive:
         before, expected = self.digest(first - 1), first
         for start in range(first, last + 1, BATCH):
             for number, total, found, text, features in rows(
-                self._database,
+                self.database,
                 "SELECT seq, total, digest, event, features FROM journal "
                 "WHERE seq BETWEEN ? AND ? ORDER BY seq",
                 start,
@@ -156,7 +157,7 @@ class Archive:
         floor, expected = self.floor(), 0
         found: dict[int, tuple[int, Event]] = {}
         for seq, text in rows(
-            self._database, "SELECT seq, event FROM journal WHERE seq >= ? ORDER BY seq", floor - 1
+            self.database, "SELECT seq, event FROM journal WHERE seq >= ? ORDER BY seq", floor - 1
         ):
             if seq != (expected or seq):
                 raise self.damaged(f"journal entry {expected} is missing")
@@ -169,10 +170,10 @@ class Archive:
 
     def floor(self) -> int:
         """The oldest entry that can be gone back to; 0 is the bundle's own head."""
-        first = self._database.execute("SELECT min(seq) FROM journal").fetchone()[0]
+        first = self.database.execute("SELECT min(seq) FROM journal").fetchone()[0]
         if first in (None, 1):
             return 0
-        oldest: int | None = self._database.execute(
+        oldest: int | None = self.database.execute(
             "SELECT min(seq) FROM snapshot WHERE digest IS NOT NULL"
         ).fetchone()[0]
         return first if oldest is None else oldest
@@ -183,23 +184,23 @@ class Archive:
         Raises:
             StateError: There is no such entry.
         """
-        row = self._database.execute("SELECT event FROM journal WHERE seq = ?", (seq,)).fetchone()
+        row = self.database.execute("SELECT event FROM journal WHERE seq = ?", (seq,)).fetchone()
         if row is None:
             raise self.damaged(f"journal entry {seq} is missing")
         return self._event(row[0])
 
     def mentions(self, label: str) -> bool:
         """Whether the journal or a snapshot names a class."""
-        events = (self._event(text) for (text,) in rows(self._database, "SELECT event FROM journal"))
+        events = (self._event(text) for (text,) in rows(self.database, "SELECT event FROM journal"))
         if any(label in event.labels for event in events):
             return True
-        heads = rows(self._database, "SELECT head FROM snapshot")
+        heads = rows(self.database, "SELECT head FROM snapshot")
         return any(json.dumps(label, ensure_ascii=False) in str(text) for (text,) in heads)
 
     def snapshots(self) -> dict[int, int]:
         """Whole snapshots: the entry after which each was taken, and its number."""
         found = rows(
-            self._database, "SELECT seq, number FROM snapshot WHERE digest IS NOT NULL ORDER BY number"
+            self.database, "SELECT seq, number FROM snapshot WHERE digest IS NOT NULL ORDER BY number"
         )
         if any(type(seq) is not int for seq, _ in found):
             raise self.damaged("a snapshot is of no entry")
@@ -209,11 +210,19 @@ class Archive:
         """The error for a file whose content is wrong."""
         return damaged(self._path, what)
 
+    def unfinished(self) -> tuple[Any, Any, Any] | None:
+        """Number, entry, and the entry's checksum, of the snapshot that is under way."""
+        found = rows(
+            self.database,
+            "SELECT number, seq, chain FROM snapshot WHERE digest IS NULL ORDER BY number DESC LIMIT 1",
+        )
+        return found[0] if found else None
+
     def rollbacks(self) -> dict[int, int]:
         """The entries that go back, and the entries after which they go on."""
         found: dict[int, int] = {}
         for seq, text in rows(
-            self._database,
+            self.database,
             "SELECT seq, event FROM journal "
             "WHERE length(features) = 0 AND event LIKE '%rollback%' ORDER BY seq",
         ):
@@ -227,7 +236,7 @@ class Archive:
     def _plans(self, seq: int, rollbacks: Mapping[int, int]) -> Iterator[Plan]:
         """Ways to a head, the shortest first."""
         snapshots, runs = self.snapshots(), list[tuple[int, int]]()
-        first = self._database.execute("SELECT min(seq) FROM journal").fetchone()[0] or 1
+        first = self.database.execute("SELECT min(seq) FROM journal").fetchone()[0] or 1
         for start, end in lineage(seq, rollbacks, first):
             for after in sorted((at for at in snapshots if start - 1 <= at <= end), reverse=True):
                 yield Plan(snapshots[after], _runs(after + 1, end, runs))
@@ -239,7 +248,7 @@ class Archive:
     def _start(self, plan: Plan) -> Built:
         if plan.snapshot is None:
             return Built(self._base())
-        state, _ = read_snapshot(self._database, plan.snapshot)
+        state, _ = read_snapshot(self.database, plan.snapshot)
         try:
             return Built(from_state(state))
         except (MemoryError, ValueError):
@@ -251,9 +260,9 @@ class Archive:
         """The checksum of an entry, which may be gone if a snapshot was taken after it."""
         if seq == 0:
             return b""
-        row = self._database.execute("SELECT digest FROM journal WHERE seq = ?", (seq,)).fetchone()
+        row = self.database.execute("SELECT digest FROM journal WHERE seq = ?", (seq,)).fetchone()
         if row is None:
-            row = self._database.execute("SELECT chain FROM snapshot WHERE seq = ?", (seq,)).fetchone()
+            row = self.database.execute("SELECT chain FROM snapshot WHERE seq = ?", (seq,)).fetchone()
         if row is None or not isinstance(row[0], bytes):
             raise self.damaged(f"journal entry {seq} is missing or does not match its checksum")
         return row[0]

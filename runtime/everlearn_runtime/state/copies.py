@@ -85,13 +85,14 @@ class NewFile:
 
 def clear_leftovers(path: Path) -> None:
     """Delete what writers that died have left beside this place."""
-    for beside in path.parent.iterdir():
-        if beside.name.startswith(path.name + MARK) and not beside.name.endswith("-wal"):
-            with suppress(StateError, OSError):  # of one that lives, or of somebody else
-                lock = FileLock(beside)
-                companion(beside).unlink(missing_ok=True)
-                beside.unlink()
-                lock.release()
+    with suppress(OSError):
+        for beside in path.parent.iterdir():
+            if beside.name.startswith(path.name + MARK) and not beside.name.endswith("-wal"):
+                with suppress(StateError, OSError):  # of one that lives, or of somebody else
+                    lock = FileLock(beside)
+                    companion(beside).unlink(missing_ok=True)
+                    beside.unlink()
+                    lock.release()
 
 
 def start_file(path: Path, anchor: Anchor, event: Event, head: Callable[[], Head] | None) -> NewFile:

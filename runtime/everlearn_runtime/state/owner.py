@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-import sqlite3
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -19,49 +17,25 @@ from everlearn_runtime.errors import StateError
 from everlearn_runtime.heads import Head
 from everlearn_runtime.state.anchor import Anchor, check_companion, check_kind, new_anchor
 from everlearn_runtime.state.archive import ENTRY_BYTES, Archive, lineage
-from everlearn_runtime.state.copies import Backup, NewFile, clear_leftovers, start_file
+from everlearn_runtime.state.copies import Backup, clear_leftovers, start_file
 from everlearn_runtime.state.database import (
-    PAGE_BYTES,
     SCHEMA,
-    checkpoint,
-    connect,
     content_errors,
     damaged,
-    is_closed,
-    leave,
-    prepare,
     sqlite_errors,
     transaction,
     undo_unfinished,
 )
+from everlearn_runtime.state.file import StateFile
+from everlearn_runtime.state.folding import Folding
 from everlearn_runtime.state.journal import Event, digest, now, pack
-from everlearn_runtime.state.lock import FileLock
-from everlearn_runtime.state.pruning import prune, sweep
 from everlearn_runtime.state.schema1 import merge_wal, read_schema1
-from everlearn_runtime.state.snapshots import PIECE_BYTES, SHIFT, SnapshotWriter, sizes_written
 from everlearn_runtime.state.versions import Version
-from everlearn_runtime.state.view import companion, view
+from everlearn_runtime.state.view import view
 
 Result = TypeVar("Result")
 
 RETENTION = 64 << 20
-# A change that finds a snapshot under way writes this much of it for each byte of its own.
-HASTE = 4
-# The WAL goes into the file when it has about this much, or, where somebody always reads, so many
-# times as much.
-CHECKPOINT_BYTES = 4 << 20
-PATIENCE = 4
-LEAST_FOLD_BYTES = 64 << 10
-
-
-def fold_bytes(head_bytes: int) -> int:
-    """How long the journal grows before the head goes into a snapshot.
-
-    A snapshot is written twice, to the WAL and to its place, so that it costs a change
-    2 / 1.5 times its own bytes for small heads; large ones are written more often, because
-    replaying takes them long, and because three snapshots and two journals must find room.
-    """
-    return max(LEAST_FOLD_BYTES, min(head_bytes * 3 // 2, head_bytes // 8 + (6 << 20)))
 
 
 class Owner:
@@ -95,38 +69,22 @@ class Owner:
         durable: bool = False,
         retention: int = RETENTION,
     ) -> None:
-        if str(path) == ":memory:":
-            raise StateError("':memory:' would keep nothing; give a file, or state=None")
-        self.path = Path(os.path.realpath(path))
-        if self.path.is_dir() or not self.path.parent.is_dir():
-            raise StateError(f"{path}: a state is one file in a folder that exists")
-        self._companion = companion(self.path)
+        self._file = StateFile(path, durable)
+        self.path = self._file.path
         self._model = model
         self._base = base
-        self._durable = durable
-        self._retention = retention
         self._pid = os.getpid()
-        self._database: sqlite3.Connection | None = None
-        self._anchor: Anchor
+        self._anchor = new_anchor(model)
         self._head: Head
-        self._wal: os.stat_result
-        self._prepared = False
-        self._session = False
+        self._rollbacks: dict[int, int] = {}
         self._sure = False
+        self._folding = Folding(retention)
         self._backups: weakref.WeakSet[Backup] = weakref.WeakSet()
-        self._fold: SnapshotWriter | None = None
-        self._folded = 0
-        self._due = 0  # after a snapshot that failed: when to try again
-        self._wal_bytes = 0
-        self._lock = self._next_lock = self._take()
         try:
             self._open(bundle)
         except BaseException:
-            with suppress(StateError):
-                self._close_database()
-            self._lock.release()
+            self.close()
             raise
-        _OWNERS.add(self)
 
     # What is known.
 
@@ -234,8 +192,8 @@ class Owner:
             head.remove(label)
         head.settle()
         event = Event("purge", self._anchor.version + 1, now())
-        self._close_database()
-        self._replace(start_file(self.path, self._new_anchor(self._anchor.seq + 1), event, lambda: head))
+        self._file.close(clean=bool(self._anchor.clean))
+        self._file.put(start_file(self.path, self._new_anchor(self._anchor.seq + 1), event, lambda: head))
         self._rebuild()
         return event.told()
 
@@ -247,7 +205,7 @@ class Owner:
             StateError: The copy cannot be written.
         """
         self._archive()
-        job = Backup(self._working(), self._anchor, Path(os.path.realpath(path)))
+        job = Backup(self._file.database, self._anchor, Path(os.path.realpath(path)))
         self._backups.add(job)
         return job
 
@@ -257,9 +215,9 @@ class Owner:
             return
         try:
             with suppress(StateError):  # all is safe in the WAL, which the next one to open the file moves
-                self._close_database()
+                self._file.close(clean=bool(self._anchor.clean))
         finally:
-            self._lock.release()
+            self._file.release()
 
     # How.
 
@@ -273,22 +231,9 @@ class Owner:
                     return archive.event(seq - 1).version
         return None
 
-    def _take(self) -> FileLock:
-        """Lock the file that is at the path, made if it is not there."""
-        while True:
-            try:
-                lock = FileLock(self.path, create=True)
-            except OSError as error:
-                raise StateError(
-                    f"{self.path}: {error.strerror}; check the permissions, or open it with read_only=True"
-                ) from error
-            if lock.holds(self.path):
-                return lock
-            lock.release()  # it was replaced in between
-
     def _open(self, bundle: str) -> None:
         clear_leftovers(self.path)
-        if os.fstat(self._lock.fileno()).st_size == 0:
+        if self._file.empty:
             try:
                 self._create()
             except BaseException:
@@ -301,93 +246,59 @@ class Owner:
             if (verdict := readable.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
                 raise damaged(self.path, str(verdict))
             if schema == SCHEMA:
-                self._load(readable)
+                self._load(Archive(readable, self.path, self._model, self._base))
             else:
                 old = read_schema1(readable, self.path, bundle)
-        if schema == SCHEMA:
-            with sqlite_errors(self.path):
-                self._connect()
-            if not self._anchor.clean:  # its process died
-                with suppress(StateError):  # on a full disk one can still predict
-                    self._mark_clean(self._working())
-                    self._anchor = replace(self._anchor, clean=1)
-            self._sure = True
+        if schema != SCHEMA:
+            merge_wal(self.path)
+            # Not entry 1, which would follow the bundle's own head.
+            self._file.put(start_file(self.path, self._new_anchor(2), Event("start", 0, now()), lambda: old))
+            self._rebuild()
             return
-        merge_wal(self.path)
-        # Not entry 1, which would follow the bundle's own head.
-        self._replace(start_file(self.path, self._new_anchor(2), Event("start", 0, now()), lambda: old))
-        self._rebuild()
+        self._file.connect()
+        if not self._anchor.clean:  # its process died
+            with suppress(StateError):  # on a full disk one can still predict
+                self._file.mark_clean()
+                self._anchor = replace(self._anchor, clean=1)
+        self._sure = True
 
     def _create(self) -> None:
-        if self._companion.exists():
+        if self._file.companion.exists():
             raise StateError(
-                f"{self._companion} lies beside a state that is not there; put the file back, or "
+                f"{self._file.companion} lies beside a state that is not there; put the file back, or "
                 "delete the companion to start anew"
             )
-        self._replace(start_file(self.path, self._new_anchor(1), Event("start", 0, now()), None))
-
-    def _replace(self, file: NewFile) -> None:
-        """Put a new file into the place of the one that is closed."""
-        self._next_lock = file.lock  # so that it is known which one is held, wherever an interrupt comes
-        file.place()
-        self._lock = file.lock
+        self._file.put(start_file(self.path, self._new_anchor(1), Event("start", 0, now()), None))
 
     def _new_anchor(self, seq: int) -> Anchor:
         return replace(new_anchor(self._model), seq=seq)
 
-    def _connect(self) -> None:
-        # Never a second connection beside one that is still open: when it closes, it takes the WAL along.
-        if self._database is None or is_closed(self._database):
-            self._database = connect(self.path, "rw")
-        prepare(self._database, self._durable)
-        self._wal = os.stat(self._companion)
-        self._session = False
-        self._prepared = True
-
-    def _load(self, database: sqlite3.Connection) -> None:
+    def _load(self, archive: Archive) -> None:
         """Build the head from the file, and go on with a snapshot that was under way."""
-        archive = Archive(database, self.path, self._model, self._base)
-        anchor = archive.anchor()
-        unfinished = database.execute(
-            "SELECT number, seq, chain FROM snapshot WHERE digest IS NULL ORDER BY number DESC LIMIT 1"
-        ).fetchone()
-        rollbacks = archive.rollbacks()
+        anchor, rollbacks, unfinished = archive.anchor(), archive.rollbacks(), archive.unfinished()
         built = archive.build(anchor, anchor.seq, rollbacks, unfinished and unfinished[1])
-        self._fold = None
-        if unfinished and built.seen is not None:
-            number, seq, chain = unfinished
-            writer = SnapshotWriter(number, seq, chain, built.seen)
-            writer.skip(sizes_written(database, number))
-            self._fold = writer
-        self._anchor = anchor
-        self._head = built.head
-        self._since = built.since
-        self._folded = 0
-        self._bad = built.bad
-        self._rollbacks = rollbacks
-        self._unpruned = self._unswept = True
+        self._folding.restart(archive.database, built, unfinished)
+        self._anchor, self._head, self._rollbacks = anchor, built.head, rollbacks
 
     def _rebuild(self) -> None:
-        """Build the head anew, after something was raised in the middle of a change."""
+        """Build the head anew, after something was raised in the middle of a call."""
         with sqlite_errors(self.path), content_errors(self.path):
-            if not self._prepared:  # in the middle of a purge, before or after the file was replaced
-                if not self._lock.holds(self.path):
-                    self._lock = self._next_lock
-                self._connect()
-            undo_unfinished(self._working())
-            self._load(self._working())
+            self._file.connect()
+            undo_unfinished(self._file.database)
+            self._load(Archive(self._file.database, self.path, self._model, self._base))
         self._sure = True
 
     def _archive(self) -> Archive:
         """What reads the file, outside of transactions."""
         if not self._sure:
             self._rebuild()
-        undo_unfinished(self._working())
-        return Archive(self._working(), self.path, self._model, self._base)
+        undo_unfinished(self._file.database)
+        return Archive(self._file.database, self.path, self._model, self._base)
 
-    def _working(self) -> sqlite3.Connection:
-        assert self._database is not None
-        return self._database
+    def _begin_session(self) -> None:
+        self._sure = False
+        self._anchor = self._file.begin_session(self._anchor)
+        self._sure = True
 
     def _change(
         self,
@@ -408,13 +319,13 @@ class Owner:
         """
         head = self.head
         self._begin_session()
-        anchor, database = self._anchor, self._working()
+        anchor, database = self._anchor, self._file.database
         version = anchor.version + (kind != "settle")
         event = Event(kind, version, now(), **says)
         text = event.to_json()
         size = len(text) + len(features) + ENTRY_BYTES
         with sqlite_errors(self.path), transaction(database):
-            self._check_place()
+            self._file.check_place()
             row = database.execute("SELECT total FROM journal WHERE seq = ?", (anchor.seq,)).fetchone()
             seq, total = anchor.seq + 1, row[0] + size
             chain = digest(anchor.digest, seq, total, text, features)
@@ -429,143 +340,27 @@ class Owner:
         self._head = head
         if kind == "rollback":
             self._rollbacks[seq] = event.seq
-        self._folded += size
-        if since is None:
-            self._since += size
-        else:  # a snapshot under way is of what was gone back on
-            self._since, self._fold = since, None
-        self._wal_bytes += size + 6 * PAGE_BYTES
-        self._lock.let_read()
+        self._folding.grew(size)
+        if since is not None:
+            self._folding.went_back(since)
+        self._file.wrote(size)
         self._sure = True
         return event.told()
 
-    def _begin_session(self) -> None:
-        """Before the first change: say in the file itself that it is not whole without its WAL."""
-        if self._session and not self._anchor.clean:
-            return
-        database = self._working()
-        anchor = replace(self._anchor, epoch=os.urandom(16), previous=self._anchor.epoch, clean=0)
-        with sqlite_errors(self.path):
-            with transaction(database):
-                self._check_place()
-                self._sure = False
-                anchor.write(database)
-            checkpoint(database)
-        self._anchor = anchor
-        self._session = True
-        self._sure = True
-
-    def _mark_clean(self, database: sqlite3.Connection) -> None:
-        """Say in the file itself that it is whole without a WAL."""
-        with sqlite_errors(self.path):
-            checkpoint(database)  # so that what follows needs no more room
-            with transaction(database):
-                database.execute("UPDATE anchor SET clean = 1")
-            checkpoint(database)
-
-    def _check_place(self) -> None:
-        """That file and WAL are still where they were; what is written elsewhere is lost."""
-        try:
-            same = os.path.samestat(self._wal, os.stat(self._companion))
-        except OSError:
-            same = False
-        if not (same and self._lock.holds(self.path)):
-            raise StateError(
-                f"{self.path} or its companion {self._companion.name} was moved, replaced or deleted "
-                "while in use; put it back, or open the learner again"
-            )
-
-    def _close_database(self) -> None:
-        """Close the file, whole without a WAL.
-
-        Raises:
-            StateError: There is no room to say so in it; then it is left as after a crash.
-        """
-        self._prepared = False
-        database = self._database
-        if database is None or is_closed(database):
-            return
-        try:
-            if not self._anchor.clean:
-                undo_unfinished(database)
-                self._mark_clean(database)
-        except StateError:
-            leave(database)  # closing it would delete a WAL that the file says it needs
-            self._database = None
-            raise
-        database.close()
-
-    # Snapshots, beside the caller's work.
-
     def _tend(self, size: int) -> None:
         """Before a change of so many bytes, do a part of what is to be done; failing is no harm."""
-        if not self._sure:
-            self._rebuild()
+        archive, folding = self._archive(), self._folding
         try:
             with sqlite_errors(self.path):
-                if self._fold is not None:
-                    self._go_on(self._fold, size)
-                elif (self._unpruned or self._unswept) and all(job.done for job in self._backups):
-                    self._tidy()
-                elif self._since >= max(fold_bytes(self._head.nbytes), self._due):
-                    self._begin_fold()
-                if self._wal_bytes > CHECKPOINT_BYTES and (
-                    self._lock.try_alone() or self._wal_bytes > PATIENCE * CHECKPOINT_BYTES
-                ):
-                    self._wal_bytes = CHECKPOINT_BYTES // 2  # when to try again, if it fails
-                    checkpoint(self._working())
-                    self._wal_bytes = 0  # and the change that follows begins the WAL anew
+                if folding.due(self._head):
+                    self._change("settle", lambda head: head.settle())
+                    folding.begin(archive.database, self._head, self._anchor)
+                else:
+                    self._begin_session()
+                    if written := folding.go_on(archive.database, size):
+                        self._file.wrote(written)
+                    if all(job.done for job in self._backups):
+                        folding.tidy(archive.database, archive, self._anchor.seq, self._rollbacks)
+                self._file.move_wal()
         except (StateError, MemoryError):
-            self._fold = None
-            self._unpruned = True
-            self._due = self._since + fold_bytes(self._head.nbytes) // 8
-
-    def _begin_fold(self) -> None:
-        self._change("settle", lambda head: head.settle())
-        database, anchor = self._working(), self._anchor
-        row = database.execute(
-            "SELECT max(coalesce((SELECT max(number) FROM snapshot), 0), "
-            "coalesce((SELECT max(key) FROM piece), 0) >> ?) + 1",
-            (SHIFT,),
-        ).fetchone()
-        fold = SnapshotWriter(row[0], anchor.seq, anchor.digest, self._head.state())
-        with transaction(database):
-            fold.begin(database)
-        self._folded = 0
-        self._fold = fold
-
-    def _go_on(self, fold: SnapshotWriter, size: int) -> None:
-        pieces = max(1, math.ceil(HASTE * size / PIECE_BYTES))
-        self._fold = None  # unless all goes well: what is in the writer and in the file would differ
-        self._begin_session()
-        with transaction(self._working()):
-            done = fold.write(self._working(), pieces)
-        self._wal_bytes += pieces * (PIECE_BYTES + PAGE_BYTES)
-        if done:
-            self._since, self._due = self._folded, 0
-            self._unpruned = True
-        else:
-            self._fold = fold
-
-    def _tidy(self) -> None:
-        """Delete some of what is not needed any more."""
-        self._begin_session()
-        archive, database = self._archive(), self._working()
-        with transaction(database):
-            if self._unpruned:
-                for number in self._bad:
-                    database.execute("DELETE FROM snapshot WHERE number = ?", (number,))
-                database.execute("DELETE FROM snapshot WHERE digest IS NULL")
-                prune(database, archive, self._anchor.seq, self._rollbacks, self._retention)
-            more = sweep(database, archive)
-        self._unpruned, self._unswept, self._bad = False, more, []
-
-
-def _release_all() -> None:
-    for owner in list(_OWNERS):
-        owner._lock.release()
-
-
-_OWNERS: weakref.WeakSet[Owner] = weakref.WeakSet()
-if hasattr(os, "register_at_fork"):  # a child that lives on does not hold what its parent leaves
-    os.register_at_fork(after_in_child=_release_all)
+            folding.give_up(self._head)

@@ -58,13 +58,12 @@ class SnapshotWriter:
             (self.number, self.seq, self.size, self.chain, self.head),
         )
 
-    def skip(self, sizes: Iterable[int]) -> None:
-        """Go on after pieces of these sizes, which an earlier process has written."""
-        for size in sizes:
-            self._next(size)
+    def skip(self, sizes: Iterable[int]) -> bool:
+        """Go on after pieces of these sizes, which an earlier process has written, if they fit."""
+        return all(self._left and len(self._next(size)) == size for size in sizes)
 
-    def write(self, database: sqlite3.Connection, pieces: int) -> bool:
-        """Write some more; inside a transaction.
+    def write(self, database: sqlite3.Connection, pieces: int, size: int = PIECE_BYTES) -> bool:
+        """Write some more pieces, of so many bytes; inside a transaction.
 
         Returns:
             Whether that was all, and the snapshot counts.
@@ -72,7 +71,7 @@ class SnapshotWriter:
         for _ in range(pieces):
             if not self._left:
                 break
-            key, data = (self.number << SHIFT) + self.done, self._next(PIECE_BYTES)
+            key, data = (self.number << SHIFT) + self.done, self._next(size)
             database.execute("INSERT INTO piece VALUES (?, ?)", (key, data))
         if self._left:
             return False

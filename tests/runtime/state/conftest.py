@@ -22,8 +22,7 @@ def new(request: pytest.FixtureRequest) -> Callable[[], Head]:
 def folds_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """Snapshots every few changes, in pieces of a few bytes."""
     module = "everlearn_runtime.state"
-    monkeypatch.setattr(f"{module}.owner.fold_bytes", lambda size: 700)
-    monkeypatch.setattr(f"{module}.owner.CHECKPOINT_BYTES", 20_000)
-    monkeypatch.setattr(f"{module}.snapshots.PIECE_BYTES", 128)
-    monkeypatch.setattr(f"{module}.owner.PIECE_BYTES", 128)
+    monkeypatch.setattr(f"{module}.folding.fold_bytes", lambda size: 700)
+    monkeypatch.setattr(f"{module}.file.CHECKPOINT_BYTES", 20_000)
+    monkeypatch.setattr(f"{module}.folding.PIECE_BYTES", 128)
     monkeypatch.setattr(f"{module}.pruning.ROWS", 2)

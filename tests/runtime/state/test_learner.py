@@ -197,6 +197,27 @@ def test_one_that_nobody_closes_leaves_a_whole_file(bundle: Path, tmp_path: Path
     assert not (tmp_path / "device.db-wal").exists()
 
 
+def test_a_close_that_was_interrupted_can_be_repeated(
+    bundle: Path, tmp_path: Path, make_images: MakeImages
+) -> None:
+    state = tmp_path / "device.db"
+    with EdgeLearner.open(bundle, state=state) as learner, Bomb(-1) as bomb:
+        learner.learn(make_images("cup"), ["cup"] * 4)
+        learner.close()
+    for at in range(bomb.count - 120, bomb.count, 1 if TORTURE else 7):
+        learner = EdgeLearner.open(bundle, state=state)
+        learner.learn(make_images("cup"), ["cup"] * 4)
+        wanted = learner.counts
+        with Bomb(at % 150), suppress(KeyboardInterrupt):
+            learner.close()
+        if at % 2:
+            learner.close()
+            assert not (tmp_path / "device.db-wal").exists()
+        del learner
+        with EdgeLearner.open(bundle, state=state) as again:
+            assert again.counts == wanted
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_is_told_so(learner: EdgeLearner, make_images: MakeImages) -> None:
     images = make_images("cup")
@@ -238,10 +259,10 @@ CHANGES_FOR_EVER = """
 import random, sys
 import numpy as np
 from everlearn_runtime import EdgeLearner
-from everlearn_runtime.state import owner, snapshots
-owner.fold_bytes = lambda size: 3000
-owner.CHECKPOINT_BYTES = 30_000
-snapshots.PIECE_BYTES = owner.PIECE_BYTES = 128
+from everlearn_runtime.state import file, folding
+folding.fold_bytes = lambda size: 3000
+folding.PIECE_BYTES = 128
+file.CHECKPOINT_BYTES = 30_000
 random.seed(int(sys.argv[3]))
 learner = EdgeLearner.open(sys.argv[1], state=sys.argv[2], threads=1, retention=20_000, durable={durable})
 while True:

@@ -137,8 +137,8 @@ def test_a_head_larger_than_a_blob_may_be(tmp_path: Path, monkeypatch: pytest.Mo
     with opened(path, lambda: Ridge(projection=300)) as owner:
         limit = 100_000
         if sys.version_info >= (3, 11):
-            owner._working().setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limit)  # type: ignore[attr-defined]
-        monkeypatch.setattr("everlearn_runtime.state.owner.fold_bytes", lambda size: 5000)
+            owner._file.database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limit)  # type: ignore[attr-defined]
+        monkeypatch.setattr("everlearn_runtime.state.folding.fold_bytes", lambda size: 5000)
         for number in range(60):
             owner.learn(rows(1, seed=number, width=16), ["ab"[number % 2]])
             head.update(rows(1, seed=number, width=16), ["ab"[number % 2]])
@@ -189,7 +189,7 @@ def test_a_full_disk_fails_a_change_and_nothing_else(tmp_path: Path, new: NewHea
 
 
 def ask_owner(owner: Owner, question: str) -> Any:
-    return owner._working().execute(question).fetchone()[0]
+    return owner._file.database.execute(question).fetchone()[0]
 
 
 # Who owns it.

@@ -89,7 +89,7 @@ def test_a_wal_that_says_nothing_yet_is_not_deleted(tmp_path: Path) -> None:
             assert (tmp_path / "s.db-wal").exists()
             owner.learn(rows(1), ["a"])
         # The first write after all was moved to the file: a new header, and no transaction yet.
-        owner._working().execute("PRAGMA wal_checkpoint")
+        owner._file.database.execute("PRAGMA wal_checkpoint")
         wal = tmp_path / "s.db-wal"
         with wal.open("r+b") as file:
             header = file.read(32)

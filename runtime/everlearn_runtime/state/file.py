@@ -1,0 +1,213 @@
+"""A state file in the hands of its one owner: its lock, its connection, and its WAL."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import weakref
+from dataclasses import replace
+from pathlib import Path
+
+from everlearn_runtime.errors import StateError
+from everlearn_runtime.state.anchor import Anchor
+from everlearn_runtime.state.copies import NewFile
+from everlearn_runtime.state.database import (
+    PAGE_BYTES,
+    checkpoint,
+    connect,
+    is_closed,
+    leave,
+    prepare,
+    sqlite_errors,
+    transaction,
+    undo_unfinished,
+)
+from everlearn_runtime.state.lock import FileLock
+from everlearn_runtime.state.view import companion
+
+# The WAL goes into the file when it has about this much, or, where somebody always reads, so many
+# times as much.
+CHECKPOINT_BYTES = 4 << 20
+PATIENCE = 4
+
+
+class StateFile:
+    """Locks a file, and opens it.
+
+    A session goes from the first change to the close. While it lasts the file itself says that it is not
+    whole without its WAL.
+
+    Args:
+        path: The file, made if it is not there; its folder must exist.
+        durable: Bring every change to the disk.
+
+    Raises:
+        StateError: It is in use, or cannot be written.
+    """
+
+    def __init__(self, path: str | Path, durable: bool) -> None:
+        if str(path) == ":memory:":
+            raise StateError("':memory:' would keep nothing; give a file, or state=None")
+        self.path = Path(os.path.realpath(path))
+        if self.path.is_dir() or not self.path.parent.is_dir():
+            raise StateError(f"{path}: a state is one file in a folder that exists")
+        self.companion = companion(self.path)
+        self._durable = durable
+        self._database: sqlite3.Connection | None = None
+        self._wal: os.stat_result
+        self._wal_bytes = 0
+        self._prepared = False
+        self._session = False
+        self._lock = self._next_lock = _take(self.path)
+        _FILES.add(self)
+
+    @property
+    def database(self) -> sqlite3.Connection:
+        """The connection, outside of transactions that an interrupt has left open."""
+        assert self._database is not None
+        return self._database
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing in it yet."""
+        return os.fstat(self._lock.fileno()).st_size == 0
+
+    def connect(self) -> None:
+        """Open what is at the path, unless it is open; also after a replacement that was interrupted."""
+        if self._prepared:
+            return
+        if not self._lock.holds(self.path):
+            self._lock = self._next_lock
+        with sqlite_errors(self.path):
+            # Never a second connection beside one that is open: when it closes, it takes the WAL along.
+            if self._database is None or is_closed(self._database):
+                self._database = connect(self.path, "rw")
+            prepare(self._database, self._durable)
+            self._wal = os.stat(self.companion)
+        self._session = False
+        self._prepared = True
+
+    def put(self, file: NewFile) -> None:
+        """Put a new file into the place of this one, which is closed."""
+        self._next_lock = file.lock  # so that it is known which one is held, wherever an interrupt comes
+        file.place()
+        self._lock = file.lock
+
+    def begin_session(self, anchor: Anchor) -> Anchor:
+        """Before a change: see that the file says that it is not whole without its WAL.
+
+        Args:
+            anchor: As it is in the file.
+
+        Returns:
+            As it is now.
+
+        Raises:
+            StateError: It could not be written.
+        """
+        if self._session and not anchor.clean:
+            return anchor
+        with sqlite_errors(self.path):
+            if anchor.clean:
+                anchor = replace(anchor, epoch=os.urandom(16), previous=anchor.epoch, clean=0)
+                with transaction(self.database):
+                    self.check_place()
+                    anchor.write(self.database)
+            checkpoint(self.database)
+        self._session = True
+        return anchor
+
+    def mark_clean(self) -> None:
+        """Say in the file itself that it is whole without a WAL, and make it so.
+
+        Raises:
+            StateError: There is no room.
+        """
+        with sqlite_errors(self.path):
+            undo_unfinished(self.database)
+            checkpoint(self.database)  # so that what follows needs no more room
+            with transaction(self.database):
+                self.database.execute("UPDATE anchor SET clean = 1")
+            checkpoint(self.database)
+
+    def check_place(self) -> None:
+        """That file and WAL are still where they were; what is written elsewhere is lost.
+
+        Raises:
+            StateError: They are not.
+        """
+        try:
+            same = os.path.samestat(self._wal, os.stat(self.companion))
+        except OSError:
+            same = False
+        if not (same and self._lock.holds(self.path)):
+            raise StateError(
+                f"{self.path} or its companion {self.companion.name} was moved, replaced or deleted "
+                "while in use; put it back, or open the learner again"
+            )
+
+    def wrote(self, size: int) -> None:
+        """Note so many bytes in the WAL, and what comes with them; readers may come in again."""
+        self._wal_bytes += size + 6 * PAGE_BYTES
+        self._lock.let_read()
+
+    def move_wal(self) -> None:
+        """Move the WAL into the file if it is long and nobody reads; a change must follow at once.
+
+        That change begins the WAL anew, over what a reader may still look at.
+        """
+        if self._wal_bytes <= CHECKPOINT_BYTES:
+            return
+        if self._lock.try_alone() or self._wal_bytes > PATIENCE * CHECKPOINT_BYTES:
+            self._wal_bytes = CHECKPOINT_BYTES // 2  # when to try again, if it fails
+            checkpoint(self.database)
+            self._wal_bytes = 0
+
+    def close(self, clean: bool) -> None:
+        """Close it, whole without a WAL.
+
+        Args:
+            clean: It says that it is already.
+
+        Raises:
+            StateError: There is no room to say so; then it is left as after a crash.
+        """
+        self._prepared = False
+        if self._database is None or is_closed(self._database):
+            return
+        try:
+            if not clean:
+                self.mark_clean()
+        except StateError:
+            leave(self._database)  # closing it would delete a WAL that the file says it needs
+            self._database = None
+            raise
+        self._database.close()
+
+    def release(self) -> None:
+        """Give the lock up."""
+        self._lock.release()
+
+
+def _take(path: Path) -> FileLock:
+    """Lock the file that is at a path, made if it is not there."""
+    while True:
+        try:
+            lock = FileLock(path, create=True)
+        except OSError as error:
+            raise StateError(
+                f"{path}: {error.strerror}; check the permissions, or open it with read_only=True"
+            ) from error
+        if lock.holds(path):
+            return lock
+        lock.release()  # it was replaced in between
+
+
+def _release_all() -> None:
+    for file in list(_FILES):
+        file.release()
+
+
+_FILES: weakref.WeakSet[StateFile] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):  # a child that lives on does not hold what its parent leaves
+    os.register_at_fork(after_in_child=_release_all)
