@@ -324,7 +324,8 @@ def _report(arguments: argparse.Namespace) -> None:
     found = diagnose_run(
         learner, tasks, samples=arguments.samples, readouts=arguments.readouts, seed=arguments.seed
     )
-    own = method_report(learner, [test.of_classes(classes) for classes in learner.tasks])
+    known = [[name for name in classes if name in learner.classes] for classes in learner.tasks]
+    own = method_report(learner, [test.of_classes(classes) for classes in known if classes])
     diagnosis = "\n\n".join(text for text in (found.text(), own) if text)
     print(diagnosis)
     if not (Path(arguments.learner) / RUN).is_file():

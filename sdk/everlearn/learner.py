@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -32,6 +33,8 @@ from everlearn.methods.base import Method, TaskInfo
 from everlearn_export.bundle import export_bundle
 from everlearn_runtime.bundle import Bundle, Manifest
 from everlearn_runtime.heads import Classes, Head, from_state
+from everlearn_runtime.heads.checks import check_label
+from everlearn_runtime.heads.registry import own_kind
 
 DEFAULT_AUGMENTATION = Augmentation()
 
@@ -95,6 +98,10 @@ class Learner:
                 "for example LDA() or, where a method has its name, everlearn_runtime.heads.FeCAM()"
             )
         self.method = methods.NTKCL() if method is None else method
+        if not isinstance(self.method, Method):
+            raise ValueError(
+                f"method is {method!r}, which is no method; give an instance, for example NTKCL() or Frozen()"
+            )
         _check_free(self.method, "method")
         if head is not None:
             _check_free(head, "head")
@@ -122,6 +129,7 @@ class Learner:
             self.method.attach(self.backbone)
         self.method.to(self.device).eval()
         self.head = self.method.head() if head is None else head
+        own_kind(type(self.head))  # a head that cannot be saved is told of now
         # A head of another width is told of now, not after the first task's training.
         copy.deepcopy(self.head).update(np.ones((1, sum(self.method.sections))), ["probe"])
         self.history: list[Lesson] = []
@@ -200,6 +208,7 @@ class Learner:
                 f"a task is unfinished, so {label!r} cannot be forgotten now; call fit with that task's data "
                 "first"
             )
+        label = check_label(label)
         with self._all_or_nothing():
             self.head.remove(label)
             self.head.settle()
@@ -229,9 +238,20 @@ class Learner:
             )
         return accuracy(predicted, images.labels)
 
-    def predict(self, images: Sequence[Any] | NDArray[np.uint8]) -> list[str]:
-        """Name the class of each image: PIL images or uint8 arrays (H, W, 3) or (H, W)."""
-        return self._predict(as_images([(image, "unlabelled") for image in images]))
+    def predict(self, images: Sequence[Any] | NDArray[np.uint8] | PIL.Image.Image) -> list[str]:
+        """Name the class of each image.
+
+        Args:
+            images: PIL images, or uint8 arrays (H, W, 3) or (H, W); or one of them, which gives a
+                list of one name. An array of three axes is a batch of grey images, unless its last
+                axis is that of the colours.
+        """
+        one = isinstance(images, PIL.Image.Image) or (
+            isinstance(images, np.ndarray)
+            and (images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (1, 3)))
+        )
+        given: Any = [images] if one else images
+        return self._predict(as_images([(image, "unlabelled") for image in given]))
 
     @processes.together()
     def features(self, data: object) -> NDArray[np.float32]:
@@ -411,6 +431,12 @@ class Learner:
         if state.unfinished is not None:
             learner.begin_task(state.unfinished.classes, state.unfinished.seen)
         learner.method.restore(state.method, state.rows)
+        made, kept = json.loads(json.dumps(method.config())), settings["method"]["config"]
+        if made != kept:
+            raise ValueError(
+                f"{path} was saved with a method of the arguments {_arguments(kept)}, and this one has "
+                f"{_arguments(made)}; pass one with the same"
+            )
         return learner
 
     # One task, from images to a head that has learned it
@@ -441,6 +467,7 @@ class Learner:
             self.method.end_task(batches)
         processes.same(self.method.learned().values())
         self.teach(self.head, begun.features, self.features(images), images.labels)
+        self.method.follow(self.head.classes)
         self.unfinished = None
         return Lesson(images.classes, len(images), parameters, time.perf_counter() - start)
 
@@ -553,6 +580,10 @@ def _check_free(part: Method | Head, what: str) -> None:
     if owner is not None and owner() is not None:
         name = type(part).__name__
         raise ValueError(f"this {name} is the {what} of another learner; give each learner one of its own")
+
+
+def _arguments(config: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in config.items())
 
 
 def _augmentation(stored: dict[str, Any] | None) -> Augmentation | None:

@@ -321,6 +321,12 @@ def test_a_checkpoint_of_a_newer_version_stops_the_bench(tmp_path: Path) -> None
     assert checkpoint.read_bytes() == kept
 
 
+def test_numpys_numbers_are_numbers(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"methods": {"frozen": Frozen}, "seeds": np.arange(1), "batch_size": np.int64(5)}
+    given |= {"classes_per_task": np.int64(2), "first": np.int64(2), "lr": np.float32(0.5)}
+    assert len(run_bench(tmp_path, **given).runs) == len(run_bench(tmp_path, **given).runs) == 1
+
+
 @pytest.mark.parametrize(
     ("other", "says"),
     [
@@ -381,7 +387,10 @@ def test_a_method_that_diverges_leaves_the_others_their_results(tmp_path: Path) 
         ({"heads": ["knn"]}, "no head is named 'knn'; take some of prototypes, lda"),
         ({"seeds": []}, r"seeds are \[\]; give at least one"),
         ({"seeds": [1, 1]}, r"seeds are \[1, 1\]; give at least one, and each once"),
+        ({"seeds": 3}, "seeds is 3; give a list"),
+        ({"seeds": [0.5]}, "a seed must be a whole number"),
         ({"epochs": 0}, "epochs must be"),
+        ({"nonsense": 1}, "there is no setting 'nonsense'; training has epochs, batch_size"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_done(tmp_path: Path, wrong: dict[str, Any], says: str) -> None:

@@ -26,8 +26,10 @@ from everlearn import (
     Ridge,
     checkpoint,
 )
+from everlearn.analysis.diagnosis import diagnose_run
 from everlearn.evaluation import runner
-from everlearn.evaluation.run import Run
+from everlearn.evaluation.run import OWN, Run
+from everlearn.evaluation.runner import measure
 from everlearn.methods.base import Batches, TaskInfo
 
 from ..conftest import Clock, coloured, digests, fit_all, make_learner, pixels, state, vit
@@ -227,11 +229,52 @@ def test_a_class_taken_out_of_the_head_by_hand_leaves_no_row_behind() -> None:
     assert learner.evaluate(coloured("bcd", seed=1)) == 1
 
 
+def test_one_picture_gives_one_name() -> None:
+    learner = make_learner(Frozen()).fit(coloured("ab"))
+    (image, label), array = coloured("ab", seed=1)[0], pixels(coloured("ab", seed=1))[0]
+    for one in (image, array, array[:, :, :1], array[:, :, 0]):
+        assert len(learner.predict(one)) == 1
+    assert learner.predict(image) == learner.predict(array) == [label]
+
+
+@pytest.mark.parametrize("method", ["NTKCL", NTKCL, 3])
+def test_what_is_no_method_is_told_of(method: Any) -> None:
+    with pytest.raises(ValueError, match=r"which is no method; give an instance, for example NTKCL\(\)"):
+        Learner(vit(), method)
+
+
+def test_a_head_that_cannot_be_saved_is_told_of_at_once() -> None:
+    class NoKind(LDA):
+        pass
+
+    with pytest.raises(ValueError, match="NoKind"):
+        make_learner(Frozen(), head=NoKind())
+
+
+def test_a_method_of_other_arguments_is_refused_on_loading(tmp_path: Path) -> None:
+    make_learner(NTKCL()).fit(coloured("ab", 2)).save(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"regularisation=0\.001.*regularisation=9\.0.*pass one with the same"
+    ):
+        Learner.load(tmp_path, method=NTKCL(regularisation=9.0))
+
+
+def test_a_class_taken_out_by_hand_in_the_middle_of_a_task_leaves_no_row(tmp_path: Path) -> None:
+    learner = make_learner(FineTune(), epochs=3).fit(coloured("abc"), checkpoint=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        learner.fit(Clock(15).watch(coloured("d")), checkpoint=tmp_path)
+    learner = Learner.load(tmp_path, device="cpu")
+    assert learner.unfinished is not None
+    learner.head.remove("a")
+    learner.fit(coloured("d"))
+    assert learner.classes == learner.method.classes.names == ("b", "c", "d")
+
+
 @pytest.mark.parametrize("label", ["z", "", 3])
 def test_a_class_that_is_not_known_cannot_be_forgotten(label: Any) -> None:
     learner = make_learner(FineTune()).fit(coloured("ab"))
     before = state(learner)
-    with pytest.raises(ValueError, match="no class"):
+    with pytest.raises(ValueError, match=r"no class|is not a non-empty str"):
         learner.forget(label)
     assert state(learner) == before
 
@@ -475,6 +518,46 @@ def test_another_stream_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="this learner learned a, b there; give the stream it began with"):
         learner.run(stream("cdefgh"), checkpoint=tmp_path)
     assert state(learner) == before
+
+
+@pytest.mark.parametrize("name", ["learner.safetensors", "run.json"])
+def test_what_cannot_be_read_is_not_written_over(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"junk")
+    with pytest.raises(ValueError, match="is not written over: move it away"):
+        make_learner(Frozen()).run(stream(), checkpoint=tmp_path)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"junk")]
+
+
+def test_a_stream_goes_on_after_a_class_was_forgotten(tmp_path: Path) -> None:
+    learner = make_learner(Frozen())
+
+    def stop(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(learner, stream(), folder=tmp_path, after_task=stop)
+    learner.forget("a")
+    learner.save(tmp_path)
+    run = measure(Learner.load(tmp_path, device="cpu"), stream(), folder=tmp_path)
+    score = run.scores[OWN]
+    assert score.matrix[2][0] == 0.5  # the images of the forgotten class count as wrong
+    assert score.within_task[2] == score.seen[2] == 10 / 12
+    with pytest.raises(ValueError, match="knows 1 classes"):
+        diagnose_run(learner, [coloured("ab")], samples=4)
+
+
+def test_a_run_with_a_forgotten_class_can_be_diagnosed() -> None:
+    learner = fit_all(make_learner(Frozen()), [coloured("ab"), coloured("cd")])
+    learner.forget("c")
+    assert diagnose_run(learner, [coloured("ab"), coloured("cd")], samples=4).images == (12, 6)
+
+
+def test_heads_beside_are_copies_that_learn_once_each() -> None:
+    head, learner = LDA(), make_learner(Frozen())
+    run = measure(learner, stream(), heads={"one": head, "two": head, "own again": learner.head})
+    assert head.classes == ()
+    assert learner.head.counts.tolist() == [4] * 6
+    assert run.scores["one"] == run.scores["two"]
 
 
 def test_a_run_without_its_record_is_refused(tmp_path: Path) -> None:

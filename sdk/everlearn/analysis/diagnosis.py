@@ -263,7 +263,7 @@ def diagnose_run(
     Args:
         learner: after at least one task.
         tasks: training images of each task that it learned, in that order: anything that
-            `as_images` takes.
+            `as_images` takes. Those of classes that were forgotten are left out.
         samples: images to draw of each task, spread evenly over its classes; all where there
             are fewer.
         readouts: random readouts of the features; None takes all F of them, exact and F / 8 times
@@ -286,6 +286,7 @@ def diagnose_run(
             f"{len(data)} tasks of data for a learner of {len(learner.tasks)} tasks, or of other classes; "
             "give the training images of each task that it learned, in that order"
         )
+    data = [part for images in data if (part := _known(images, learner))]
     if len(learner.classes) < 2:
         raise ValueError(f"the learner knows {len(learner.classes)} classes; a diagnosis needs at least 2")
     drawn = [_draw(images, samples, [seed, index]) for index, images in enumerate(data)]
@@ -366,6 +367,11 @@ def regularisation_of(learner: Learner, images: int) -> float | None:
     # The ridge problem has half of the squared error, the method the whole distance.
     own = 2 * float(learner.method.config().get("regularisation", 0.0))
     return 1 / time + setting.weight_decay + own
+
+
+def _known(images: Images, learner: Learner) -> Images:
+    """The images of classes that have not been forgotten; perhaps none."""
+    return images.subset(np.flatnonzero(images.targets_in(learner.classes) >= 0))
 
 
 def _draw(images: Images, count: int, key: Sequence[int]) -> Images:

@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
+from everlearn.checks import whole
 from everlearn.data.images import Images
 from everlearn.data.pairs import as_images
 
@@ -75,8 +76,10 @@ class ClassIncremental:
         _check_same_classes(self._train, self._test)
         first = classes_per_task if first is None else first
         for argument, value in (("classes_per_task", classes_per_task), ("first", first)):
-            if not 1 <= value <= len(names):
+            number = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+            if not number or not 1 <= value <= len(names):
                 raise ValueError(f"{argument} is {value}; expected 1 to {len(names)}, the number of classes")
+        seed = None if seed is None else whole("seed", seed, least=0)
         if seed is not None:
             # RandomState gives the same numbers as np.random.seed and leaves the global state alone.
             order = np.random.RandomState(seed).permutation(len(names)).tolist()

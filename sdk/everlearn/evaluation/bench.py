@@ -10,8 +10,8 @@ stopped one was.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +24,7 @@ from everlearn import checkpoint, processes
 from everlearn import methods as all_methods
 from everlearn import precision as precisions
 from everlearn.backbones import BUNDLED, Backbone, resolve
+from everlearn.checks import whole
 from everlearn.data import Augmentation, ClassIncremental, Images, as_images
 from everlearn.evaluation import beside
 from everlearn.evaluation.cache import CachedLearner, FeatureStore
@@ -34,11 +35,13 @@ from everlearn.files import read_json, write_json
 from everlearn.learner import DEFAULT_AUGMENTATION, Learner
 from everlearn.methods.base import Method
 from everlearn.tables import aligned, seconds, spread
+from everlearn.training import Training
 
 FILE = "bench.json"
 FORMAT = 2
 
 MakeMethod = Callable[[], Method]
+_SETTINGS = tuple(one.name for one in fields(Training))
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Bench:
         if data.get("format") != FORMAT:
             raise ValueError(
                 f"{file} has format {data.get('format')!r}, by everlearn {data.get('everlearn')}; this one "
-                f"reads format {FORMAT}: pip install --upgrade everlearn, or give another folder"
+                f"reads format {FORMAT}: pip install the version that wrote it, or give another folder"
             )
         try:
             runs = tuple(Run.from_dict(run) for run in data["runs"])
@@ -186,8 +189,16 @@ def bench(
     unknown = [name for name in heads if name not in HEADS]
     if unknown:
         raise ValueError(f"no head is named {unknown[0]!r}; take some of {', '.join(HEADS)}")
+    if isinstance(seeds, (str, bytes)) or not isinstance(seeds, Iterable):
+        raise ValueError(f"seeds is {seeds!r}; give a list of whole numbers")
+    seeds = [whole("a seed", seed, least=0) for seed in seeds]
     if not seeds or len(set(seeds)) != len(seeds):
-        raise ValueError(f"seeds are {list(seeds)}; give at least one, and each once")
+        raise ValueError(f"seeds are {seeds}; give at least one, and each once")
+    if odd := training.keys() - set(_SETTINGS):
+        raise ValueError(f"there is no setting {sorted(odd)[0]!r}; training has {', '.join(_SETTINGS)}")
+    training = {
+        name: value.item() if isinstance(value, np.generic) else value for name, value in training.items()
+    }
     data = as_images(train), as_images(test)
     streams = {seed: ClassIncremental(*data, classes_per_task, first=first, seed=seed) for seed in seeds}
     trunk = resolve(backbone, weights)
@@ -208,8 +219,8 @@ def bench(
     settings = {
         "data": digests,
         "images": [len(part) for part in data],
-        "classes_per_task": classes_per_task,
-        "first": first,
+        "classes_per_task": int(classes_per_task),
+        "first": None if first is None else int(first),
         "heads": list(heads),
         "backbone": asdict(trunk.spec) if trunk.spec else None,
         "fingerprint": trunk.fingerprint(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +31,7 @@ class Beside:
     the learner is at.
 
     Args:
-        heads: by name.
+        heads: by name; copies of them learn, so that none learns twice.
 
     Attributes:
         tasks: how many they have learned.
@@ -39,7 +40,7 @@ class Beside:
     """
 
     def __init__(self, heads: Mapping[str, Head]) -> None:
-        self.heads = dict(heads)
+        self.heads = {name: copy.deepcopy(head) for name, head in heads.items()}
         self.tasks = 0
         self.before: NDArray[np.float32] | None = None
 

@@ -264,14 +264,16 @@ def within_task_accuracy(
 ) -> float:
     """Share of images whose class has the largest score of its own task: accuracy with the task id.
 
-    `scores` is (N, C), a column for each of `classes`.
+    `scores` is (N, C), a column for each of `classes`. An image of a class that has none, such as one
+    that was forgotten, counts as wrong.
 
     >>> within_task_accuracy(np.array([[3, 1, 5], [3, 4, 5]]), "abc", "aa", ["ab", "c"])
     0.5
     """
     place = {name: index for index, name in enumerate(classes)}
-    own = {name: [place[other] for other in group] for group in tasks for name in group}
-    best = [
-        classes[own[name][int(np.argmax(row[own[name]]))]] for row, name in zip(scores, actual, strict=True)
+    own = {name: [place[other] for other in group if other in place] for group in tasks for name in group}
+    right = [
+        name in place and own[name][int(np.argmax(row[own[name]]))] == place[name]
+        for row, name in zip(scores, actual, strict=True)
     ]
-    return accuracy(best, actual)
+    return sum(right) / len(right)

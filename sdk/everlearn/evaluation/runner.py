@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from everlearn import processes
+from everlearn import checkpoint, processes
 from everlearn.data import ClassIncremental, Images, Task
 from everlearn.evaluation.beside import Beside
 from everlearn.evaluation.metrics import confusion, task_accuracy, within_task_accuracy
@@ -79,6 +79,7 @@ def measure(
         _check_tasks(learner, learning, run, begun)
         run, beside = _going_on(path, run, begun, beside, learner)
     elif path is not None:
+        _check_readable(path)
         learner.save(path)  # so that nothing of an earlier run in this folder is taken for this one's
         _write(run, path)
     for index in range(len(learning.tasks)):
@@ -100,6 +101,8 @@ def as_it_stands(learner: Learner, test: Images) -> Run:
         learner: after at least one task.
         test: images of its classes; others are left out.
     """
+    if not learner.classes:
+        raise ValueError("the learner knows no class, so there is nothing to measure; call fit first")
     known = set(learner.classes)  # a class that was forgotten is in a task, and is not known
     tasks = [names for task in learner.tasks if (names := [name for name in task if name in known])]
     images = test.of_classes(name for name in test.classes if name in known)
@@ -176,6 +179,18 @@ def _with_figures(run: Run, learner: Learner, beside: Beside, found: Mapping[str
         seconds=sum(one.seconds for one in learner.history),
         trained=max(one.parameters for one in learner.history),
     )
+
+
+def _check_readable(path: Path) -> None:
+    """Refuse to write over what this version cannot read: it may be worth something to its owner."""
+    for file, read in ((checkpoint.FILE, checkpoint.read), (FILE, Run.read)):
+        if (path / file).exists():
+            try:
+                read(path)
+            except ValueError as error:
+                raise ValueError(
+                    f"{error}; it is not written over: move it away, or give another folder"
+                ) from None
 
 
 def _check_tasks(learner: Learner, learning: ClassIncremental, run: Run, begun: Run | None) -> None:
