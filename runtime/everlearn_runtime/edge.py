@@ -67,7 +67,7 @@ class EdgeLearner:
         self._closed = False
         self._pid = os.getpid()
         # A learner that nobody closes gives its file back all the same, at the end of the process.
-        self._left = weakref.finalize(self, self._turns.take, keeper.close)
+        self._left = weakref.finalize(self, _give_back, self._pid, self._turns, keeper)
 
     @classmethod
     def open(
@@ -362,6 +362,11 @@ def model_of(bundle: Bundle) -> str:
     files = {name: sha for name, sha in manifest.files.items() if name.startswith(FEATURES) or name == HEAD}
     says = [sorted(files.items()), manifest.head, manifest.classes]
     return hashlib.sha256(json.dumps(says, sort_keys=True).encode()).hexdigest()
+
+
+def _give_back(pid: int, turns: Turns, keeper: Memory | Owner | Reader) -> None:
+    if os.getpid() == pid:  # in a forked child a turn may be taken for ever
+        turns.take(keeper.close)
 
 
 def _counts(head: Head) -> dict[str, int]:

@@ -52,13 +52,14 @@ _ENVIRONMENT = {
 }
 # Python 3.10 hands on SQLite's words only.
 _WORDS = {
-    "locked": "SQLITE_BUSY",
-    "full": "SQLITE_FULL",
-    "readonly": "SQLITE_READONLY",
+    "is locked": "SQLITE_BUSY",
+    "disk is full": "SQLITE_FULL",
+    "readonly database": "SQLITE_READONLY",
     "unable to open": "SQLITE_CANTOPEN",
     "disk I/O": "SQLITE_IOERR",
     "access permission": "SQLITE_PERM",
     "too big": "SQLITE_TOOBIG",
+    "not a database": "SQLITE_NOTADB",
 }
 
 

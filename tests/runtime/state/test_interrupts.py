@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,19 @@ def prepare(path: Path, new: Callable[[], Head], further: int) -> None:
             owner.learn(rows(1, seed=10 + number), ["abc"[number % 3]])
 
 
+@contextmanager
+def interrupts() -> Iterator[None]:
+    """What a bomb raises goes no further, nor what was raised because of it."""
+    try:
+        yield
+    except BaseException as error:
+        behind: BaseException | None = error
+        while behind is not None and not isinstance(behind, (KeyboardInterrupt, MemoryError)):
+            behind = behind.__context__
+        if behind is None:
+            raise
+
+
 def warm_up(owner: Owner, changes: int) -> None:
     for number in range(changes):
         owner.learn(rows(1, seed=30 + number), ["a"])
@@ -76,7 +89,7 @@ def try_everywhere(
         shutil.copy(ready, path)
         owner = own(path, new, retention=1000)
         warm_up(owner, warm)
-        with Bomb(at, **options) as bomb, suppress(KeyboardInterrupt, MemoryError):
+        with Bomb(at, **options) as bomb, interrupts():
             change(owner)
         left = crashed(path, tmp_path / "left")
         found = owner.version, bits(owner.head)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from everlearn_runtime import LDA, EdgeLearner, Head, StateError
 
-from .harness import TORTURE, Bomb, bits, crashed
+from .harness import TORTURE, Bomb, bits, crashed, opened
 
 MakeImages = Callable[..., NDArray[np.uint8]]
 MakeBundle = Callable[..., Path]
@@ -306,3 +306,39 @@ def test_a_killed_process_loses_nothing_it_acknowledged(bundle: Path, tmp_path: 
             for version in random.Random(round_).sample(learner.history(), k=min(3, len(learner.history()))):
                 learner.rollback(version.number)
             said = f"{learner.version} {sorted(learner.counts.items())}\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_that_is_forked_in_the_middle_of_a_call_can_end(tmp_path: Path) -> None:
+    """Without a graph: onnxruntime itself does not end in such a child."""
+    program = """
+import os, sys, threading, time
+from pathlib import Path
+from runtime.state.harness import own, rows
+from everlearn_runtime import EdgeLearner
+owner = own(Path(sys.argv[1]))
+learner = EdgeLearner(None, None, owner)
+inside = threading.Event()
+
+def slow():
+    inside.set()
+    time.sleep(1)
+    owner.learn(rows(1), ["cup"])
+
+thread = threading.Thread(target=learner._turns.take, args=(slow,))
+thread.start()
+inside.wait()
+child = os.fork()
+if child == 0:
+    sys.exit(0)
+assert os.waitpid(child, 0)[1] == 0
+thread.join()
+owner.learn(rows(1), ["cup"])
+os._exit(0)
+"""
+    path = tmp_path / "s.db"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-W", "ignore", "-c", program, str(path)]
+    subprocess.run(command, check=True, timeout=60, env=environment)
+    with opened(path) as owner:
+        assert owner.head.counts.tolist() == [2]

@@ -287,6 +287,40 @@ def test_a_file_that_was_moved_or_deleted_is_noticed(tmp_path: Path) -> None:
     assert not (tmp_path / "0" / "s.db").exists()
 
 
+def test_other_programs_that_use_sqlite_are_respected(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    own(path).close()
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StateError, match="in use"):
+        own(path)
+    other.execute("ROLLBACK")
+    other.close()
+    own(path).close()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("database is locked", "in use"),
+        ("database or disk is full", "free space"),
+        ("attempt to write a readonly database", "permissions"),
+        ("unable to open database file", "permissions"),
+        ("disk I/O error", "permissions"),
+        ("string or blob too big", "in parts"),
+        ("file is not a database", "no state file"),
+        ("database disk image is malformed", "damaged"),
+        ("no such table: journal", "damaged"),
+        ("locked_door is not a column", "damaged"),
+    ],
+)
+def test_sqlites_words_where_python_hands_on_no_codes(tmp_path: Path, words: str, says: str) -> None:
+    """Python 3.10; an error made by hand has no code either."""
+    from everlearn_runtime.state.database import explained
+
+    assert says in str(explained(tmp_path / "s.db", sqlite3.OperationalError(words)))
+
+
 # Whose file it is.
 
 
