@@ -157,8 +157,8 @@ class Head(ABC):
     def remove(self, label: str) -> None:
         """Forget a class: its name, count, mean and column go.
 
-        Where :meth:`removes_exactly` says so, the head is then what it were, but for rounding, had
-        it never seen the class. Otherwise statistics that all classes share cannot be taken apart
+        Where :meth:`removes_exactly` says so, the head is then, but for rounding, one
+        that has never seen the class. Otherwise statistics that all classes share cannot be taken apart
         again; what the class's samples said there stays, as each head defines ("pooled").
 
         Args:
