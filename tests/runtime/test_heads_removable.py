@@ -309,7 +309,9 @@ def test_settings_and_states_that_make_no_sense_are_refused() -> None:
     for flags in ([1, 0], [2, 0], [0, 0]):
         state = head.state()
         state.arrays["removable"][:] = flags
-        with pytest.raises(ValueError, match="the state has the sums of 2 classes"):
+        with pytest.raises(
+            ValueError, match=r"own_scatters holds the sums of 2 classes, and removable says \d"
+        ):
             from_state(state)
 
 

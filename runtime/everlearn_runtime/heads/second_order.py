@@ -229,5 +229,11 @@ class SecondOrder(Head):
             raise ValueError(f"the state has seen {self._seen} samples but counts {self._counts.sum()}")
         self._gram = GramSum.from_packed(arrays[self.gram_name], self._gram.width)
         if self._own is not None:
-            self._own.restore(self._gram, arrays["removable"], arrays[self._own_name])
+            flags, own = arrays["removable"], arrays[self._own_name]
+            if (flags > 1).any() or flags.sum() != len(own):
+                raise ValueError(
+                    f"{self._own_name} holds the sums of {len(own)} classes, and removable says "
+                    f"{flags.sum()}; expected a 1 for each of them and 0 for others"
+                )
+            self._own.restore(self._gram, flags, own)
         self._settle_shared()
