@@ -140,12 +140,14 @@ def _learn(arguments: argparse.Namespace) -> tuple[Any, str]:
 
 def _forget(arguments: argparse.Namespace) -> tuple[Any, str]:
     with _open(arguments) as learner:
-        learner.forget(arguments.label, purge=arguments.purge)
+        form = learner.forget(arguments.label, purge=arguments.purge).form
         counts = learner.counts
+    how = f" ({form})" if form else ""
     return {
         "label": arguments.label,
+        "form": form,
         "classes": counts,
-    }, f"forgot {arguments.label!r}; {len(counts)} classes left"
+    }, f"forgot {arguments.label!r}{how}; {len(counts)} classes left"
 
 
 def _history(arguments: argparse.Namespace) -> tuple[Any, str]:
@@ -158,6 +160,7 @@ def _history(arguments: argparse.Namespace) -> tuple[Any, str]:
             "kind": version.kind,
             "counts": dict(version.counts),
             "to": version.to,
+            "form": version.form,
         }
         for version in versions
     ]

@@ -205,7 +205,13 @@ class EdgeLearner:
         return self._in_turn(lambda: self._learn(features, names))
 
     def forget(self, label: str, *, purge: bool = False) -> Version:
-        """Drop a class; what its samples said about all classes together may stay, see the head.
+        """Drop a class.
+
+        Where the head keeps each class's sums apart, the class goes exactly: the head is then, but for
+        rounding, one that has never seen the class. So it is with Prototypes and FeCAM, and with
+        LDA, EvidenceLDA and Ridge for classes learned on a device whose bundle was exported with
+        ``removable=True``. Otherwise what its samples said about all classes together stays in the
+        pooled sums. The version's ``form`` says which it was: "exact" or "pooled".
 
         The name and the features of its samples stay in the state's history, so that this can be
         taken back, as long as its ``retention`` says.

@@ -112,6 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("learner", metavar="RUN", help="what train wrote")
     export.add_argument("--out", metavar="BUNDLE", required=True, help="folder for the bundle")
     export.add_argument("--images", metavar="DATA", help="verify on the test images of this data set")
+    export.add_argument(
+        "--removable", action="store_true", help="let the device forget exactly what it learns itself"
+    )
     export.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
 
     report = commands.add_parser(
@@ -301,7 +304,9 @@ def _bench(arguments: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     learner = Learner.load(arguments.learner)
     images = load(arguments.images)[1] if arguments.images else None
-    manifest = learner.export(arguments.out, images=images, overwrite=arguments.overwrite)
+    manifest = learner.export(
+        arguments.out, images=images, removable=arguments.removable, overwrite=arguments.overwrite
+    )
     parity = manifest.parity
     print(
         f"{arguments.out}: {len(manifest.classes)} classes; on {parity['images']} images features differ "

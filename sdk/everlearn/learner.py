@@ -292,6 +292,7 @@ class Learner:
         *,
         images: object | None = None,
         tolerance: float = 1e-4,
+        removable: bool = False,
         overwrite: bool = False,
     ) -> Manifest:
         """Write the bundle that a device opens: one static graph and the head.
@@ -301,15 +302,22 @@ class Learner:
             images: images to verify the graph on (any that `as_images` takes); by default those
                 of the last task when it was learned by this object, otherwise photographs.
             tolerance: how far the graph's features may differ from torch's, relative to their size.
+            removable: let the device forget exactly what it has learned itself (`EdgeLearner.forget`):
+                its head keeps the sums of each class that is new there apart. With LDA, EvidenceLDA and
+                Ridge that takes 4 d (d + 1) + 8 bytes for each such class in the device's head, 2.4 MB
+                at d = 768 features or random projections; others do so anyway, or cannot. Classes
+                known now go exactly only if this learner's head was made with ``removable=True``.
             overwrite: replace a bundle that is there.
 
         Raises:
             ParityError: when the graph's features or classes differ from torch's; nothing is
                 written then.
-            ValueError: when nothing has been learned yet, or ``path`` is taken.
+            ValueError: when nothing has been learned yet, ``path`` is taken, or the head is of a kind that
+                cannot be ``removable``.
         """
         if not self.classes:
             raise ValueError("nothing has been learned yet, so there is nothing to export; call fit first")
+        head = self.head.to_removable() if removable else self.head
         sample = as_images(images) if images is not None else self._seen or photographs(64)
         spread = np.linspace(0, len(sample) - 1, min(len(sample), 64)).round().astype(int)
         pixels = self._loader(sample).pixels(spread.tolist())
@@ -322,7 +330,7 @@ class Learner:
         manifest = export_bundle(
             path,
             self.method.deployable().cpu(),
-            head=self.head,
+            head=head,
             input=self.backbone.input,
             mean=self.backbone.mean.flatten().tolist(),
             std=self.backbone.std.flatten().tolist(),

@@ -48,7 +48,7 @@ def test_a_session(bundle: Path, tmp_path: Path, cups: list[str], capsys: Output
     assert len({line.index("cup ") for line in lines[3:]}) == 1
 
     assert main(["forget", str(bundle), "mug", *state]) == 0
-    assert capsys.readouterr().out == "forgot 'mug'; 2 classes left\n"
+    assert capsys.readouterr().out == "forgot 'mug' (pooled); 2 classes left\n"
 
     assert main(["status", str(bundle), *state]) == 0
     out = capsys.readouterr().out
@@ -79,7 +79,8 @@ def test_json_for_machines(bundle: Path, tmp_path: Path, cups: list[str], capsys
     for row in rows:
         assert row["label"] == max(row["scores"], key=row["scores"].__getitem__)
     assert main(["forget", str(bundle), "cup", *state]) == 0
-    assert json.loads(capsys.readouterr().out)["classes"] == {"mug": 4, "pen": 4}
+    said = json.loads(capsys.readouterr().out)
+    assert said == {"label": "cup", "form": "pooled", "classes": {"mug": 4, "pen": 4}}
     assert main(["status", str(bundle), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["classes"] == {"mug": 4, "pen": 4}

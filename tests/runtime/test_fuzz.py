@@ -40,7 +40,7 @@ thorough = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-HEADS: list[Head] = [Prototypes(), LDA(), Ridge(0.1), Ridge(projection=5), FeCAM()]
+HEADS: list[Head] = [Prototypes(), LDA(), Ridge(0.1), Ridge(projection=5), FeCAM(), LDA(removable=True)]
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,8 @@ HEADS: dict[str, Callable[[], Head]] = {
     "prototypes": Prototypes,
     "prototypes in sections": lambda: Prototypes(sections=[2, 3], weights=[0.3, 0.1]),
     "lda": LDA,
+    "lda removable": lambda: LDA(removable=True),
+    "ridge removable": lambda: Ridge(1e-3, projection=16, removable=True),
     "lda with evidence": lambda: EvidenceLDA(tasks=1),
     "lda 1e-4": lambda: LDA(shrinkage=1e-4),
     "ridge gcv": Ridge,

@@ -13,6 +13,7 @@ from everlearn.backbones import BUNDLED
 from everlearn.checkpoint import FILE
 from everlearn.cli import main
 from everlearn.data import load as load_data
+from everlearn_runtime import Bundle
 
 from ..conftest import Clock, coloured, vit
 
@@ -67,6 +68,11 @@ def test_train_export_and_predict(data: Path, tmp_path: Path, capsys: Output) ->
 
     assert main(["export", str(run), "--out", str(bundle)]) == 2
     assert "already holds a bundle" in capsys.readouterr().err
+    assert main(["export", str(run), "--out", str(bundle), "--overwrite", "--removable"]) == 0
+    assert Bundle.open(bundle).manifest.head == {
+        "kind": "lda",
+        "options": {"shrinkage": 0.01, "removable": True},
+    }
 
 
 def test_by_default_nt_kcl_learns_in_five_tasks(data: Path, tmp_path: Path, capsys: Output) -> None:

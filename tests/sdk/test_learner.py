@@ -31,6 +31,7 @@ from everlearn.evaluation import runner
 from everlearn.evaluation.run import OWN, Run
 from everlearn.evaluation.runner import measure
 from everlearn.methods.base import Batches, TaskInfo
+from everlearn_runtime import EdgeLearner, HeldOutRidge
 
 from ..conftest import Clock, coloured, digests, fit_all, make_learner, pixels, state, vit
 
@@ -99,6 +100,34 @@ def test_nothing_is_predicted_before_something_is_learned(tmp_path: Path) -> Non
         learner.export(tmp_path / "bundle")
     assert not any(tmp_path.iterdir())
     assert learner.features(coloured("a", 2)).shape == (2, 48)
+
+
+def test_a_device_may_forget_exactly_what_it_learned_itself(tmp_path: Path) -> None:
+    learner = make_learner(Frozen(), head=LDA()).fit(coloured("ab"))
+    before = state(learner)
+    learner.export(tmp_path / "bundle", removable=True)
+    assert state(learner) == before
+    new, unseen = pixels(coloured("c"), learner), pixels(coloured("ab", seed=2), learner)
+    with EdgeLearner.open(tmp_path / "bundle", threads=1) as edge:
+        expected = edge.predict(unseen).scores
+        edge.learn(new, ["c"] * len(new))
+        assert edge.forget("c").form == "exact"
+        np.testing.assert_allclose(edge.predict(unseen).scores, expected, rtol=1e-9, atol=1e-9)
+        assert edge.forget("a").form == "pooled"
+
+
+def test_with_a_head_that_keeps_them_apart_all_classes_go_exactly(tmp_path: Path) -> None:
+    learner = make_learner(Frozen(), head=LDA(removable=True)).fit(coloured("ab"))
+    learner.export(tmp_path / "bundle")
+    with EdgeLearner.open(tmp_path / "bundle", threads=1) as edge:
+        assert edge.forget("a").form == "exact"
+
+
+def test_a_head_that_cannot_is_not_exported_as_one(tmp_path: Path) -> None:
+    learner = make_learner(Frozen(), head=HeldOutRidge()).fit(coloured("ab"))
+    with pytest.raises(ValueError, match="HeldOutRidge cannot remove a class exactly"):
+        learner.export(tmp_path / "bundle", removable=True)
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("data", [[], Images([], lambda i: Image.new("RGB", (8, 8))), iter([]), [1, 2]])

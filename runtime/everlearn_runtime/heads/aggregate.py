@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from everlearn_runtime.heads.classes import Classes
 from everlearn_runtime.heads.drift import Drift, side_by_side
 from everlearn_runtime.heads.registry import HeadState, make, own_kind
 from everlearn_runtime.heads.sums import Joined
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Aggregate(Head):
@@ -106,6 +109,20 @@ class Aggregate(Head):
         if len(each) != len(self._heads) or not all(0 < value < np.inf for value in each):
             raise ValueError(f"sharpness is {sharpness!r}; give a positive number, or one for each section")
         self._sharpness = tuple(float(value) for value in each)
+
+    def removes_exactly(self, label: str) -> bool:
+        """See `Head`: where all its heads do."""
+        return self.exact and all(head.removes_exactly(label) for head in self._heads)
+
+    def to_removable(self) -> Self:
+        """See `Head`: with all its heads so, each at its own cost."""
+        if not self.exact:
+            return super().to_removable()
+        heads = [head.to_removable() for head in self._heads]
+        made = copy.deepcopy(self)
+        made._heads = heads
+        made._take_names(made._classes)
+        return made
 
     def _score(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         each = [

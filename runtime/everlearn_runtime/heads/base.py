@@ -157,8 +157,9 @@ class Head(ABC):
     def remove(self, label: str) -> None:
         """Forget a class: its name, count, mean and column go.
 
-        Statistics that all classes share cannot be taken apart again; what the class's samples
-        said there stays, as each head defines.
+        Where :meth:`removes_exactly` says so, the head is then, but for rounding, one
+        that has never seen the class. Otherwise statistics that all classes share cannot be taken apart
+        again; what the class's samples said there stays, as each head defines ("pooled").
 
         Args:
             label: A known class.
@@ -169,6 +170,32 @@ class Head(ABC):
         self._classes.place(label)
         self._catch_up()
         self._drop(label)
+
+    def removes_exactly(self, label: str) -> bool:
+        """Whether :meth:`remove` leaves nothing of this class behind.
+
+        Args:
+            label: A known class.
+
+        Raises:
+            ValueError: No such class.
+        """
+        self._classes.place(label)
+        return False
+
+    def to_removable(self) -> Self:
+        """A copy of this head that removes exactly the classes that it will learn from now on.
+
+        Classes known now go exactly only where they already do: what they have added to statistics
+        that all share was not kept apart. What a class takes more is said by each head.
+
+        Raises:
+            ValueError: This kind of head cannot remove a class exactly.
+        """
+        raise ValueError(
+            f"{type(self).__name__} cannot remove a class exactly; Prototypes and FeCAM always do, and LDA, "
+            "EvidenceLDA and Ridge with removable=True"
+        )
 
     def merge(self, other: Head) -> None:
         """Add, in place, everything another head has seen.

@@ -90,7 +90,8 @@ def check_arrays(
 ) -> dict[str, NDArray[Any]]:
     """Copies of a state's arrays, after checking names, shapes, dtypes and magnitudes.
 
-    ``counts`` and ``seen`` are int64, the rest is float64; of a name with dots the last part counts.
+    ``counts``, ``seen`` and ``removable`` are int64, the rest is float64; of a name with dots the last
+    part counts. A length of -1 in a shape stands for any.
 
     Raises:
         ValueError: The arrays are not what a head of these shapes keeps, or hold numbers that no
@@ -107,9 +108,12 @@ def check_arrays(
     checked = {}
     for name, shape in shapes.items():
         array, kind = np.asarray(arrays[name]), name.rpartition(".")[2]
-        whole = kind in ("counts", "seen")
+        whole = kind in ("counts", "seen", "removable")
         dtype = np.int64 if whole else np.float64
-        if array.dtype != dtype or array.shape != shape:
+        fits = array.ndim == len(shape) and all(
+            wanted in (-1, length) for wanted, length in zip(shape, array.shape, strict=True)
+        )
+        if array.dtype != dtype or not fits:
             raise ValueError(
                 f"{name} is {array.dtype} of shape {array.shape}; expected {np.dtype(dtype)} of shape {shape}"
             )

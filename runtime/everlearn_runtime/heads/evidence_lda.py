@@ -34,6 +34,7 @@ class EvidenceLDA(LDA):
         tasks: how many of the features, from the end, are evidence.
         strength: factor of the logarithm.
         margin: how far the largest share has to be ahead, from 0 to 1.
+        removable: see `LDA`.
 
     Raises:
         ValueError: Options out of range; features that are no wider than ``tasks``.
@@ -49,9 +50,14 @@ class EvidenceLDA(LDA):
     kind: ClassVar[str] = "evidence_lda"
 
     def __init__(
-        self, shrinkage: float = 1e-2, tasks: int = 1, strength: float = 1.0, margin: float = 0.0
+        self,
+        shrinkage: float = 1e-2,
+        tasks: int = 1,
+        strength: float = 1.0,
+        margin: float = 0.0,
+        removable: bool = False,
     ) -> None:
-        super().__init__(shrinkage)
+        super().__init__(shrinkage, removable)
         if type(tasks) is not int or tasks < 1:
             raise ValueError(f"tasks is {tasks!r}; give a number of features, at least 1")
         if not 0 <= strength < np.inf:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,9 @@ from everlearn_runtime.heads.growing import PerClass
 from everlearn_runtime.heads.sums import Joined, groups, join, join_each, unit_rows
 
 Array = NDArray[np.float64]
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class FeCAM(Head):
@@ -75,6 +79,15 @@ class FeCAM(Head):
     def options(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON."""
         return {"alpha1": self._alpha1, "alpha2": self._alpha2}
+
+    def removes_exactly(self, label: str) -> bool:
+        """See `Head`: all that is kept is kept for each class alone."""
+        self._classes.place(label)
+        return True
+
+    def to_removable(self) -> Self:
+        """See `Head`: it is so as it is."""
+        return copy.deepcopy(self)
 
     @classmethod
     def read_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:

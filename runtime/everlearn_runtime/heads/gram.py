@@ -14,6 +14,8 @@ is summed up row by row, and taken from the matrix itself only where that is wri
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -110,6 +112,15 @@ class GramSum:
             self._trace += float(np.vdot(rows, rows))
         self._traced = len(self._pending)
         return self._trace
+
+    @classmethod
+    def of_all(cls, parts: Iterable[GramSum], width: int) -> GramSum:
+        """Everything that several sums have seen, added up in their order."""
+        gram = cls(width)
+        for part in parts:
+            gram._folded += part.value()
+        gram._restart()
+        return gram
 
     @classmethod
     def from_packed(cls, packed: NDArray[np.float64], width: int) -> GramSum:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from everlearn_runtime.heads.base import Head, Solution
 from everlearn_runtime.heads.sums import unit_rows
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Prototypes(Head):
@@ -60,6 +64,15 @@ class Prototypes(Head):
     def options(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON."""
         return {"sections": self._sections, "weights": self._weights}
+
+    def removes_exactly(self, label: str) -> bool:
+        """See `Head`: all that is kept is kept for each class alone."""
+        self._classes.place(label)
+        return True
+
+    def to_removable(self) -> Self:
+        """See `Head`: it is so as it is."""
+        return copy.deepcopy(self)
 
     def _check_width(self, width: int) -> None:
         if self._sections is not None and sum(self._sections) != width:

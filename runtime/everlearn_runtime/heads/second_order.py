@@ -21,7 +21,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,12 @@ from numpy.typing import NDArray
 from everlearn_runtime.heads.base import Head
 from everlearn_runtime.heads.drift import Drift
 from everlearn_runtime.heads.gram import GramSum, packed_size
+from everlearn_runtime.heads.own_sums import OwnSums
 from everlearn_runtime.heads.running import RunningSolution, Step, rung
+from everlearn_runtime.heads.sums import Joined
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 VANISHING = 1e-280
 
@@ -42,13 +48,20 @@ class SecondOrder(Head):
     rank, which no step can follow. Small updates are noted as steps of the running solution while
     somebody asks every few samples. After large ones, and where classes go, heads merge and
     features move, all is solved anew when somebody asks.
+
+    A class that is removed leaves its samples in G, unless the head is ``removable``: then each class
+    has a G of its own beside, from its first sample on, and goes with it as if it had never been there.
+    Classes that :meth:`to_removable` finds already known have none.
     """
 
     ladder: ClassVar[float] = 10.0  # rungs for a factor of e in the trace
     gram_name: ClassVar[str] = "gram"
 
-    def __init__(self) -> None:
+    def __init__(self, removable: bool = False) -> None:
         super().__init__()
+        if not isinstance(removable, bool):
+            raise ValueError(f"removable is {removable!r}; give True or False")
+        self._own = OwnSums(0) if removable else None
         self._gram = GramSum(0)
         self._seen = 0
         self._running = RunningSolution()
@@ -61,14 +74,78 @@ class SecondOrder(Head):
     def _targets_at(self, places: list[int]) -> NDArray[np.float64]:
         """Copies of some rows of the targets, (m, M)."""
 
-    def _grow(self, rows: NDArray[np.float64], places: NDArray[np.intp], gain: float | None = None) -> None:
-        """Add rows to G, the targets of the classes at these places having changed.
+    def removes_exactly(self, label: str) -> bool:
+        """See `Head`."""
+        place = self._classes.place(label)
+        return self._own is not None and self._own.of(place) is not None
 
-        ``gain``: as in :class:`Step`.
+    def to_removable(self) -> Self:
+        """See `Head`."""
+        if not self.exact:
+            return super().to_removable()
+        state = self.state()
+        if self._own is None:
+            none = OwnSums(self._gram.width).packed()[1]
+            flags = np.zeros(len(state.classes), dtype=np.int64)
+            arrays = {**state.arrays, "removable": flags, self._own_name: none}
+            state = replace(state, options={**state.options, "removable": True}, arrays=arrays)
+        return type(self).from_state(state)
+
+    @property
+    def _own_name(self) -> str:
+        return f"own_{self.gram_name}s"
+
+    @property
+    def _removable_option(self) -> dict[str, Any]:
+        """Part of the options; left out as it is by default, for runtimes that do not know it."""
+        return {} if self._own is None else {"removable": True}
+
+    def _start_gram(self, width: int) -> None:
+        self._gram = GramSum(width)
+        if self._own is not None:
+            self._own = OwnSums(width)
+
+    def _grow_shared(self, new: int) -> None:
+        if self._own is not None:
+            self._own.grow(new)
+
+    def _grow(
+        self,
+        rows: NDArray[np.float64],
+        owners: NDArray[np.intp],
+        places: NDArray[np.intp],
+        gain: float | None = None,
+    ) -> None:
+        """Add rows (n, M) to G, the targets of the classes at these places having changed.
+
+        ``owners``: the place of each row's class (n,). ``gain``: as in :class:`Step`.
         """
-        self._gram.add(rows)
+        self._add(rows, owners)
         if self._running.follows:
             self._running.note(Step(rows, places.tolist(), gain))
+
+    def _add(self, rows: NDArray[np.float64], owners: NDArray[np.intp]) -> None:
+        """Add rows (n, M) of the classes at the places ``owners`` (n,) to G."""
+        if self._own is not None:
+            self._own.add(rows, owners)
+        self._gram.add(rows)
+
+    def _add_each(self, rows: NDArray[np.float64], owners: list[int]) -> None:
+        """The same, to the bit as one after the other."""
+        if self._own is not None:
+            self._own.add_each(rows, owners)
+        self._gram.add(rows)
+
+    def _merge_gram(
+        self, other: SecondOrder, rows: NDArray[np.float64], owners: NDArray[np.intp], joined: Joined
+    ) -> None:
+        """Add the other's G, and rows (n, M) of the classes at the places ``owners`` (n,)."""
+        if self._own is not None and other._own is not None:
+            self._own.merge(other._own, joined.places.tolist())
+            self._own.add(rows, owners)
+        else:
+            self._gram.merge(other._gram)
+            self._gram.add(rows)
 
     def _solved(self, weight: float, ridge: float) -> NDArray[np.float64]:
         """Targets times (w G + r I)^-1, (C, M); to be read, not written."""
@@ -86,32 +163,77 @@ class SecondOrder(Head):
         return rung(trace, self.ladder) if trace > VANISHING * self._gram.width else 0.0
 
     def _settle_shared(self) -> None:
-        self._gram.fold()
+        if self._own is None:
+            self._gram.fold()
+        else:
+            self._own.fold()
+            self._gram = self._own.total()
         self._running.drop()
 
     def _carry_shared(self, before: NDArray[np.float64], after: NDArray[np.float64], drift: Drift) -> None:
         self._carry_gram(drift)
         self._settle_shared()
 
-    @abstractmethod
     def _carry_gram(self, drift: Drift) -> None:
         """Move G along, the class means having moved."""
+        pooled, sum_of_them = list(range(len(self._counts))), self._gram
+        if self._own is not None:
+            pooled, sum_of_them = [], self._own.rest
+            for place in range(len(self._counts)):
+                own = self._own.of(place)
+                if own is None:
+                    pooled.append(place)
+                else:
+                    own.transform(drift.linear, self._gain(drift, [place], 0))
+        gone = self._seen - int(self._counts.sum())
+        sum_of_them.transform(drift.linear, self._gain(drift, pooled, gone))
+
+    @abstractmethod
+    def _gain(self, drift: Drift, places: list[int], gone: int) -> NDArray[np.float64]:
+        """What the part of G that is of these classes gains beside the map; of so many samples of
+        removed classes, too, if any."""
 
     def _remove_shared(self, place: int) -> None:
+        if self._own is not None:
+            if self._own.of(place) is not None:
+                self._seen -= self._count_at(place)
+            self._own.remove(place)
         self._settle_shared()
 
+    def _count_at(self, place: int) -> int:
+        """Samples of the class at a place; 0 of one whose first update has failed."""
+        counts = self._per_class["_counts"]  # one is read, so that classes that go do not move all others
+        return int(counts.row(place)) if place < len(counts) else 0
+
     def _shared_nbytes(self) -> int:
-        return 8 * packed_size(self._gram.width) + 8
+        own = 0 if self._own is None else self._own.nbytes
+        return 8 * packed_size(self._gram.width) + 8 + own
 
     def _shared_arrays(self) -> dict[str, NDArray[Any]]:
-        return {self.gram_name: self._gram.packed(), "seen": np.array([self._seen], dtype=np.int64)}
+        seen = np.array([self._seen], dtype=np.int64)
+        if self._own is None:
+            return {self.gram_name: self._gram.packed(), "seen": seen}
+        flags, own = self._own.packed()
+        rest = self._own.rest.packed()
+        return {self.gram_name: rest, "seen": seen, "removable": flags, self._own_name: own}
 
     def _shared_shapes(self, classes: int, width: int) -> dict[str, tuple[int, ...]]:
-        return {self.gram_name: (packed_size(width),), "seen": (1,)}
+        shapes: dict[str, tuple[int, ...]] = {self.gram_name: (packed_size(width),), "seen": (1,)}
+        if self._own is None:
+            return shapes
+        return {**shapes, "removable": (classes,), self._own_name: (-1, packed_size(width))}
 
     def _restore_shared(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         self._seen = int(arrays["seen"][0])
         if self._seen < self._counts.sum():
             raise ValueError(f"the state has seen {self._seen} samples but counts {self._counts.sum()}")
         self._gram = GramSum.from_packed(arrays[self.gram_name], self._gram.width)
+        if self._own is not None:
+            flags, own = arrays["removable"], arrays[self._own_name]
+            if (flags > 1).any() or flags.sum() != len(own):
+                raise ValueError(
+                    f"{self._own_name} holds the sums of {len(own)} classes, and removable says "
+                    f"{flags.sum()}; expected a 1 for each of them and 0 for others"
+                )
+            self._own.restore(self._gram, flags, own)
         self._settle_shared()

@@ -54,6 +54,8 @@ class SharedAggregate(Aggregate):
                 "shared statistics need equally wide sections and heads that are alike, each with a "
                 f"projection; got sections {list(sections)} and heads {made}"
             )
+        if made[0]["options"].get("removable"):
+            raise ValueError("shared statistics cannot be taken apart; give heads without removable=True")
 
     def _learn_shared(
         self,

@@ -19,6 +19,7 @@ from everlearn_runtime.state.versions import Version
 
 KINDS = ("learn", "forget", "rollback", "settle", "start", "purge")
 DTYPES = ("<f4", "<f8")
+FORMS = ("", "exact", "pooled")
 LATEST = (1 << 47) - 1  # milliseconds; the year 6429
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
@@ -39,6 +40,7 @@ class Event:
         width: Of "learn", of the features.
         to: Of "rollback", the version that it went back to.
         seq: Of "rollback", the last entry of that version.
+        form: Of "forget" and "purge", how the class went, see `Version`.
     """
 
     kind: str
@@ -50,6 +52,7 @@ class Event:
     width: int = 0
     to: int = 0
     seq: int = 0
+    form: str = ""
 
     def to_json(self) -> str:
         """The text that goes into the journal: what is not as by default."""
@@ -76,6 +79,8 @@ class Event:
             raise ValueError("an entry is not one of a journal")
         if event.time > LATEST or any(not isinstance(label, str) for label in event.labels):
             raise ValueError("an entry is not one of a journal")
+        if event.form not in FORMS:
+            raise ValueError("an entry is not one of a journal")
         return event
 
     def told(self) -> Version:
@@ -87,6 +92,7 @@ class Event:
             self.kind,
             dict(counts.get(self.kind, {})),
             self.to if self.kind == "rollback" else None,
+            self.form or None,
         )
 
     def replay(self, head: Head, features: bytes) -> None:
@@ -121,6 +127,11 @@ def pack(features: NDArray[np.floating[Any]], labels: Sequence[str]) -> tuple[di
     dtype = features.dtype.newbyteorder("<")
     says = {"labels": tuple(labels), "dtype": dtype.str, "width": features.shape[1]}
     return says, np.ascontiguousarray(features, dtype=dtype).tobytes()
+
+
+def form_of(head: Head, label: str) -> str:
+    """How a head drops a class that it knows."""
+    return "exact" if head.removes_exactly(label) else "pooled"
 
 
 def digest(before: bytes, seq: int, total: int, text: str, features: bytes) -> bytes:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from everlearn_runtime.errors import StateError
 from everlearn_runtime.heads import Head
-from everlearn_runtime.state.journal import Event, now
+from everlearn_runtime.state.journal import Event, form_of, now
 from everlearn_runtime.state.versions import Version
 
 Result = TypeVar("Result")
@@ -63,12 +63,15 @@ class Memory:
     def forget(self, label: str) -> Version:
         """Drop a class that the head knows."""
         samples = self.use(lambda head: int(head.counts[head.classes.index(label)]))
-        return self._change("forget", lambda head: head.remove(label), labels=(label,), samples=samples)
+        form = form_of(self.head, label)
+        return self._change(
+            "forget", lambda head: head.remove(label), labels=(label,), samples=samples, form=form
+        )
 
     def purge(self, label: str) -> Version:
         """Drop a class; there is no history in which it could stand."""
-        self.forget(label)
-        return Event("purge", self._version, now()).told()
+        form = self.forget(label).form or ""
+        return Event("purge", self._version, now(), form=form).told()
 
     def history(self) -> list[Version]:
         """None: nothing can be gone back to."""

@@ -28,7 +28,7 @@ from everlearn_runtime.state.database import (
 )
 from everlearn_runtime.state.file import StateFile
 from everlearn_runtime.state.folding import Folding
-from everlearn_runtime.state.journal import Event, digest, now, pack
+from everlearn_runtime.state.journal import Event, digest, form_of, now, pack
 from everlearn_runtime.state.schema1 import merge_wal, read_schema1
 from everlearn_runtime.state.versions import Version
 from everlearn_runtime.state.view import view
@@ -142,7 +142,10 @@ class Owner:
         """Drop a class that the head knows; raises like :meth:`learn`."""
         self._tend(0)
         samples = self.use(lambda head: int(head.counts[head.classes.index(label)]))
-        return self._change("forget", lambda head: head.remove(label), labels=(label,), samples=samples)
+        form = form_of(self.head, label)
+        return self._change(
+            "forget", lambda head: head.remove(label), labels=(label,), samples=samples, form=form
+        )
 
     def rollback(self, to: int) -> Version:
         """Go back to a version.
@@ -187,11 +190,12 @@ class Owner:
             raise ValueError(f"no class {label!r} to forget, nor one in the history; known classes: {known}")
         for job in self._backups:
             job.discard()
+        form = form_of(head, label) if label in head.classes else ""
         self._sure = False
         if label in head.classes:
             head.remove(label)
         head.settle()
-        event = Event("purge", self._anchor.version + 1, now())
+        event = Event("purge", self._anchor.version + 1, now(), form=form)
         self._file.close(clean=bool(self._anchor.clean))
         self._file.put(start_file(self.path, self._new_anchor(self._anchor.seq + 1), event, lambda: head))
         self._rebuild()

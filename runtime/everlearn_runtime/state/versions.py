@@ -19,6 +19,9 @@ class Version:
         counts: Samples of each class that were learned or forgotten. Empty for the other kinds; a
             purge names nothing.
         to: Of a rollback, the number of the version that it went back to.
+        form: Of "forget" and "purge", how the class went: "exact", so that the head is one that has
+            never seen the class, or "pooled", so that what its samples said about all classes
+            together stays. None of other kinds, and of a class that was forgotten before.
     """
 
     number: int
@@ -26,6 +29,7 @@ class Version:
     kind: str
     counts: Mapping[str, int]
     to: int | None = None
+    form: str | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:

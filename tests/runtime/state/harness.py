@@ -39,6 +39,7 @@ TORTURE = bool(os.environ.get("EVERLEARN_TORTURE"))
 HEADS: dict[str, Callable[[], Head]] = {
     "prototypes": Prototypes,
     "lda": LDA,
+    "lda_removable": lambda: LDA(removable=True),
     "evidence_lda": EvidenceLDA,
     "ridge": Ridge,
     "ridge_projected": lambda: Ridge(projection=8),
