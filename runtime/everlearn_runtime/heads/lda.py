@@ -107,6 +107,19 @@ class LDA(SecondOrder):
         free = max(self._seen - len(self._counts), 0)  # a class of one sample has no scatter
         self._gram.transform(drift.linear, free * drift.left_over)
 
+    @property
+    def movable(self) -> bool:
+        """Yes: means and a scatter."""
+        return True
+
+    def _since_shared(self, now: LDA, earlier: LDA, joined: Joined) -> None:
+        before = GramSum(self._gram.width)
+        before.merge(earlier._gram)
+        before.add(joined.between)
+        self._gram.merge(now._gram)
+        self._gram.subtract(before)
+        self._seen = now._seen - earlier._seen
+
     def _merge_shared(self, other: LDA, joined: Joined) -> None:
         self._gram.merge(other._gram)
         self._gram.add(joined.between)

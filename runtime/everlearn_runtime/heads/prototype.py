@@ -61,6 +61,11 @@ class Prototypes(Head):
         """The constructor's arguments, as JSON."""
         return {"sections": self._sections, "weights": self._weights}
 
+    @property
+    def movable(self) -> bool:
+        """Yes: means."""
+        return True
+
     def _check_width(self, width: int) -> None:
         if self._sections is not None and sum(self._sections) != width:
             raise ValueError(

@@ -211,12 +211,28 @@ class Ridge(SecondOrder):
         """With A' h + b for each h, G' = A' G A + g' b' + b g' - n b b', g' the sum of what h became."""
         gone = self._seen - int(self._counts.sum())
         self._background = self._background @ drift.linear + gone * drift.offset
-        total = self._targets().sum(axis=0) + self._background
+        total = self._total()
         gain = self._seen * drift.left_over
         shift = np.outer(total - 0.5 * self._seen * drift.offset, drift.offset)
         gain += shift
         gain += shift.T
         self._gram.transform(drift.linear, gain)
+
+    @property
+    def movable(self) -> bool:
+        """Without a projection, whose features a map of those before it cannot move."""
+        return self._projection is None
+
+    def _since_shared(self, now: Ridge, earlier: Ridge, joined: Joined) -> None:
+        self._gram.merge(now._gram)
+        self._gram.subtract(earlier._gram)
+        self._seen = now._seen - earlier._seen
+        self._background = now._total() - earlier._total() - self._targets().sum(axis=0)
+
+    def _total(self) -> NDArray[np.float64]:
+        """The sum of all h."""
+        total: NDArray[np.float64] = self._targets().sum(axis=0) + self._background
+        return total
 
     def _merge_shared(self, other: Ridge, joined: Joined) -> None:
         self._gram.merge(other._gram)

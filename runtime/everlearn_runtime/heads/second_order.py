@@ -93,6 +93,10 @@ class SecondOrder(Head):
         self._carry_gram(drift)
         self._settle_shared()
 
+    def _move_shared(self, drift: Drift) -> None:
+        self._carry_gram(drift)
+        self._settle_shared()
+
     @abstractmethod
     def _carry_gram(self, drift: Drift) -> None:
         """Move G along, the class means having moved."""
