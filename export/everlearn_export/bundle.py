@@ -14,9 +14,10 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from everlearn_export.onnx import to_onnx, with_preprocessing
+from everlearn_export.replace import check_replaces, fit_map, in_batches
 from everlearn_export.verify import verify
 from everlearn_runtime.backends.onnxruntime import OnnxRuntime
-from everlearn_runtime.bundle import Manifest, check_target, write_bundle
+from everlearn_runtime.bundle import Bundle, Manifest, check_target, write_bundle
 from everlearn_runtime.heads import Head
 from everlearn_runtime.images import InputSpec
 
@@ -33,6 +34,7 @@ def export_bundle(
     images: NDArray[np.uint8],
     training: dict[str, Any],
     tolerance: float = 1e-4,
+    replaces: tuple[Bundle, NDArray[np.uint8], NDArray[np.uint8]] | None = None,
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> Manifest:
@@ -49,6 +51,8 @@ def export_bundle(
         images: real images to verify on, uint8 (N, H, W, 3) of the input size.
         training: how the model came to be, for the manifest.
         tolerance: see `verify`.
+        replaces: a bundle whose states can then be carried over to this one, and images to fit the map
+            between the two on: as the old graph takes them, and the same as the new one does.
         overwrite: replace a bundle that is there.
         progress: show a progress bar; by default where there is a terminal.
 
@@ -57,16 +61,20 @@ def export_bundle(
 
     Raises:
         ParityError: the graph does not compute what the module does; nothing is written.
-        ValueError: ``path`` is taken, or the images are not of the input size.
+        ValueError: ``path`` is taken, the images are not of the input size, or what devices have
+            learned with the old bundle does not go into this head.
     """
     check_target(Path(path), overwrite)
     input.check(images)
+    if replaces is not None:
+        check_replaces(replaces[0], head)
     module = with_preprocessing(features, mean, std)
 
     def reference(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.inference_mode():
             return np.asarray(module(torch.from_numpy(batch)).numpy(), np.float32)
 
+    replaced = None
     quiet = None if progress is None else not progress  # None: quiet without a terminal
     with tqdm(total=2, unit="step", leave=False, disable=quiet) as bar:
         bar.set_description("export: torch to ONNX")
@@ -79,6 +87,9 @@ def export_bundle(
             backend = OnnxRuntime(file)
             try:
                 parity = verify(reference, backend.run, images, head, sections=sections, tolerance=tolerance)
+                if replaces is not None:
+                    old, before, after = replaces
+                    replaced = fit_map(old, head, before, in_batches(backend.run, after))
             finally:
                 backend.close()
         bar.update()
@@ -91,5 +102,6 @@ def export_bundle(
         training=training,
         parity=asdict(parity),
         everlearn=version("everlearn"),
+        replaces=replaced,
         overwrite=overwrite,
     )

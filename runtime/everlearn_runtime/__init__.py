@@ -19,6 +19,7 @@ from everlearn_runtime.heads import (
     from_state,
 )
 from everlearn_runtime.images import InputSpec, open_image, prepare, prepare_batch
+from everlearn_runtime.migration import Migrated
 from everlearn_runtime.state import Version
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "InputSpec",
     "Linear",
     "Manifest",
+    "Migrated",
     "MissingExtra",
     "OnnxRuntime",
     "Prediction",

@@ -9,6 +9,9 @@ A bundle is a folder, read-only once written:
     One graph, uint8 NHWC images to float features (B, F).
 ``head.safetensors``
     The head's arrays; its kind, options and classes stand in the manifest.
+``map.safetensors``
+    Of a bundle that replaces another one: the map from that one's features to its own, and that
+    one's head. Format 2; a bundle without has format 1.
 """
 
 from __future__ import annotations
@@ -34,11 +37,13 @@ from everlearn_runtime.backends.graph import check_graph
 from everlearn_runtime.errors import BundleError
 from everlearn_runtime.heads import Head, HeadState, from_state
 from everlearn_runtime.images import InputSpec
+from everlearn_runtime.migration import Replaced, check_says
 
-FORMAT = 1
+FORMAT = 2  # the newest that is read; what has no map is written as 1
 MANIFEST = "manifest.json"
 FEATURES = "features.onnx"
 HEAD = "head.safetensors"
+MAP = "map.safetensors"
 LARGEST_MANIFEST = 1 << 26  # bytes; real ones have some kilobytes
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -57,6 +62,8 @@ class Manifest:
         training: How the model came to be; free-form JSON.
         parity: How close the graph is to the model it was made from; free-form JSON.
         files: sha256 of every other file of the bundle, by name.
+        replaces: The bundle whose states can be carried over to this one, its head, and how good the
+            map is, see `everlearn_runtime.migration.Replaced`; None without one.
     """
 
     format: int
@@ -68,6 +75,7 @@ class Manifest:
     training: dict[str, Any]
     parity: dict[str, Any]
     files: dict[str, str]
+    replaces: dict[str, Any] | None = None
 
     @property
     def width(self) -> int:
@@ -82,6 +90,8 @@ class Manifest:
         """
         data = {field.name: getattr(self, field.name) for field in fields(self)}
         data["input"] = self.input.to_dict()
+        if self.replaces is None:
+            del data["replaces"]
         try:
             return json.dumps(data, indent=2, allow_nan=False) + "\n"
         except (TypeError, ValueError) as error:
@@ -108,7 +118,7 @@ class Manifest:
             )
         if data["format"] < 1:
             raise BundleError(f"{MANIFEST} says format {data['format']}; formats count from 1")
-        names = [field.name for field in fields(cls)]
+        names = [field.name for field in fields(cls) if field.name != "replaces" or data["format"] > 1]
         if set(data) != set(names):
             raise BundleError(f"{MANIFEST} has the fields {_short(sorted(data))}; expected {sorted(names)}")
         for name, kind in _JSON_TYPES.items():
@@ -130,6 +140,13 @@ class Manifest:
             raise BundleError(
                 f"files in {MANIFEST} is {_short(sorted(files))}; {FEATURES} and {HEAD} must be among them"
             )
+        if data["format"] > 1:
+            try:
+                check_says(data["replaces"])
+            except ValueError as error:
+                raise BundleError(f"replaces in {MANIFEST} is wrong: {error}") from None
+            if MAP not in files:
+                raise BundleError(f"files in {MANIFEST} lacks {MAP}, the map from the replaced bundle")
         try:
             spec = InputSpec.from_dict(data["input"])
         except (ValueError, TypeError) as error:
@@ -186,6 +203,7 @@ class Bundle:
                 )
         check_graph(_read(bundle.features), str(bundle.features))
         bundle.head()
+        bundle.replaced()
         return bundle
 
     @property
@@ -212,6 +230,22 @@ class Bundle:
             raise BundleError(f"{self.path / HEAD}: {str(error)[:500]}") from None
         return head
 
+    def replaced(self) -> Replaced | None:
+        """The bundle that this one replaces, and the map from its features; None without one.
+
+        Raises:
+            BundleError: The arrays do not fit the manifest.
+        """
+        says = self.manifest.replaces
+        if says is None:
+            return None
+        try:
+            return Replaced.read(says, load_arrays(_read(self.path / MAP)), self.manifest.width)
+        except BundleError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{self.path / MAP}: {str(error)[:500]}") from None
+
 
 def read_manifest(path: str | Path) -> Manifest:
     """What a bundle's manifest says, before its other files are looked at.
@@ -235,6 +269,7 @@ def write_bundle(
     training: Mapping[str, Any],
     parity: Mapping[str, Any],
     everlearn: str,
+    replaces: Replaced | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Write a bundle: all of it or nothing.
@@ -252,6 +287,7 @@ def write_bundle(
         training: How the model came to be, plain JSON.
         parity: How close the graph is to its model, plain JSON.
         everlearn: Version of everlearn that writes.
+        replaces: The bundle whose states can be carried over to this one.
         overwrite: Replace an everlearn bundle that is there; anything else is never touched.
 
     Returns:
@@ -267,8 +303,10 @@ def write_bundle(
     state = head.state()
     check_width(head, sections)
     contents = {FEATURES: features, HEAD: dump_arrays(state.arrays)}
+    if replaces is not None:
+        contents[MAP] = dump_arrays(replaces.arrays())
     manifest = Manifest(
-        format=FORMAT,
+        format=1 if replaces is None else FORMAT,
         everlearn=everlearn,
         input=input,
         sections=tuple(int(width) for width in sections),
@@ -277,6 +315,7 @@ def write_bundle(
         training=dict(training),
         parity=dict(parity),
         files={name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
+        replaces=None if replaces is None else replaces.says(),
     )
     text = manifest.to_json()
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from everlearn_runtime.backends import Backend, OnnxRuntime
 from everlearn_runtime.bundle import FEATURES, HEAD, Bundle
-from everlearn_runtime.errors import BundleError, StateError
+from everlearn_runtime.errors import BundleError, OtherModel, StateError
 from everlearn_runtime.heads import Head
 from everlearn_runtime.heads.checks import check_label, check_labels
 from everlearn_runtime.images import prepare_batch
+from everlearn_runtime.migration import Migrated, Replaced
 from everlearn_runtime.state import RETENTION, Memory, Owner, Reader, Version
 from everlearn_runtime.turns import RightOfWay, Turns
 
@@ -56,10 +57,15 @@ class EdgeLearner:
     them side by side, the head is read and changed by one at a time, and while some predict the others
     take their time to learn. A learner belongs to the process that opened it; a forked child opens its
     own. Whatever raises leaves the state as it was.
+
+    Attributes:
+        bundle: What it was opened from.
+        migrated: What was carried over from the model before, if that happened when it was opened.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, keeper: Memory | Owner | Reader) -> None:
         self.bundle = bundle
+        self.migrated: Migrated | None = None
         self._backend = backend
         self._keeper = keeper
         self._turns = Turns()
@@ -80,6 +86,7 @@ class EdgeLearner:
         durable: bool = False,
         read_only: bool = False,
         retention: int = RETENTION,
+        migrate: bool = False,
     ) -> EdgeLearner:
         """Open a bundle, and with a state file go on where the last process stopped.
 
@@ -97,6 +104,11 @@ class EdgeLearner:
                 number of processes may; nothing is written.
             retention: Bytes of history that the state keeps to go back to, about; what is needed
                 to open the state again comes on top.
+            migrate: If the state goes with the bundle that this one replaces, carry over what the
+                device has learned since; ``migrated`` says what, and how good the map is. The old state
+                is kept beside, as ``FILE.before-...``, and opens with the old bundle; it has all that
+                ``forget`` and its ``purge`` take out later. A process that dies on the way leaves
+                the old state or the new one, and the next call finishes.
 
         Raises:
             BundleError: The bundle is missing or damaged.
@@ -109,24 +121,44 @@ class EdgeLearner:
             raise ValueError(f"state is {state}, inside the bundle; bundles are read-only, put it next to it")
         if read_only and state is None:
             raise ValueError("read_only=True without a state; give the state file to read")
+        if read_only and migrate:
+            raise ValueError(
+                "migrate=True with read_only=True; let the learner that owns the state migrate it"
+            )
         if type(retention) is not int or retention < 0:
             raise ValueError(f"retention is {retention!r}; give a number of bytes, at least 0")
         backend = OnnxRuntime(opened.features, providers or ("CPUExecutionProvider",), threads)
         keeper: Memory | Owner | Reader
-        if state is None:
-            keeper = Memory(opened.head)
-        elif read_only:
-            keeper = Reader(state, model=model_of(opened), bundle=opened.id, base=opened.head)
-        else:
-            keeper = Owner(
-                state,
-                model=model_of(opened),
-                bundle=opened.id,
-                base=opened.head,
-                durable=durable,
-                retention=retention,
-            )
-        return cls(opened, backend, keeper)
+        migrated: Migrated | None = None
+        model = model_of(opened)
+        try:
+            if state is None:
+                keeper = Memory(opened.head)
+            elif read_only:
+                keeper = Reader(state, model=model, bundle=opened.id, base=opened.head)
+            else:
+                keeper = Owner(
+                    state,
+                    model=model,
+                    bundle=opened.id,
+                    base=opened.head,
+                    durable=durable,
+                    retention=retention,
+                )
+        except OtherModel as error:
+            replaced = opened.replaced()
+            if state is None or replaced is None or error.model not in (replaced.model, replaced.bundle):
+                raise
+            if not migrate:
+                raise OtherModel(
+                    f"{error}; this bundle replaces that one, and with migrate=True carries over what "
+                    "the device has learned",
+                    error.model,
+                ) from None
+            keeper, migrated = _migrate(state, opened, replaced, durable=durable, retention=retention)
+        learner = cls(opened, backend, keeper)
+        learner.migrated = migrated
+        return learner
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -373,6 +405,29 @@ def model_of(bundle: Bundle) -> str:
 def _give_back(pid: int, turns: Turns, keeper: Memory | Owner | Reader) -> None:
     if os.getpid() == pid:  # in a forked child a turn may be taken for ever
         turns.take(keeper.close)
+
+
+def _migrate(
+    state: str | Path, bundle: Bundle, replaced: Replaced, *, durable: bool, retention: int
+) -> tuple[Owner, Migrated]:
+    """Open a state of the replaced bundle, and carry it over to this one."""
+    owner = Owner(
+        state,
+        model=replaced.model,
+        bundle=replaced.bundle,
+        base=replaced.head,
+        durable=durable,
+        retention=retention,
+    )
+    try:
+        carried = owner.use(lambda head: replaced.carry(head, bundle.head()))
+        kept = owner.migrate(model_of(bundle), bundle.head, carried.head)
+    except BaseException:
+        owner.close()
+        raise
+    return owner, Migrated(
+        kept, carried.learned, carried.forgotten, replaced.images, replaced.explained, replaced.agreement
+    )
 
 
 def _counts(head: Head) -> dict[str, int]:

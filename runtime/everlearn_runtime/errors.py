@@ -11,6 +11,19 @@ class StateError(ValueError):
     """A device's state file is damaged, in use, or belongs to something else."""
 
 
+class OtherModel(StateError):  # noqa: N818 - says what is wrong
+    """A state goes with another graph or head.
+
+    Args:
+        message: What to say.
+        model: What the state goes with: sha256 of graph and head; of an old state, the id of its bundle.
+    """
+
+    def __init__(self, message: str, model: str) -> None:
+        super().__init__(message)
+        self.model = model
+
+
 class MissingExtra(ImportError):  # noqa: N818 - says what is wrong, like ImportError's own subclasses
     """An optional dependency is not installed.
 

@@ -35,8 +35,10 @@ from everlearn_runtime.bundle import Bundle, Manifest
 from everlearn_runtime.heads import Classes, Head, from_state
 from everlearn_runtime.heads.checks import check_label
 from everlearn_runtime.heads.registry import own_kind
+from everlearn_runtime.images import prepare_batch
 
 DEFAULT_AUGMENTATION = Augmentation()
+MAP_IMAGES = 512  # on which the map from a bundle to the one that replaces it is fitted, at most
 
 _ATTACH, _BEGIN, _EPOCH, _SURVEY, _END = range(5)  # what a stream of random numbers is for
 
@@ -291,6 +293,7 @@ class Learner:
         path: str | Path,
         *,
         images: object | None = None,
+        replaces: str | Path | None = None,
         tolerance: float = 1e-4,
         removable: bool = False,
         overwrite: bool = False,
@@ -301,6 +304,11 @@ class Learner:
             path: folder to write.
             images: images to verify the graph on (any that `as_images` takes); by default those
                 of the last task when it was learned by this object, otherwise photographs.
+            replaces: the bundle that devices have now. The map from its features to the new ones' is then
+                fitted on the same images, up to 512 of them, the more the better, and put into the
+                bundle: ``EdgeLearner.open(path, state=..., migrate=True)`` carries over what a device
+                has learned. How good the map is stands in the manifest's ``replaces``. Both heads
+                must be of one kind: `Prototypes`, `LDA`, or `Ridge` without a projection.
             tolerance: how far the graph's features may differ from torch's, relative to their size.
             removable: let the device forget exactly what it has learned itself (`EdgeLearner.forget`):
                 its head keeps the sums of each class that is new there apart. With LDA, EvidenceLDA and
@@ -312,15 +320,21 @@ class Learner:
         Raises:
             ParityError: when the graph's features or classes differ from torch's; nothing is
                 written then.
-            ValueError: when nothing has been learned yet, ``path`` is taken, or the head is of a kind that
-                cannot be ``removable``.
+            BundleError: when ``replaces`` is no bundle.
+            ValueError: when nothing has been learned yet, ``path`` is taken, the head is of a kind that
+                cannot be ``removable``, or what devices have learned with the old bundle does not go
+                into this head.
         """
         if not self.classes:
             raise ValueError("nothing has been learned yet, so there is nothing to export; call fit first")
         head = self.head.to_removable() if removable else self.head
         sample = as_images(images) if images is not None else self._seen or photographs(64)
-        spread = np.linspace(0, len(sample) - 1, min(len(sample), 64)).round().astype(int)
-        pixels = self._loader(sample).pixels(spread.tolist())
+        pixels = self._loader(sample).pixels(_spread(len(sample), 64))
+        replaced = None
+        if replaces is not None:
+            old, chosen = Bundle.open(replaces), _spread(len(sample), MAP_IMAGES)
+            before = prepare_batch([sample[i][0] for i in chosen], old.manifest.input)
+            replaced = old, before, self._loader(sample).pixels(chosen)
         record = self.record()
         if record["backbone"]:  # the device need not know in which folder the weights lay
             record["backbone"]["weights"] = Path(record["backbone"]["weights"]).name
@@ -338,6 +352,7 @@ class Learner:
             images=pixels,
             training=record,
             tolerance=tolerance,
+            replaces=replaced,
             overwrite=overwrite,
             progress=self.progress,
         )
@@ -581,6 +596,12 @@ class Learner:
             seed = np.random.SeedSequence([self.seed, *key]).generate_state(1, np.uint64)[0]
             torch.manual_seed(int(seed))
             yield
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Positions, evenly spread over so many, and no more than ``most``."""
+    positions: list[int] = np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
+    return positions
 
 
 def _check_free(part: Method | Head, what: str) -> None:

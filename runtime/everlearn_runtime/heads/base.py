@@ -15,7 +15,7 @@ from everlearn_runtime.heads.checks import check_arrays, check_labels, check_row
 from everlearn_runtime.heads.classes import Classes
 from everlearn_runtime.heads.drift import Drift, affine_drift
 from everlearn_runtime.heads.growing import GrowingRows, PerClass
-from everlearn_runtime.heads.registry import HeadState, make, own_kind, register
+from everlearn_runtime.heads.registry import HeadState, from_state, make, own_kind, register
 from everlearn_runtime.heads.sums import Joined, group_sums, join, join_each
 
 if TYPE_CHECKING:
@@ -239,6 +239,92 @@ class Head(ABC):
         if self.width is None or np.array_equal(old, new):
             return
         self._move(old, new, self._drift(old, new))
+
+    @property
+    def movable(self) -> bool:
+        """Whether :meth:`since` and :meth:`moved` work: all that is kept are sums of the features
+        themselves and of their products."""
+        return False
+
+    def check_movable(self) -> None:
+        """Raise a ValueError if the head is not ``movable``."""
+        if not self.movable:
+            raise ValueError(
+                f"{describe(self)} keeps more than sums of features, which no map of the features alone "
+                "can move; Prototypes, LDA and Ridge without a projection can be moved"
+            )
+
+    def kept(self, earlier: Head) -> tuple[str, ...]:
+        """Classes of an earlier form of this head that were not removed since.
+
+        A class that was removed and came back counts as removed, which is seen from its place, its
+        samples and its mean; from none of these, if it was the last and now has more samples.
+        """
+        found: list[str] = []
+        start = 0
+        for place, name in enumerate(self.classes):
+            if name not in earlier.classes[start:]:
+                break
+            before = earlier.classes.index(name)
+            more = int(self.counts[place] - earlier.counts[before])
+            same = np.array_equal(self._means[place], earlier._means[before])
+            if more < 0 or (more == 0 and not same):
+                break
+            found.append(name)
+            start = before + 1
+        return tuple(found)
+
+    def since(self, earlier: Head) -> Head:
+        """What this head has learned since it was an earlier one, whose samples it has all seen.
+
+        Merged into the earlier one, less what :meth:`kept` does not name, it gives this one.
+
+        Raises:
+            ValueError: The head is not ``movable``, or the earlier one of another kind or width.
+        """
+        self.check_movable()
+        self._check_merge(earlier)
+        if self.width is None or earlier.width is None:
+            return copy.deepcopy(self)
+        self._catch_up()
+        earlier._catch_up()
+        kept = self.kept(earlier)
+        counts, means = np.zeros(len(self._counts), dtype=np.int64), np.zeros_like(self._means)
+        for place, name in enumerate(kept):  # which are the first, in the same order
+            before = earlier._classes.place(name)
+            counts[place], means[place] = earlier._counts[before], earlier._means[before]
+        more = self._counts - counts
+        new = np.flatnonzero(more)
+        sums = self._counts[:, None] * self._means - counts[:, None] * means
+        head = make(self.kind, self.options)
+        head._set_width(self._width)
+        head._take_names(Classes(self.classes[place] for place in new))
+        head._counts, head._means = more[new], sums[new] / more[new, None]
+        head._since_shared(self, earlier, join(new, counts[new], means[new], more[new], head._means))
+        return head
+
+    def moved(self, drift: Drift, like: Head) -> Head:
+        """What this head knows, in the features of another model.
+
+        Args:
+            drift: Maps this head's features to the other model's.
+            like: A head of the same kind, whose options the new one has.
+
+        Raises:
+            ValueError: The head is not ``movable``, or the map or the other head does not go with it.
+        """
+        self.check_movable()
+        if like.kind != self.kind:
+            raise ValueError(f"what a {self.kind} head keeps does not go into a {like.kind} head")
+        if self.width not in (None, len(drift.linear)):
+            raise ValueError(f"the map is of {len(drift.linear)} features, the head of {self.width}")
+        moving = copy.deepcopy(self)
+        if moving._width:
+            moving._catch_up()
+            moving._means = drift.move(moving._means)
+            moving._move_shared(drift)
+        state = moving.state()
+        return from_state(HeadState(state.kind, state.classes, like.options, state.arrays))
 
     def scores(self, features: ArrayLike) -> NDArray[np.float64]:
         """Score every class; the largest is the prediction.
@@ -508,6 +594,15 @@ class Head(ABC):
         self, before: NDArray[np.float64], after: NDArray[np.float64], drift: Drift
     ) -> None:
         """Move along, given the same images' features (B, F) before and after, and their drift."""
+
+    def _since_shared(self, now: Any, earlier: Any, joined: Joined) -> None:  # noqa: B027
+        """Take over what one head has more than an earlier one, of a head that is ``movable``.
+
+        ``joined`` says how the samples of this head's classes, set already, met those before them.
+        """
+
+    def _move_shared(self, drift: Drift) -> None:  # noqa: B027
+        """Move along by a map that is known, the class means having moved; if ``movable``."""
 
     def _drift(self, before: NDArray[np.float64], after: NDArray[np.float64]) -> Drift:
         """How the features of some images (B, F) have moved."""

@@ -19,9 +19,9 @@ class Drift(NamedTuple):
     """Features h (F,) have become ``h @ linear + offset``, and what that leaves over.
 
     Attributes:
-        linear: (F, F).
-        offset: (F,).
-        left_over: the second moments of what the map misses (F, F), of one image.
+        linear: (F, F); (F, G) to another model's features.
+        offset: (F,), or (G,).
+        left_over: the second moments of what the map misses (F, F), or (G, G), of one image.
     """
 
     linear: Array
@@ -65,24 +65,85 @@ def affine_drift(before: Array, after: Array) -> Drift:
     >>> affine_drift(before, 2 * before + 1).move(np.array([[4.0, 7.0]])).round(6)
     array([[ 9., 15.]])
     """
+    return _drifted(before, after)[0]
+
+
+def _drifted(before: Array, after: Array) -> tuple[Drift, Array]:
+    """The drift, and how far each image is missed by the one that was fitted without it (B, F)."""
     rows, width = before.shape
     movement = after - before
     if rows == 1 or not movement.any():
-        return still(width)
+        return still(width), movement
     constant = float(np.sqrt((before**2).sum(axis=1).mean())) or 1.0
     given = np.concatenate([before, np.full((rows, 1), constant)], axis=1)
+    misses, gain = _regressed(given, movement)
+    left_over = _left_over(misses)
+    if gain is None:
+        return still(width)._replace(left_over=left_over), misses
+    return Drift(np.eye(width) + gain[:-1], constant * gain[-1], left_over), misses
+
+
+def affine_map(before: Array, after: Array) -> tuple[Drift, Array]:
+    """The map from some images' features (B, F) to what another model gives for them (B, G).
+
+    As :func:`affine_drift`, but for models that need have nothing in common: ridge regression of
+    ``after`` on ``before``, both less their means, so that what is unlike these images comes nearer
+    to the mean. Of that and, where F = G, the drift, whichever misses images that it was not fitted
+    on by less, in the mean of the squares.
+
+    Returns:
+        The map, with ``linear`` (F, G); and how far each image is missed by the map that was fitted
+        without it, (B, G).
+
+    Raises:
+        ValueError: Fewer than two images, or not as many before as after.
+
+    >>> before = np.array([[0.0], [1.0], [3.0], [4.0]])
+    >>> drift, misses = affine_map(before, np.concatenate([before + 1, 3 * before], axis=1))
+    >>> drift.linear.round(6), drift.offset.round(6)
+    (array([[1., 3.]]), array([1., 0.]))
+    """
+    rows = len(before)
+    if rows != len(after) or rows < 2:
+        raise ValueError(
+            f"features of {rows} images before and {len(after)} after; give two or more, the same"
+        )
+    centre, level = before.mean(axis=0), after.mean(axis=0)
+    misses, gain = _regressed(before - centre, after - level, centred=True)
+    linear = np.zeros((before.shape[1], after.shape[1])) if gain is None else gain
+    found = Drift(linear, level - centre @ linear, _left_over(misses))
+    if before.shape == after.shape:
+        drift, own = _drifted(before, after)
+        if (own**2).sum() <= (misses**2).sum():
+            return drift, own
+    return found, misses
+
+
+def _regressed(given: Array, target: Array, *, centred: bool = False) -> tuple[Array, Array | None]:
+    """Ridge regression of a target (B, G) on what is given (B, H), see :func:`affine_drift`.
+
+    Args:
+        given, target: One row an image.
+        centred: The mean of all rows was taken off both; an image that is left out is in it no more.
+
+    Returns:
+        How far each image is missed without it (B, G), and the map (H, G), None for none at all.
+    """
+    rows, lost = len(given), 1 / len(given) if centred else 0.0
+    if not given.any():
+        return target / (1 - lost), None
     left, values, right = directions(given)
     squares = values**2
-    along = left.T @ movement
+    along = left.T @ target
     # Where the directions are as many as the rows, both are zero, and would be found as rounding.
-    full = len(values) == rows
-    outside = np.zeros_like(movement) if full else movement - left @ along
-    free = np.zeros(rows) if full else np.maximum(1 - (left**2).sum(axis=1), rows * EPS)
+    full = len(values) == rows - centred
+    outside = np.zeros_like(target) if full else target - left @ along
+    free = np.zeros(rows) if full else np.maximum(1 - lost - (left**2).sum(axis=1), rows * EPS)
 
     def missed(ridge: float) -> Array:
         """Each image's error by the map fitted without it."""
         if np.isinf(ridge):
-            return movement
+            return target / (1 - lost)
         shrunk = ridge / (squares + ridge)
         misses: Array = (outside + (left * shrunk) @ along) / (free + left**2 @ shrunk)[:, None]
         return misses
@@ -93,17 +154,21 @@ def affine_drift(before: Array, after: Array) -> Drift:
     best = int(totals.argmin())
     doubt = np.sqrt(rows) * errors[best].std(ddof=1) + 1e-6 * totals[best]
     ridge = ridges[int(np.flatnonzero(totals <= totals[best] + doubt)[0])]
-
-    misses = missed(ridge)
-    share = rows / (rows + width)
-    left_over = share / rows * misses.T @ misses
-    left_over[np.diag_indices(width)] += (1 - share) * (misses**2).sum() / rows / width
     if np.isinf(ridge):
-        return still(width)._replace(left_over=left_over)
+        return missed(ridge), None
     gain = right @ ((values / (squares + ridge))[:, None] * along)
-    rest = given.T @ (movement - given @ gain) - ridge * gain  # zero but for what rounding has left
+    rest = given.T @ (target - given @ gain) - ridge * gain  # zero but for what rounding has left
     gain += right @ ((right.T @ rest) / (squares + ridge)[:, None])
-    return Drift(np.eye(width) + gain[:-1], constant * gain[-1], left_over)
+    return missed(ridge), gain
+
+
+def _left_over(misses: Array) -> Array:
+    """The second moments of what a map misses, from images it was not fitted on (B, F)."""
+    rows, width = misses.shape
+    share = rows / (rows + width)
+    left_over: Array = share / rows * misses.T @ misses
+    left_over[np.diag_indices(width)] += (1 - share) * (misses**2).sum() / rows / width
+    return left_over
 
 
 def strengths(squares: Array) -> list[float]:

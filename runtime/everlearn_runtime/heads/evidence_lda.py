@@ -127,6 +127,11 @@ class EvidenceLDA(LDA):
     def _joined(self, joined: Joined) -> Joined:
         return joined._replace(means=self._map(joined.means), between=self._map(joined.between))
 
+    @property
+    def movable(self) -> bool:
+        """No: the evidence is not mapped as other features are."""
+        return False
+
     def _drift(self, before: NDArray[np.float64], after: NDArray[np.float64]) -> Drift:
         return side_by_side([affine_drift(self._map(before), self._map(after)), still(self._tasks)])
 

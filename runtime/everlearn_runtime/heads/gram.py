@@ -68,10 +68,16 @@ class GramSum:
         self._folded = self.value() + other.value()
         self._restart()
 
+    def subtract(self, other: GramSum) -> None:
+        """Take out what another sum has seen and this one too."""
+        self._folded = self.value() - other.value()
+        self._restart()
+
     def transform(self, linear: NDArray[np.float64], gain: NDArray[np.float64] | float = 0.0) -> None:
-        """Become the sum over all rows r_i' A, for a map A (width, width), and a symmetric gain."""
+        """Become the sum over all rows r_i' A, for a map A (width, new width), and a symmetric gain."""
         moved = linear.T @ self.value() @ linear + gain
         self._folded = (moved + moved.T) / 2  # symmetric to the bit, as what is packed has to be
+        self.width = len(moved)
         self._restart()
 
     def scale(self, factor: float) -> None:

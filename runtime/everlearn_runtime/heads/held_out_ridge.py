@@ -124,6 +124,11 @@ class HeldOutRidge(Ridge):
         """Whether so many rows of so many classes say anything about lambda."""
         return classes > 1 and held_out >= max(1, min(DECISIVE, self._held_out / 2))
 
+    @property
+    def movable(self) -> bool:
+        """No: the lambda was chosen on samples that were held out."""
+        return False
+
     def _merge_shared(self, other: Ridge, joined: Joined) -> None:
         assert isinstance(other, HeldOutRidge)
         super()._merge_shared(other, joined)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from everlearn_runtime.heads.base import Solution
 from everlearn_runtime.heads.drift import Drift
+from everlearn_runtime.heads.gram import GramSum
 from everlearn_runtime.heads.running import Step, row_products
 from everlearn_runtime.heads.second_order import SecondOrder
 from everlearn_runtime.heads.sums import Joined
@@ -111,6 +112,19 @@ class LDA(SecondOrder):
         """A shift moves no scatter; what the map leaves over adds to it as other noise does."""
         free = int(self._counts[places].sum()) + gone - len(places)  # a class of one sample has no scatter
         return free * drift.left_over
+
+    @property
+    def movable(self) -> bool:
+        """Where no sums of each class are kept apart: means and a scatter."""
+        return self._own is None
+
+    def _since_shared(self, now: LDA, earlier: LDA, joined: Joined) -> None:
+        before = GramSum(self._gram.width)
+        before.merge(earlier._gram)
+        before.add(joined.between)
+        self._gram.merge(now._gram)
+        self._gram.subtract(before)
+        self._seen = now._seen - earlier._seen
 
     def _merge_shared(self, other: LDA, joined: Joined) -> None:
         self._merge_gram(other, joined.between, owners_of_between(joined), joined)

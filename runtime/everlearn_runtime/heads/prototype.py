@@ -74,6 +74,11 @@ class Prototypes(Head):
         """See `Head`: it is so as it is."""
         return copy.deepcopy(self)
 
+    @property
+    def movable(self) -> bool:
+        """Yes: means."""
+        return True
+
     def _check_width(self, width: int) -> None:
         if self._sections is not None and sum(self._sections) != width:
             raise ValueError(

@@ -231,6 +231,22 @@ class Ridge(SecondOrder):
         gain += shift.T
         return gain
 
+    @property
+    def movable(self) -> bool:
+        """Without a projection, whose features a map of those before it cannot move, and without own sums."""
+        return self._projection is None and self._own is None
+
+    def _since_shared(self, now: Ridge, earlier: Ridge, joined: Joined) -> None:
+        self._gram.merge(now._gram)
+        self._gram.subtract(earlier._gram)
+        self._seen = now._seen - earlier._seen
+        self._background = now._total() - earlier._total() - self._targets().sum(axis=0)
+
+    def _total(self) -> NDArray[np.float64]:
+        """The sum of all h."""
+        total: NDArray[np.float64] = self._targets().sum(axis=0) + self._background
+        return total
+
     def _merge_shared(self, other: Ridge, joined: Joined) -> None:
         none = np.zeros((0, self._gram.width)), np.zeros(0, dtype=np.intp)
         self._merge_gram(other, *none, joined)

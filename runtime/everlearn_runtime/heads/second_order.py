@@ -174,6 +174,10 @@ class SecondOrder(Head):
         self._carry_gram(drift)
         self._settle_shared()
 
+    def _move_shared(self, drift: Drift) -> None:
+        self._carry_gram(drift)
+        self._settle_shared()
+
     def _carry_gram(self, drift: Drift) -> None:
         """Move G along, the class means having moved."""
         pooled, sum_of_them = list(range(len(self._counts))), self._gram

@@ -107,6 +107,11 @@ class StreamingLDA(LDA):
         self._scatter_of = self._seen
         super()._settle_shared()
 
+    @property
+    def movable(self) -> bool:
+        """No: the scatter depends on the order of the samples."""
+        return False
+
     def _carry_shared(self, before: NDArray[np.float64], after: NDArray[np.float64], drift: Any) -> None:
         self._settle_shared()
         super()._carry_shared(before, after, drift)

@@ -113,7 +113,7 @@ def check_companion(path: Path) -> None:
         StateError: They do not, or the file is not readable.
     """
     wal = companion(path)
-    own = _read_alone(path)
+    own = read_alone(path)
     if own is None:
         return
     if not wal.exists():
@@ -140,7 +140,7 @@ def check_companion(path: Path) -> None:
         raise stranger
 
 
-def _read_alone(path: Path) -> Anchor | None:
+def read_alone(path: Path) -> Anchor | None:
     """The anchor of a file without its WAL; None if it is of another schema, or says nothing by itself.
 
     While the WAL is moved into it, a file is neither what it was nor what it will be; a process may die,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from everlearn_runtime.errors import StateError
+from everlearn_runtime.errors import OtherModel, StateError
 from everlearn_runtime.heads import Head, HeadState, from_state
 from everlearn_runtime.state.anchor import Anchor, read_anchor
 from everlearn_runtime.state.database import damaged, rows, senseless
@@ -74,10 +74,11 @@ class Archive:
         """
         anchor = read_anchor(self.database, self._path)
         if anchor.model != self._model:
-            raise StateError(
+            raise OtherModel(
                 f"{self._path} belongs to another bundle, with another graph or head "
                 f"({anchor.model[:12]}..., not {self._model[:12]}...); "
-                "open it with that one, or give a new file to start from this one"
+                "open it with that one, or give a new file to start from this one",
+                anchor.model,
             )
         return anchor
 

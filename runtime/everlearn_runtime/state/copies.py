@@ -101,7 +101,7 @@ def start_file(path: Path, anchor: Anchor, event: Event, head: Callable[[], Head
     Args:
         path: Its place.
         anchor: Names the file; ``seq`` is the event's.
-        event: "start" or "purge".
+        event: "start", "purge" or "migrate".
         head: Makes what is known after it, settled; None: the bundle's own head.
 
     Returns:

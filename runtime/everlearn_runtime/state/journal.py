@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from everlearn_runtime.heads import Head
 from everlearn_runtime.state.versions import Version
 
-KINDS = ("learn", "forget", "rollback", "settle", "start", "purge")
+KINDS = ("learn", "forget", "rollback", "settle", "start", "purge", "migrate")
 DTYPES = ("<f4", "<f8")
 FORMS = ("", "exact", "pooled")
 LATEST = (1 << 47) - 1  # milliseconds; the year 6429
@@ -30,8 +30,8 @@ class Event:
 
     Args:
         kind: "learn" and "forget"; "rollback"; "settle", which is no version of its own: the head
-            finished what it had put off, as it must before a snapshot; "start" and "purge", with
-            which a file begins.
+            finished what it had put off, as it must before a snapshot; "start", "purge"
+            and "migrate", with which a file begins.
         version: The version that it makes.
         time: Milliseconds since 1970, UTC.
         labels: Of "learn", one for each row; of "forget", the class.

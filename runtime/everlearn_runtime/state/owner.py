@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from everlearn_runtime.errors import StateError
 from everlearn_runtime.heads import Head
-from everlearn_runtime.state.anchor import Anchor, check_companion, check_kind, new_anchor
+from everlearn_runtime.state.anchor import Anchor, check_companion, check_kind, new_anchor, read_alone
 from everlearn_runtime.state.archive import ENTRY_BYTES, Archive, lineage
 from everlearn_runtime.state.copies import Backup, clear_leftovers, start_file
 from everlearn_runtime.state.database import (
@@ -201,6 +201,34 @@ class Owner:
         self._rebuild()
         return event.told()
 
+    def migrate(self, model: str, base: Callable[[], Head], head: Head) -> Path:
+        """Go on with another model, and keep what there is now as a file beside.
+
+        A process that dies on the way leaves this state as it was, or the new one.
+
+        Args:
+            model: sha256 of the new graph and head.
+            base: Makes the new bundle's own head.
+            head: What is known from now on, settled.
+
+        Returns:
+            The old state's place: named after what it says, so that another try finds it.
+
+        Raises:
+            StateError: It could not be written; the state is as it was.
+        """
+        kept = self._keep_copy()
+        for job in self._backups:
+            job.discard()
+        event = Event("migrate", self._anchor.version + 1, now())
+        anchor = replace(new_anchor(model), seq=self._anchor.seq + 1)
+        self._sure = False
+        self._file.close(clean=bool(self._anchor.clean))
+        self._file.put(start_file(self.path, anchor, event, lambda: head))
+        self._model, self._base = model, base
+        self._rebuild()
+        return kept
+
     def backup(self, path: str | Path) -> Backup:
         """Begin a copy of the state as it is now; its steps may come between changes.
 
@@ -224,6 +252,23 @@ class Owner:
             self._file.release()
 
     # How.
+
+    def _keep_copy(self) -> Path:
+        """Copy the state beside its place, unless that was done before."""
+        self._archive()
+        path = self.path.with_name(f"{self.path.name}.before-{self._anchor.digest.hex()[:12]}")
+        if path.exists():
+            there = read_alone(path)
+            if there is None or there.digest != self._anchor.digest:
+                raise StateError(f"{path} is in the way of a copy of {self.path}; move it elsewhere")
+            return path
+        job = self.backup(path)
+        try:
+            while not job.step():
+                pass
+        finally:
+            job.discard()
+        return path
 
     def _before_last_change(self) -> int | None:
         """The version before the last change that has not been taken back, if it can be reached."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from everlearn_runtime.bundle import load_arrays
-from everlearn_runtime.errors import StateError
+from everlearn_runtime.errors import OtherModel
 from everlearn_runtime.heads import Head, HeadState, from_state
 from everlearn_runtime.state.database import connect, damaged, rows, sqlite_errors
 
@@ -32,9 +32,10 @@ def read_schema1(database: sqlite3.Connection, path: Path, bundle: str) -> Head:
         raise damaged(path, f"{len(snapshots)} snapshots")
     owner, seq, text, blob, digest = snapshots[0]
     if owner != bundle:
-        raise StateError(
+        raise OtherModel(
             f"{path} belongs to another bundle ({str(owner)[:12]}..., not {bundle[:12]}...); "
-            "open it with that one, or give a new file to start from this one"
+            "open it with that one, or give a new file to start from this one",
+            str(owner),
         )
     if digest != _digest(seq, text, blob):
         raise damaged(path, "the snapshot does not match its checksum")

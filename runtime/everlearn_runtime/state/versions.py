@@ -15,7 +15,7 @@ class Version:
         number: Counts from 0, the bundle's own head. Every change counts on, also one that takes
             another back.
         time: When, in UTC, by the device's clock. Order is by number; clocks are set back.
-        kind: "start", "learn", "forget", "purge" or "rollback".
+        kind: "start", "learn", "forget", "purge", "rollback", or "migrate" to another model.
         counts: Samples of each class that were learned or forgotten. Empty for the other kinds; a
             purge names nothing.
         to: Of a rollback, the number of the version that it went back to.
