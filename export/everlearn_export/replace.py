@@ -15,8 +15,7 @@ from everlearn_runtime.heads.drift import affine_map
 from everlearn_runtime.migration import Replaced
 
 BATCH = 32
-FOLDS = 5
-LEAST_IMAGES = 8
+FOLDS = 5  # and at least as many images
 
 Array = NDArray[np.float64]
 
@@ -58,10 +57,10 @@ def fit_map(
         ValueError: The heads do not go together, or there are too few images.
     """
     check_replaces(old, head)
-    if len(before_images) < LEAST_IMAGES:
+    if len(before_images) < FOLDS:
         raise ValueError(
             f"{len(before_images)} images to fit the map from {old.path} on; give at least "
-            f"{LEAST_IMAGES}, better some hundreds"
+            f"{FOLDS}, better some hundreds"
         )
     backend = OnnxRuntime(old.features)
     try:

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -93,14 +94,17 @@ def _parser() -> argparse.ArgumentParser:
     rollback.add_argument("version", metavar="VERSION", type=int, help="its number, see history")
     backup = command("backup", _backup, "copy the state")
     backup.add_argument("to", metavar="TO", help="the copy's place")
-    for sub in (learn, forget, history, undo, rollback, backup):
+    migrate = command("migrate", _migrate, "carry over what was learned with the bundle before this one")
+    for sub in (learn, forget, history, undo, rollback, backup, migrate):
         sub.add_argument(
             "--state", metavar="FILE", required=True, help="where this device keeps what it learns"
         )
     return parser
 
 
-def _open(arguments: argparse.Namespace, *, new: bool = False, read_only: bool = False) -> EdgeLearner:
+def _open(
+    arguments: argparse.Namespace, *, new: bool = False, read_only: bool = False, migrate: bool = False
+) -> EdgeLearner:
     if arguments.state is not None and not new and not Path(arguments.state).is_file():
         raise ValueError(f"{arguments.state}: no such state file; `everlearn-device learn` makes one")
     return EdgeLearner.open(
@@ -109,6 +113,7 @@ def _open(arguments: argparse.Namespace, *, new: bool = False, read_only: bool =
         providers=arguments.provider,
         threads=arguments.threads,
         read_only=read_only and arguments.state is not None,
+        migrate=migrate,
     )
 
 
@@ -202,6 +207,21 @@ def _backup(arguments: argparse.Namespace) -> tuple[Any, str]:
         learner.backup(arguments.to)
         version = learner.version
     return {"to": arguments.to, "version": version}, f"copied version {version} to {arguments.to}"
+
+
+def _migrate(arguments: argparse.Namespace) -> tuple[Any, str]:
+    with _open(arguments, migrate=True) as learner:
+        moved, counts = learner.migrated, learner.counts
+    if moved is None:
+        return {"migrated": None, "classes": counts}, "nothing to do: the state goes with this bundle already"
+    said = {**asdict(moved), "kept": str(moved.kept), "forgotten": list(moved.forgotten)}
+    agree = "" if moved.agreement is None else f", {moved.agreement:.0%} of classes agree"
+    text = (
+        f"carried over {sum(moved.learned.values())} samples of {len(moved.learned)} classes; the map, from "
+        f"{moved.images} images, explains {moved.explained:.1%} of the variance{agree}. "
+        f"The state as it was is {moved.kept}"
+    )
+    return {"migrated": said, "classes": counts}, text
 
 
 def _status(arguments: argparse.Namespace) -> tuple[Any, str]:

@@ -121,6 +121,8 @@ class EdgeLearner:
             raise ValueError(f"state is {state}, inside the bundle; bundles are read-only, put it next to it")
         if read_only and state is None:
             raise ValueError("read_only=True without a state; give the state file to read")
+        if migrate and state is None:
+            raise ValueError("migrate=True without a state; give the state file to carry over")
         if read_only and migrate:
             raise ValueError(
                 "migrate=True with read_only=True; let the learner that owns the state migrate it"

@@ -115,6 +115,12 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--removable", action="store_true", help="let the device forget exactly what it learns itself"
     )
+    export.add_argument(
+        "--replaces",
+        metavar="OLD",
+        help="the bundle that devices have now; with the images of --images, what they have learned can be "
+        "carried over to the new one",
+    )
     export.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
 
     report = commands.add_parser(
@@ -305,7 +311,11 @@ def _export(arguments: argparse.Namespace) -> None:
     learner = Learner.load(arguments.learner)
     images = load(arguments.images)[1] if arguments.images else None
     manifest = learner.export(
-        arguments.out, images=images, removable=arguments.removable, overwrite=arguments.overwrite
+        arguments.out,
+        images=images,
+        replaces=arguments.replaces,
+        removable=arguments.removable,
+        overwrite=arguments.overwrite,
     )
     parity = manifest.parity
     print(
@@ -313,6 +323,12 @@ def _export(arguments: argparse.Namespace) -> None:
         f"from torch by at most {parity['max_abs_difference']:.1e}, {parity['top1_agreement']:.0%} of "
         "classes agree"
     )
+    if (old := manifest.replaces) is not None:
+        agree = "" if old["agreement"] is None else f", {old['agreement']:.0%} of classes agree"
+        print(
+            f"replaces {arguments.replaces}: on {old['images']} images the map explains "
+            f"{old['explained']:.1%} of the variance{agree}"
+        )
 
 
 def _report(arguments: argparse.Namespace) -> None:

@@ -72,7 +72,7 @@ def test_heads_that_do_not_go_together_are_refused_before_anything_is_written(tm
         learner.export(tmp_path / "new", replaces=old)
     with pytest.raises(ValueError, match=r"cannot be replaced: Ridge.* keeps more than sums"):
         make(Ridge(projection=16)).export(tmp_path / "new", replaces=old)
-    with pytest.raises(ValueError, match=r"3 images to fit the map.*at least 8"):
+    with pytest.raises(ValueError, match=r"3 images to fit the map.*at least 5"):
         make(LDA()).export(tmp_path / "new", replaces=old, images=coloured("a", 3))
     with pytest.raises(BundleError, match="no such folder"):
         learner.export(tmp_path / "new", replaces=tmp_path / "none")

@@ -33,6 +33,7 @@ from everlearn_runtime import (
     write_bundle,
 )
 from everlearn_runtime.bundle import dump_arrays, load_arrays
+from everlearn_runtime.cli import main
 from everlearn_runtime.edge import model_of
 from everlearn_runtime.heads.drift import _regressed, affine_drift, affine_map
 from everlearn_runtime.migration import Replaced
@@ -211,6 +212,8 @@ def test_without_migrate_the_error_names_it(lda: Pair, learned: Path) -> None:
     for read_only in (False, True):
         with pytest.raises(StateError, match=r"another bundle.*migrate=True carries over"):
             EdgeLearner.open(lda.new, state=learned, read_only=read_only, threads=1)
+    with pytest.raises(ValueError, match="migrate=True without a state"):
+        EdgeLearner.open(lda.new, migrate=True, threads=1)
     with pytest.raises(ValueError, match="migrate=True with read_only=True"):
         EdgeLearner.open(lda.new, state=learned, read_only=True, migrate=True, threads=1)
     assert learned.read_bytes() == before
@@ -338,6 +341,23 @@ def test_a_process_that_dies_beside_a_rename_leaves_one_of_the_two(lda: Pair, le
         lda.learn(expected)
         lda.same(edge, expected)
     assert len(list(learned.parent.glob("device.db.before-*"))) == 1
+
+
+def test_from_the_command_line(lda: Pair, learned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [str(lda.new), "--state", str(learned)]
+    assert main(["status", *asked]) == 2
+    assert "migrate=True" in capsys.readouterr().err
+    assert main(["migrate", *asked, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["migrated"]["learned"] == {"mug": 3, "fork": 5, "spoon": 4, "pen": 2}
+    assert Path(said["migrated"]["kept"]).is_file()
+    assert said["classes"]["mug"] == 7
+    assert main(["migrate", *asked]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert main(["migrate", str(lda.old), "--state", said["migrated"]["kept"]]) == 0
+    os.replace(said["migrated"]["kept"], learned)
+    assert main(["migrate", *asked]) == 0
+    assert "carried over 14 samples of 4 classes; the map, from 120 images" in capsys.readouterr().out
 
 
 # The bundle

@@ -61,6 +61,12 @@ def test_train_export_and_predict(data: Path, tmp_path: Path, capsys: Output) ->
     assert said.startswith(f"{bundle}: 5 classes; on ")
     assert said.endswith("100% of classes agree\n")
 
+    replaces = ["--out", str(tmp_path / "next"), *verify_on, "--replaces", str(bundle)]
+    assert main(["export", str(run), *replaces]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith(f"replaces {bundle}: on ")
+    assert said.endswith("the map explains 100.0% of the variance, 100% of classes agree")
+
     images = [str(path) for path in (sorted(data.glob("c/*.png"))[:2])]
     assert main(["predict", str(bundle), *images]) == 0
     lines = capsys.readouterr().out.splitlines()
