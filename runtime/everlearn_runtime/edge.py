@@ -116,6 +116,8 @@ class EdgeLearner:
             MissingExtra: onnxruntime is not installed.
             ValueError: A provider that is not there, or an argument out of range.
         """
+        if state is not None and not isinstance(state, (str, os.PathLike)):
+            raise ValueError(f"state is {state!r}; give a path, or None")
         opened = Bundle.open(bundle)
         if state is not None and Path(state).resolve().is_relative_to(opened.path.resolve()):
             raise ValueError(f"state is {state}, inside the bundle; bundles are read-only, put it next to it")

@@ -19,7 +19,7 @@ from everlearn_runtime.state.database import (
     rows,
     sqlite_errors,
 )
-from everlearn_runtime.state.view import companion, view
+from everlearn_runtime.state.view import WAL_HEADER, companion, view
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,11 @@ def check_companion(path: Path) -> None:
     own = read_alone(path)
     if own is None:
         return
-    if not wal.exists():
+    missing = "missing" if not wal.exists() else "empty" if wal.stat().st_size < WAL_HEADER.size else ""
+    if missing:
         if not own.clean:
             raise StateError(
-                f"{wal} is missing: {path} was in use when it was copied or its process died, and what was "
+                f"{wal} is {missing}: {path} was in use when it was copied or its process died, and what was "
                 f"learned last is in that companion; copy both, or make copies with backup()"
             )
         return

@@ -49,8 +49,8 @@ class StateFile:
         if str(path) == ":memory:":
             raise StateError("':memory:' would keep nothing; give a file, or state=None")
         self.path = Path(os.path.realpath(path))
-        if self.path.is_dir() or not self.path.parent.is_dir():
-            raise StateError(f"{path}: a state is one file in a folder that exists")
+        if not self.path.parent.is_dir() or (self.path.exists() and not self.path.is_file()):
+            raise StateError(f"{path}: a state is one ordinary file in a folder that exists")
         self.companion = companion(self.path)
         self._durable = durable
         self._database: sqlite3.Connection | None = None
@@ -77,6 +77,7 @@ class StateFile:
         if self._prepared:
             return
         if not self._lock.holds(self.path):
+            self._lock.release()
             self._lock = self._next_lock
         with sqlite_errors(self.path):
             # Never a second connection beside one that is open: when it closes, it takes the WAL along.
@@ -91,6 +92,7 @@ class StateFile:
         """Put a new file into the place of this one, which is closed."""
         self._next_lock = file.lock  # so that it is known which one is held, wherever an interrupt comes
         file.place()
+        self._lock.release()
         self._lock = file.lock
 
     def begin_session(self, anchor: Anchor) -> Anchor:

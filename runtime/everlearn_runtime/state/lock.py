@@ -45,7 +45,8 @@ class FileLock:
     def __init__(self, path: Path, *, create: bool = False) -> None:
         self._pid = os.getpid()
         more = os.O_CREAT if create else 0
-        # A file object, which closes at most once, and when it is gone: an interrupt may come at any time.
+        # A file object, which closes at most once, and by itself when it is gone: an interrupt may come
+        # at any time.
         self._file = FileIO(path, "r+", opener=lambda name, flags: os.open(name, flags | more, 0o644))
         try:
             _lock(self._file.fileno())
@@ -60,11 +61,9 @@ class FileLock:
     def holds(self, path: Path) -> bool:
         """Whether this path still is the file that was locked."""
         try:
-            found = os.stat(path)
+            return not self._file.closed and os.path.samestat(os.stat(path), os.fstat(self.fileno()))
         except OSError:
             return False
-        own = os.fstat(self.fileno())
-        return (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)
 
     def fileno(self) -> int:
         """The open file."""
@@ -84,10 +83,6 @@ class FileLock:
             with suppress(OSError):  # by name, because a forked child may still have the same open file
                 _unlock(self.fileno())
         self._file.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            self.release()
 
 
 @contextmanager

@@ -149,10 +149,12 @@ class Reader:
                 time.sleep(WAIT)
             try:
                 return self._read_once(use)
-            except (StateError, sqlite3.Error) as error:
+            except (StateError, sqlite3.Error, OSError) as error:
                 problem = error
         if isinstance(problem, sqlite3.Error):
             raise explained(self.path, problem) from problem
+        if isinstance(problem, OSError):
+            raise StateError(f"{self.path}: {problem.strerror}; it cannot be read any more") from problem
         raise problem
 
     def _read_once(self, use: Callable[[sqlite3.Connection], Result]) -> Result:

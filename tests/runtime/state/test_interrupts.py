@@ -49,13 +49,16 @@ def interrupts() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        behind: BaseException | None = error
-        while behind is not None and not isinstance(behind, (KeyboardInterrupt, MemoryError)):
-            behind = behind.__context__
         # CPython 3.11 takes the wrong thing from its stack when a trace function raises while a `with`
         # block is left; no interrupt of the real world comes at that place.
-        if behind is None and str(error) != "'traceback' object is not callable":
+        if not is_interrupt(error) and str(error) != "'traceback' object is not callable":
             raise
+
+
+def is_interrupt(error: BaseException | None) -> bool:
+    if error is None or isinstance(error, (KeyboardInterrupt, MemoryError)):
+        return error is not None
+    return is_interrupt(error.__context__)
 
 
 def warm_up(owner: Owner, changes: int) -> None:
@@ -148,6 +151,39 @@ def test_those_changes_go_through_every_stage_of_a_fold(tmp_path: Path, folds_ea
                 owner.learn(rows(1), ["b"])
         passed |= bomb.passed
     assert passed >= {"begin", "write", "go_on", "tidy", "prune", "sweep"}
+
+
+@pytest.mark.parametrize("stage", ["new", "closed", "died"])
+def test_an_interrupt_while_it_is_opened(tmp_path: Path, stage: str) -> None:
+    ready, path = tmp_path / "ready.db", tmp_path / "s" / "s.db"
+    path.parent.mkdir()
+    prepare(ready, HEADS["lda"], 3)
+    dead = own(ready)
+    dead.learn(rows(1), ["b"])
+    wanted = (0, bits(HEADS["lda"]())) if stage == "new" else (dead.version, bits(dead.head))
+    if stage == "closed":
+        dead.close()
+
+    def lay_out() -> None:
+        for entry in path.parent.iterdir():
+            entry.unlink()
+        if stage != "new":
+            shutil.copy(crashed(ready, tmp_path / "left"), path)
+        if stage == "died":
+            shutil.copy(tmp_path / "left" / "ready.db-wal", path.with_name("s.db-wal"))
+
+    lay_out()
+    with Bomb(-1) as bomb:
+        own(path).close()
+    for at in range(0, bomb.count, 1 if TORTURE else 29):
+        lay_out()
+        with Bomb(at), interrupts():
+            own(path).close()
+        with opened(path) as again:
+            assert (again.version, bits(again.head)) == wanted, at
+            again.learn(rows(1), ["b"])
+        assert [entry.name for entry in path.parent.iterdir()] == ["s.db"]
+    dead.close()
 
 
 def test_an_interrupt_that_is_still_being_handled(tmp_path: Path) -> None:

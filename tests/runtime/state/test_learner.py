@@ -71,6 +71,8 @@ def test_a_session_with_versions(bundle: Path, tmp_path: Path, make_images: Make
 def test_arguments_that_do_not_go_together(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="read_only=True without a state"):
         EdgeLearner.open(bundle, read_only=True)
+    with pytest.raises(ValueError, match="state is 7; give a path"):
+        EdgeLearner.open(bundle, state=7)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="retention is -1"):
         EdgeLearner.open(bundle, state=tmp_path / "s.db", retention=-1)
     with EdgeLearner.open(bundle) as learner:

@@ -340,13 +340,16 @@ def test_it_goes_with_one_graph_and_head(tmp_path: Path) -> None:
 
 def test_files_that_are_no_state_are_left_alone(tmp_path: Path) -> None:
     text, other, folder = tmp_path / "a.txt", tmp_path / "other.db", tmp_path / "folder"
+    fifo = tmp_path / "fifo"
     text.write_text("my diary " * 200)
     folder.mkdir()
+    os.mkfifo(fifo)
     change(other, "CREATE TABLE diary (day TEXT)")
     for path, says in (
         (text, "no state file"),
         (other, "some other SQLite database"),
-        (folder, "one file in a folder"),
+        (folder, "one ordinary file in a folder"),
+        (fifo, "one ordinary file in a folder"),
     ):
         before = path.read_bytes() if path.is_file() else b""
         with pytest.raises(StateError, match=says):
@@ -356,7 +359,7 @@ def test_files_that_are_no_state_are_left_alone(tmp_path: Path) -> None:
         own(tmp_path / "none" / "s.db")
     with pytest.raises(StateError, match="keep nothing"):
         own(Path(":memory:"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "folder", "other.db"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "fifo", "folder", "other.db"]
 
 
 @pytest.mark.parametrize(("schema", "says"), [(9, "schema 9.*upgrade"), (-1, "schema -1"), (0, "schema 0")])
@@ -392,6 +395,9 @@ def test_a_companion_that_is_missing_or_of_another_file(tmp_path: Path) -> None:
     wal = left.with_name("s.db-wal")
     stale = wal.read_bytes()
     for open_ in (own, read):
+        wal.write_bytes(b"")
+        with pytest.raises(StateError, match=r"s\.db-wal is empty"):
+            open_(left)
         wal.unlink()
         with pytest.raises(StateError, match=r"s\.db-wal is missing"):
             open_(left)
