@@ -62,6 +62,8 @@ def check_labels(labels: Sequence[str]) -> list[str]:
     try:
         count = len(labels) if ordered else -1
         names = list(labels) if 0 <= count <= MOST_LABELS else []
+    except MemoryError:
+        raise
     except Exception:
         count = -1
     if count < 0:

@@ -27,7 +27,7 @@ from everlearn_runtime.state.view import companion
 
 # The WAL goes into the file when it has about this much, or, where somebody always reads, so many
 # times as much.
-CHECKPOINT_BYTES = 4 << 20
+CHECKPOINT_BYTES = 8 << 20
 PATIENCE = 4
 
 
@@ -149,8 +149,8 @@ class StateFile:
             )
 
     def wrote(self, size: int) -> None:
-        """Note so many bytes in the WAL, and what comes with them; readers may come in again."""
-        self._wal_bytes += size + 6 * PAGE_BYTES
+        """Note a transaction of so many bytes in the WAL; readers may come in again."""
+        self._wal_bytes += size + 3 * PAGE_BYTES
         self._lock.let_read()
 
     def move_wal(self) -> None:
