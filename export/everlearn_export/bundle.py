@@ -1,5 +1,6 @@
 """Write a bundle: export, verify, and only then put it in place."""
 
+import copy
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,13 +14,18 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm.auto import tqdm
 
+from everlearn_export.layers import worst_layers
 from everlearn_export.onnx import to_onnx, with_preprocessing
+from everlearn_export.precision import check_precision, lower
 from everlearn_export.replace import check_replaces, fit_map, in_batches
-from everlearn_export.verify import verify
+from everlearn_export.verify import LIMITS, Limits, ParityError, verify
 from everlearn_runtime.backends.onnxruntime import OnnxRuntime
 from everlearn_runtime.bundle import Bundle, Manifest, check_target, write_bundle
 from everlearn_runtime.heads import Head
 from everlearn_runtime.images import InputSpec
+
+SAMPLE = 8
+"""Images on which layers are compared."""
 
 
 def export_bundle(
@@ -33,7 +39,10 @@ def export_bundle(
     sections: Sequence[int],
     images: NDArray[np.uint8],
     training: dict[str, Any],
-    tolerance: float = 1e-4,
+    precision: str = "fp32",
+    target: str = "cpu",
+    labels: Sequence[str] | None = None,
+    tolerance: float | None = None,
     replaces: tuple[Bundle, NDArray[np.uint8], NDArray[np.uint8]] | None = None,
     overwrite: bool = False,
     progress: bool | None = None,
@@ -44,13 +53,18 @@ def export_bundle(
         path: folder to write.
         features: module on the CPU, in evaluation mode, from normalised float32 (B, 3, H, W) to
             (B, F).
-        head: what the device starts from.
+        head: what the device starts from. In another precision than 32 bits its statistics follow: the
+            map from the model's features to the graph's is fitted on the images (`Head.carry`).
         input: size and resizing of the images.
         mean, std: channel normalisation for pixels in [0, 1]; it goes into the graph.
         sections: widths of the feature sections; they add up to F.
         images: real images to verify on, uint8 (N, H, W, 3) of the input size.
         training: how the model came to be, for the manifest.
-        tolerance: see `verify`.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``, see `everlearn_export.precision`.
+        target: where an int8 graph will run: ``"cpu"`` or ``"tensorrt"``.
+        labels: the classes of the images, where they are known: the gate then counts what a lower
+            precision costs in accuracy, too.
+        tolerance: `Limits.within` this in place of the precision's own limits.
         replaces: a bundle whose states can then be carried over to this one, and images to fit the map
             between the two on: as the old graph takes them, and the same as the new one does.
         overwrite: replace a bundle that is there.
@@ -60,11 +74,13 @@ def export_bundle(
         The manifest as written.
 
     Raises:
-        ParityError: the graph does not compute what the module does; nothing is written.
-        ValueError: ``path`` is taken, the images are not of the input size, or what devices have
-            learned with the old bundle does not go into this head.
+        ParityError: the graph does not compute what the module does; nothing is written. In a lower
+            precision the worst layers are named.
+        ValueError: ``path`` is taken, there is no such precision, the images are not of the input size,
+            or what devices have learned with the old bundle does not go into this head.
     """
     check_target(Path(path), overwrite)
+    check_precision(precision, target)
     input.check(images)
     if replaces is not None:
         check_replaces(replaces[0], head)
@@ -78,7 +94,8 @@ def export_bundle(
     quiet = None if progress is None else not progress  # None: quiet without a terminal
     with tqdm(total=2, unit="step", leave=False, disable=quiet) as bar:
         bar.set_description("export: torch to ONNX")
-        graph = to_onnx(module, input)
+        exact = to_onnx(module, input)
+        graph = lower(exact, precision, target, images)
         bar.update()
         bar.set_description("export: verify against torch")
         with tempfile.TemporaryDirectory() as folder:
@@ -86,21 +103,42 @@ def export_bundle(
             file.write_bytes(graph)
             backend = OnnxRuntime(file)
             try:
-                parity = verify(reference, backend.run, images, head, sections=sections, tolerance=tolerance)
+                own = head
+                if precision != "fp32":
+                    own = copy.deepcopy(head)
+                    own.carry(in_batches(reference, images), in_batches(backend.run, images))
+                parity = verify(
+                    reference,
+                    backend.run,
+                    images,
+                    head,
+                    own=own,
+                    labels=labels,
+                    sections=sections,
+                    limits=LIMITS[precision] if tolerance is None else Limits.within(tolerance),
+                )
                 if replaces is not None:
                     old, before, after = replaces
-                    replaced = fit_map(old, head, before, in_batches(backend.run, after))
+                    replaced = fit_map(old, own, before, in_batches(backend.run, after))
+            except ParityError as error:
+                if precision == "fp32":
+                    raise
+                worst = worst_layers(exact, graph, images[:SAMPLE])
+                raise ParityError(
+                    f"{error}; in {precision} most is lost at {', '.join(worst)} (of the values' size); "
+                    "take a higher precision, or images like those of the device"
+                ) from None
             finally:
                 backend.close()
         bar.update()
     return write_bundle(
         path,
         features=graph,
-        head=head,
+        head=own,
         input=input,
         sections=sections,
         training=training,
-        parity=asdict(parity),
+        parity={**asdict(parity), "precision": precision, "target": target},
         everlearn=version("everlearn"),
         replaces=replaced,
         overwrite=overwrite,

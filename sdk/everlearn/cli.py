@@ -23,6 +23,8 @@ from everlearn.learner import Learner
 from everlearn.methods import NTKCL
 from everlearn.precision import PRECISIONS, resolve
 from everlearn.report import write_report
+from everlearn_export.precision import PRECISIONS as GRAPH_PRECISIONS
+from everlearn_export.precision import TARGETS
 from everlearn_runtime import cli as device
 from everlearn_runtime.errors import MissingExtra
 
@@ -112,6 +114,15 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("learner", metavar="RUN", help="what train wrote")
     export.add_argument("--out", metavar="BUNDLE", required=True, help="folder for the bundle")
     export.add_argument("--images", metavar="DATA", help="verify on the test images of this data set")
+    export.add_argument(
+        "--precision",
+        choices=GRAPH_PRECISIONS,
+        default="fp32",
+        help="of the graph: fp16 for GPUs, int8 for CPUs",
+    )
+    export.add_argument(
+        "--target", choices=TARGETS, default="cpu", help="where an int8 graph will run (default: cpu)"
+    )
     export.add_argument(
         "--removable", action="store_true", help="let the device forget exactly what it learns itself"
     )
@@ -313,6 +324,8 @@ def _export(arguments: argparse.Namespace) -> None:
     manifest = learner.export(
         arguments.out,
         images=images,
+        precision=arguments.precision,
+        target=arguments.target,
         replaces=arguments.replaces,
         removable=arguments.removable,
         overwrite=arguments.overwrite,
@@ -323,6 +336,9 @@ def _export(arguments: argparse.Namespace) -> None:
         f"from torch by at most {parity['max_abs_difference']:.1e}, {parity['top1_agreement']:.0%} of "
         "classes agree"
     )
+    if parity["precision"] != "fp32" and parity["accuracy"]:
+        before, after = parity["accuracy"]
+        print(f"{parity['precision']}: {after:.1%} of these images in their class, {before:.1%} by torch")
     if (old := manifest.replaces) is not None:
         agree = "" if old["agreement"] is None else f", {old['agreement']:.0%} of classes agree"
         print(

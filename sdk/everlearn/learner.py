@@ -39,6 +39,7 @@ from everlearn_runtime.images import prepare_batch
 
 DEFAULT_AUGMENTATION = Augmentation()
 MAP_IMAGES = 512  # on which the map from a bundle to the one that replaces it is fitted, at most
+LOWER_PRECISION_IMAGES = 512  # on which a graph's scales are found and its losses seen, at most
 
 _ATTACH, _BEGIN, _EPOCH, _SURVEY, _END = range(5)  # what a stream of random numbers is for
 
@@ -293,8 +294,10 @@ class Learner:
         path: str | Path,
         *,
         images: object | None = None,
+        precision: str = "fp32",
+        target: str = "cpu",
         replaces: str | Path | None = None,
-        tolerance: float = 1e-4,
+        tolerance: float | None = None,
         removable: bool = False,
         overwrite: bool = False,
     ) -> Manifest:
@@ -303,13 +306,21 @@ class Learner:
         Args:
             path: folder to write.
             images: images to verify the graph on (any that `as_images` takes); by default those
-                of the last task when it was learned by this object, otherwise photographs.
+                of the last task when it was learned by this object, otherwise photographs. A lower
+                precision takes up to 512 of them, the more and the more like the device's the better: its
+                scales are found on them, the head's statistics follow, and where all their classes are
+                known the loss of accuracy is held to a limit.
+            precision: of the graph. ``"fp16"``, half the size, is for GPUs. ``"int8"`` is a quarter, and
+                about twice as fast on CPUs with the instructions for it; there an image's features
+                depend a little on those it shares a call with.
+            target: where an int8 graph will run, for no form suits both: ``"cpu"`` or ``"tensorrt"``.
             replaces: the bundle that devices have now. The map from its features to the new ones' is then
                 fitted on the same images, up to 512 of them, the more the better, and put into the
                 bundle: ``EdgeLearner.open(path, state=..., migrate=True)`` carries over what a device
                 has learned. How good the map is stands in the manifest's ``replaces``. Both heads
                 must be of one kind: `Prototypes`, `LDA`, or `Ridge` without a projection.
-            tolerance: how far the graph's features may differ from torch's, relative to their size.
+            tolerance: how far the graph's features may differ from torch's, relative to their size;
+                None: as far as the precision lets expect, see `everlearn_export.LIMITS`.
             removable: let the device forget exactly what it has learned itself (`EdgeLearner.forget`):
                 its head keeps the sums of each class that is new there apart. With LDA, EvidenceLDA and
                 Ridge that takes 4 d (d + 1) + 8 bytes for each such class in the device's head, 2.4 MB
@@ -321,7 +332,8 @@ class Learner:
             ParityError: when the graph's features or classes differ from torch's; nothing is
                 written then.
             BundleError: when ``replaces`` is no bundle.
-            ValueError: when nothing has been learned yet, ``path`` is taken, the head is of a kind that
+            ValueError: when nothing has been learned yet, ``path`` is taken, there is no such precision or
+                nothing that it could be applied to, the head is of a kind that
                 cannot be ``removable``, or what devices have learned with the old bundle does not go
                 into this head.
         """
@@ -329,7 +341,9 @@ class Learner:
             raise ValueError("nothing has been learned yet, so there is nothing to export; call fit first")
         head = self.head.to_removable() if removable else self.head
         sample = as_images(images) if images is not None else self._seen or photographs(64)
-        pixels = self._loader(sample).pixels(_spread(len(sample), 64))
+        spread = _spread(len(sample), 64 if precision == "fp32" else LOWER_PRECISION_IMAGES)
+        pixels = self._loader(sample).pixels(spread)
+        labels = [sample.labels[index] for index in spread]
         replaced = None
         if replaces is not None:
             old, chosen = Bundle.open(replaces), _spread(len(sample), MAP_IMAGES)
@@ -351,6 +365,9 @@ class Learner:
             sections=self.method.sections,
             images=pixels,
             training=record,
+            precision=precision,
+            target=target,
+            labels=labels if set(labels) <= set(self.classes) else None,
             tolerance=tolerance,
             replaces=replaced,
             overwrite=overwrite,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from everlearn import LDA, NTKCL, Frozen, Learner, Prototypes, load_backbone
 from everlearn import learner as learners
 from everlearn.data import photographs
-from everlearn_export import Parity, ParityError, export_bundle, verify
+from everlearn_export import Limits, Parity, ParityError, export_bundle, verify
 from everlearn_export.onnx import quiet, to_onnx, with_preprocessing
 from everlearn_runtime import EdgeLearner, InputSpec, Manifest, OnnxRuntime, from_state, prepare
 
@@ -345,7 +345,10 @@ def test_a_difference_at_one_batch_size_is_found() -> None:
 
     with pytest.raises(ParityError, match=r"differ by up to 0\.001, 0\.0014 of their size "):
         verify(features, specialised, IMAGES, two_classes())
-    assert verify(features, specialised, IMAGES, two_classes(), tolerance=0.002).max_abs_difference > 9e-4
+    assert (
+        verify(features, specialised, IMAGES, two_classes(), limits=Limits.within(0.002)).max_abs_difference
+        > 9e-4
+    )
 
 
 @pytest.mark.parametrize("size", [1e-12, 5e-5, 8868.0, 1e20])
@@ -401,7 +404,7 @@ def test_features_that_are_zero_must_stay_so() -> None:
 
 def test_no_tolerance_lets_everything_pass() -> None:
     with pytest.raises(ParityError):
-        verify(features, features, IMAGES, two_classes(), tolerance=float("nan"))
+        verify(features, features, IMAGES, two_classes(), limits=Limits.within(float("nan")))
     with pytest.raises(ValueError, match="no images to verify on"):
         verify(features, features, IMAGES[:0], two_classes())
 

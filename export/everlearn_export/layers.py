@@ -1,0 +1,81 @@
+"""Where a graph of lower precision loses: its layers beside those of the exact one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+KINDS = ("Conv", "MatMul", "Gemm", "Add", "LayerNormalization", "Softmax", "Gelu")
+LAYERS = 3
+"""So many of the worst are named."""
+
+
+def worst_layers(exact: bytes, lowered: bytes, images: NDArray[np.uint8], count: int = LAYERS) -> list[str]:
+    """The layers at which a lowered graph's values come to differ most from the exact one's.
+
+    The difference of a layer's output is relative to its size, root mean squares over the images; what
+    its inputs already differ by is subtracted.
+
+    Args:
+        exact: the ONNX graph of 32-bit floats.
+        lowered: the same graph in another precision, by `lower`: it has kept the values' names.
+        images: some real ones, uint8 (N, H, W, 3).
+        count: how many.
+
+    Returns:
+        Names and what each adds, the worst first, such as ``"blocks.3.mlp.fc2 +0.12"``.
+    """
+    model = onnx.load_from_string(exact)
+    other = {name for node in onnx.load_from_string(lowered).graph.node for name in node.output}
+    nodes = [node for node in model.graph.node if node.op_type in KINDS and node.output[0] in other]
+    names = [node.output[0] for node in nodes]
+    before, after = _values(exact, names, images), _values(lowered, names, images)
+    gaps = {name: _gap(before[name], after[name]) for name in names}
+    titles = _titles(model)
+    grown = [
+        (gaps[node.output[0]] - max((gaps.get(name, 0.0) for name in node.input), default=0.0), node)
+        for node in nodes
+    ]
+    grown.sort(key=lambda pair: -pair[0])
+    return [f"{titles[node.output[0]]} +{gap:.2g}" for gap, node in grown[:count] if gap > 0]
+
+
+def _values(graph: bytes, names: list[str], images: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
+    """Values inside of a graph, by name."""
+    import onnxruntime
+
+    model = onnx.load_from_string(graph)
+    there = {value.name for value in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in there)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    values = session.run(names, {session.get_inputs()[0].name: images})
+    return {name: value.astype(np.float64) for name, value in zip(names, values, strict=True)}
+
+
+def _gap(exact: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    size = float(np.sqrt((exact**2).mean()))
+    gap = float(np.sqrt(((other - exact) ** 2).mean()))
+    if not np.isfinite(gap):
+        return float("inf")
+    return gap / size if size else gap
+
+
+def _titles(model: onnx.ModelProto) -> Mapping[str, str]:
+    """Each value's layer: named as its weight or its bias is in the module, otherwise as its node."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    titles = {}
+    for node in model.graph.node:
+        named = [name for name in node.input if name in weights and name.endswith((".weight", ".bias"))]
+        title = named[0].rsplit(".", 1)[0].rpartition("model.")[2] if named else node.name
+        for output in node.output:
+            titles[output] = title
+        if node.op_type == "Add" and named:  # a linear layer is a product and this sum
+            titles.update(dict.fromkeys((name for name in node.input if name in titles), title))
+    return titles
