@@ -30,6 +30,7 @@ from everlearn_runtime.state.file import StateFile
 from everlearn_runtime.state.folding import Folding
 from everlearn_runtime.state.journal import Event, digest, form_of, now, pack
 from everlearn_runtime.state.kept import delete_kept, kept_place, kept_with
+from everlearn_runtime.state.looking import Looking
 from everlearn_runtime.state.schema1 import merge_wal, read_schema1
 from everlearn_runtime.state.versions import Version
 from everlearn_runtime.state.view import view
@@ -39,7 +40,7 @@ Result = TypeVar("Result")
 RETENTION = 64 << 20
 
 
-class Owner:
+class Owner(Looking):
     """A head and the file that it is kept in, changed as one.
 
     A change is written to the journal, made to the head, and committed; whatever is raised
@@ -99,17 +100,6 @@ class Owner:
         if not self._sure:
             self._rebuild()
         return self._head
-
-    def use(self, look: Callable[[Head], Result]) -> Result:
-        """Look at the head in ways that may work in what waits in it, such as scores or counts.
-
-        An interrupt in the middle of that leaves the head half done, as one in a change would.
-        """
-        head = self.head
-        self._sure = False
-        result = look(head)
-        self._sure = True
-        return result
 
     @property
     def version(self) -> int:
