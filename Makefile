@@ -13,8 +13,9 @@ test: lint types
 
 # All of what `test` tries a part of: an exception at every line, 500 kills, thousands of damaged files.
 torture: $(VENV)/.installed
-	EVERLEARN_TORTURE=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
-		$(BIN)/python -m pytest --numprocesses=auto tests/runtime/state
+	EVERLEARN_TORTURE=1 EVERLEARN_EXAMPLES=10000 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+		$(BIN)/python -m pytest --numprocesses=auto \
+		tests/runtime/state tests/runtime/test_fuzz.py tests/runtime/test_migration.py
 
 # How near released code is met: the tables in docs/fidelity.md, measured anew.
 fidelity: $(VENV)/.installed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -22,3 +23,12 @@ def as_array(given: object, what: str) -> NDArray[Any]:
         return np.asarray(given)
     except Exception as error:
         raise ValueError(f"{what} are not one array ({type(error).__name__}: {error})") from error
+
+
+def all_finite(array: NDArray[np.floating[Any]]) -> bool:
+    """Whether an array holds neither NaN nor infinity.
+
+    The sum of its squares tells, unless that overflows; after a graph has run, when nothing is in the
+    processor's caches any more, it takes half the time of looking at each number.
+    """
+    return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())

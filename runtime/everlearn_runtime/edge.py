@@ -106,9 +106,9 @@ class EdgeLearner:
                 to open the state again comes on top.
             migrate: If the state goes with the bundle that this one replaces, carry over what the
                 device has learned since; ``migrated`` says what, and how good the map is. The old state
-                is kept beside, as ``FILE.before-...``, and opens with the old bundle; it has all that
-                ``forget`` and its ``purge`` take out later. A process that dies on the way leaves
-                the old state or the new one, and the next call finishes.
+                is kept beside, as ``FILE.before-...``, and opens with the old bundle; it still has what
+                ``forget`` takes out later, and a ``purge`` of a class that it names deletes it. A process
+                that dies on the way leaves the old state or the new one, and the next call finishes.
 
         Raises:
             BundleError: The bundle is missing or damaged.
@@ -255,8 +255,9 @@ class EdgeLearner:
         Args:
             label: A known class.
             purge: Leave neither its name nor its features in any byte of the state file and its
-                companion. That ends the history: the state cannot go back beyond this version. A
-                class that was forgotten before but is still in the history may be named too.
+                companion. That ends the history: the state cannot go back beyond this version, and
+                old states that ``migrate`` kept beside go if they name the class. A class
+                that was forgotten before but is still in the history, or in one of those, may be named too.
 
         Returns:
             The new version; of a purge, without the name.

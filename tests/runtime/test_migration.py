@@ -182,6 +182,41 @@ def test_what_the_device_learned_is_as_if_learned_with_the_new_model(pair: Pair,
         edge.undo()
 
 
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_a_purge_reaches_the_state_that_was_kept(lda: Pair, learned: Path, forgotten: bool) -> None:
+    def naming() -> list[str]:
+        files = sorted(learned.parent.glob("device.db*"))
+        return [file.name for file in files if b"fork" in file.read_bytes()]
+
+    with EdgeLearner.open(lda.new, state=learned, migrate=True, threads=1) as edge:
+        assert edge.migrated is not None
+        kept = edge.migrated.kept
+        other = kept.with_name("device.db.before-mine")  # of no migration
+        other.write_bytes(b"fork")
+        if forgotten:
+            edge.forget("fork")
+        with pytest.raises(ValueError, match="no class 'glass'"):
+            edge.forget("glass", purge=True)
+        with EdgeLearner.open(lda.old, state=kept, threads=1):
+            before = edge.predict(lda.images("fork")).scores
+            with pytest.raises(StateError, match="in use"):
+                edge.forget("fork", purge=True)
+            np.testing.assert_array_equal(edge.predict(lda.images("fork")).scores, before)
+        assert kept.name in naming()
+        edge.forget("fork", purge=True)
+        assert "fork" not in edge.classes
+        assert naming() == [other.name]
+        assert not kept.exists()
+
+
+def test_a_purge_leaves_a_kept_state_without_the_class(lda: Pair, learned: Path) -> None:
+    with EdgeLearner.open(lda.new, state=learned, migrate=True, threads=1) as edge:
+        assert edge.migrated is not None
+        edge.learn(lda.images("bowl"), ["bowl"] * 4)
+        edge.forget("bowl", purge=True)
+        assert edge.migrated.kept.exists()
+
+
 def test_classes_that_the_device_forgot_stay_forgotten(lda: Pair, tmp_path: Path) -> None:
     path = tmp_path / "device.db"
     with EdgeLearner.open(lda.old, state=path, threads=1) as edge:

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from everlearn_runtime.arrays import all_finite
 from everlearn_runtime.backends.graph import check_graph
 from everlearn_runtime.errors import BundleError, MissingExtra
 
@@ -103,12 +104,13 @@ class OnnxRuntime:
                 parts.append(self._session.run(None, {self._input: images[start : start + CHUNK_IMAGES]})[0])
             except Exception as error:  # onnxruntime's errors have no base class of their own
                 raise ValueError(f"the graph failed on images of shape {images.shape}: {error}") from error
-        features: NDArray[np.float32] = np.concatenate(parts).astype(np.float32, copy=False)
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        features: NDArray[np.float32] = whole.astype(np.float32, copy=False)
         if features.ndim != 2 or len(features) != len(images):
             raise ValueError(
                 f"the graph gave shape {features.shape} for {len(images)} images; export it again"
             )
-        if not np.isfinite(features).all():
+        if not all_finite(features):
             raise ValueError(
                 "the graph gave NaN or infinite features; check its precision with the parity figures"
             )

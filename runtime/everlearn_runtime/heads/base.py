@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from everlearn_runtime.arrays import all_finite
 from everlearn_runtime.heads.checks import check_arrays, check_labels, check_rows
 from everlearn_runtime.heads.classes import Classes
 from everlearn_runtime.heads.drift import Drift, affine_drift
@@ -345,7 +346,7 @@ class Head(ABC):
         self._catch_up()
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             scores = self._score(rows)
-        if not np.isfinite(scores).all():
+        if not all_finite(scores):
             raise ValueError("the head's statistics give scores that are not finite; restore an older state")
         return scores
 
@@ -544,7 +545,9 @@ class Head(ABC):
         if self._solution is None:
             self._solution = self._solve()
         weights, bias, factor = self._solution
-        scores: NDArray[np.float64] = (self._map(rows) @ weights + bias) * factor
+        scores: NDArray[np.float64] = self._map(rows) @ weights
+        scores += bias
+        scores *= factor
         return scores
 
     def _solve(self) -> Solution:

@@ -192,11 +192,7 @@ class Archive:
 
     def mentions(self, label: str) -> bool:
         """Whether the journal or a snapshot names a class."""
-        events = (self._event(text) for (text,) in rows(self.database, "SELECT event FROM journal"))
-        if any(label in event.labels for event in events):
-            return True
-        heads = rows(self.database, "SELECT head FROM snapshot")
-        return any(json.dumps(label, ensure_ascii=False) in str(text) for (text,) in heads)
+        return mentions(self.database, self._path, label)
 
     def snapshots(self) -> dict[int, int]:
         """Whole snapshots: the entry after which each was taken, and its number."""
@@ -269,10 +265,23 @@ class Archive:
         return row[0]
 
     def _event(self, text: object) -> Event:
-        try:
-            return Event.from_json(text)
-        except (ValueError, TypeError) as error:
-            raise self.damaged(str(error)) from None
+        return _event(text, self._path)
+
+
+def mentions(database: sqlite3.Connection, path: Path, label: str) -> bool:
+    """Whether the journal or a snapshot of the state at a path names a class; of whatever model it is."""
+    events = (_event(text, path) for (text,) in rows(database, "SELECT event FROM journal"))
+    if any(label in event.labels for event in events):
+        return True
+    heads = rows(database, "SELECT head FROM snapshot")
+    return any(json.dumps(label, ensure_ascii=False) in str(text) for (text,) in heads)
+
+
+def _event(text: object, path: Path) -> Event:
+    try:
+        return Event.from_json(text)
+    except (ValueError, TypeError) as error:
+        raise damaged(path, str(error)) from None
 
 
 def lineage(seq: int, rollbacks: Mapping[int, int], first: int = 1) -> Iterator[tuple[int, int]]:

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from everlearn_runtime.errors import StateError
 from everlearn_runtime.heads import Head
 from everlearn_runtime.state.journal import Event, form_of, now
+from everlearn_runtime.state.looking import Looking
 from everlearn_runtime.state.versions import Version
 
 Result = TypeVar("Result")
 
 
-class Memory:
+class Memory(Looking):
     """A head that is kept in memory only: its versions are counted, and none is kept.
 
     Args:
@@ -42,14 +43,6 @@ class Memory:
                 "open the bundle again"
             )
         return self._head
-
-    def use(self, look: Callable[[Head], Result]) -> Result:
-        """Look at the head in ways that may work in what waits in it, such as scores or counts."""
-        head = self.head
-        self._sure = False
-        result = look(head)
-        self._sure = True
-        return result
 
     @property
     def version(self) -> int:

@@ -29,6 +29,8 @@ from everlearn_runtime.state.database import (
 from everlearn_runtime.state.file import StateFile
 from everlearn_runtime.state.folding import Folding
 from everlearn_runtime.state.journal import Event, digest, form_of, now, pack
+from everlearn_runtime.state.kept import delete_kept, kept_place, kept_with
+from everlearn_runtime.state.looking import Looking
 from everlearn_runtime.state.schema1 import merge_wal, read_schema1
 from everlearn_runtime.state.versions import Version
 from everlearn_runtime.state.view import view
@@ -38,7 +40,7 @@ Result = TypeVar("Result")
 RETENTION = 64 << 20
 
 
-class Owner:
+class Owner(Looking):
     """A head and the file that it is kept in, changed as one.
 
     A change is written to the journal, made to the head, and committed; whatever is raised
@@ -98,17 +100,6 @@ class Owner:
         if not self._sure:
             self._rebuild()
         return self._head
-
-    def use(self, look: Callable[[Head], Result]) -> Result:
-        """Look at the head in ways that may work in what waits in it, such as scores or counts.
-
-        An interrupt in the middle of that leaves the head half done, as one in a change would.
-        """
-        head = self.head
-        self._sure = False
-        result = look(head)
-        self._sure = True
-        return result
 
     @property
     def version(self) -> int:
@@ -178,14 +169,17 @@ class Owner:
     def purge(self, label: str) -> Version:
         """Forget a class, and the history in which its name or features could stand.
 
-        The file is written anew, with the head as it is without the class and nothing else.
+        The file is written anew, with the head as it is without the class and nothing else. States
+        kept beside it by :meth:`migrate` that name the class are deleted, before the new one is
+        in its place: a process that dies between can purge again.
 
         Raises:
             ValueError: Neither the head nor the history knows the class.
             StateError: It could not be written; the state is as it was.
         """
         head = self.head
-        if label not in head.classes and not self._archive().mentions(label):
+        kept = kept_with(self.path, label)
+        if label not in head.classes and not kept and not self._archive().mentions(label):
             known = ", ".join(map(repr, head.classes)) or "none"
             raise ValueError(f"no class {label!r} to forget, nor one in the history; known classes: {known}")
         for job in self._backups:
@@ -197,7 +191,14 @@ class Owner:
         head.settle()
         event = Event("purge", self._anchor.version + 1, now(), form=form)
         self._file.close(clean=bool(self._anchor.clean))
-        self._file.put(start_file(self.path, self._new_anchor(self._anchor.seq + 1), event, lambda: head))
+        new = start_file(self.path, self._new_anchor(self._anchor.seq + 1), event, lambda: head)
+        try:
+            for path in kept:
+                delete_kept(path)
+        except BaseException:
+            new.discard()
+            raise
+        self._file.put(new)
         self._rebuild()
         return event.told()
 
@@ -256,7 +257,7 @@ class Owner:
     def _keep_copy(self) -> Path:
         """Copy the state beside its place, unless that was done before."""
         self._archive()
-        path = self.path.with_name(f"{self.path.name}.before-{self._anchor.digest.hex()[:12]}")
+        path = kept_place(self.path, self._anchor.digest)
         if path.exists():
             there = read_alone(path)
             if there is None or there.digest != self._anchor.digest:

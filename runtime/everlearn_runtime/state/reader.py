@@ -18,6 +18,7 @@ from everlearn_runtime.state.anchor import Anchor, check_companion, check_kind, 
 from everlearn_runtime.state.archive import Archive, Built, lineage
 from everlearn_runtime.state.database import SCHEMA, content_errors, explained
 from everlearn_runtime.state.lock import reading
+from everlearn_runtime.state.looking import Looking
 from everlearn_runtime.state.schema1 import read_schema1
 from everlearn_runtime.state.versions import Version
 from everlearn_runtime.state.view import companion, view
@@ -31,7 +32,7 @@ Result = TypeVar("Result")
 Signature = tuple[tuple[int, ...], ...]
 
 
-class Reader:
+class Reader(Looking):
     """A head as the owner of a state file has it, followed without a lock and without writing.
 
     The file is looked at whenever the head is asked for; what is new is read then. All that is read
@@ -71,14 +72,6 @@ class Reader:
         """
         self._refresh()
         return self._head
-
-    def use(self, look: Callable[[Head], Result]) -> Result:
-        """Look at the head in ways that may work in what waits in it, such as scores or counts."""
-        head = self.head
-        self._sure = False
-        result = look(head)
-        self._sure = True
-        return result
 
     @property
     def version(self) -> int:
