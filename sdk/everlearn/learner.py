@@ -455,7 +455,8 @@ class Learner:
                 raise ValueError(
                     f"{path} was saved with a method of the caller's own, {name}; pass an instance as method="
                 )
-            method = getattr(methods, name)(**settings["method"]["config"])
+            kind = getattr(methods, name)
+            method = kind(**kind.completed(settings["method"]["config"]))
         learner = cls(
             backbone,
             method,
@@ -473,7 +474,8 @@ class Learner:
         if state.unfinished is not None:
             learner.begin_task(state.unfinished.classes, state.unfinished.seen)
         learner.method.restore(state.method, state.rows)
-        made, kept = json.loads(json.dumps(method.config())), settings["method"]["config"]
+        made = json.loads(json.dumps(method.config()))
+        kept = method.completed(settings["method"]["config"])
         if made != kept:
             raise ValueError(
                 f"{path} was saved with a method of the arguments {_arguments(kept)}, and this one has "

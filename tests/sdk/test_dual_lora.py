@@ -376,7 +376,7 @@ def test_evidence_is_the_standardised_mean_of_omega() -> None:
     assert omega[:, 1].std(correction=0).item() == pytest.approx(method.spread[1].item(), abs=1e-5)
     expected = ((omega - method.usual) / method.spread)[:, :2].softmax(1)
     torch.testing.assert_close(features[:, -3:-1], expected, rtol=0, atol=1e-4)
-    plain = method.twin.features(images, patches=True)
+    plain = method.twin.features(images, method.parts)
     torch.testing.assert_close(features[:, :-3], plain, rtol=0, atol=1e-6)
 
 

@@ -2,11 +2,12 @@
 
 import copy
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from everlearn.backbones import Backbone, attend, feed_forward
+from everlearn.backbones import Backbone, Part, attend, feed_forward
 
 
 class Bottleneck(nn.Module):
@@ -71,11 +72,13 @@ class Bottlenecks(nn.ModuleList):
             Bottleneck(width, hidden=hidden, dropout=dropout, scale=scale) for _ in backbone.blocks()
         )
 
-    def forward(self, backbone: Backbone, images: Tensor) -> Tensor:
-        """Features (B, width) of normalised images (B, 3, H, W)."""
-        return backbone.pool(
-            beside_mlps(backbone, *first_block(backbone, images), self, wanted=backbone.pooled)
-        )
+    def forward(self, backbone: Backbone, images: Tensor, parts: Sequence[Part] = ()) -> Tensor:
+        """Features (B, F) of normalised images (B, 3, H, W), as by `Backbone.features`."""
+        return torch.cat(backbone.gather(self.run(backbone, images, parts), parts), 1)
+
+    def run(self, backbone: Backbone, images: Tensor, parts: Sequence[Part] = ()) -> Iterator[Tensor]:
+        """Tokens behind each block, for `Backbone.gather`."""
+        return beside_mlps(backbone, *first_block(backbone, images), self, backbone.wanted(parts))
 
 
 def first_block(backbone: Backbone, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,7 +94,7 @@ def beside_mlps(
     after: Tensor,
     bottlenecks: nn.Module | None,
     wanted: int | None = None,
-) -> Tensor:
+) -> Iterator[Tensor]:
     """Run the blocks with bottlenecks beside their MLPs: out = u + MLP(LN2 u) + bottleneck(u).
 
     Args:
@@ -100,8 +103,8 @@ def beside_mlps(
         bottlenecks: a list of one a block; None runs the blocks as they are.
         wanted: how many of the last tokens, from the front; None: all.
 
-    Returns:
-        The last block's tokens, (B, N, d) or (B, wanted, d).
+    Yields:
+        Tokens behind each block, (B, N, d), the last one's (B, wanted, d).
     """
     last = backbone.depth - 1
     beside = [None] * (last + 1) if bottlenecks is None else bottlenecks.children()
@@ -111,4 +114,4 @@ def beside_mlps(
             after = tokens + feed_forward(block, tokens)
         if bottleneck is not None:
             after = after + bottleneck(tokens)
-    return after
+        yield after

@@ -1,9 +1,11 @@
 """VPT-deep: prompts of its own for every block."""
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor, nn
 
-from everlearn.backbones import Backbone, attend, feed_forward
+from everlearn.backbones import Backbone, Part, attend, feed_forward
 
 
 class DeepPrompts(nn.Module):
@@ -34,14 +36,18 @@ class DeepPrompts(nn.Module):
             limit = (6 / (3 * height * width + vit.embed_dim)) ** 0.5
             nn.init.uniform_(self.prompts, -limit, limit)
 
-    def forward(self, backbone: Backbone, images: Tensor) -> Tensor:
-        """Features (B, width) of normalised images (B, 3, H, W)."""
+    def forward(self, backbone: Backbone, images: Tensor, parts: Sequence[Part] = ()) -> Tensor:
+        """Features (B, F) of normalised images (B, 3, H, W), as by `Backbone.features`."""
+        return torch.cat(backbone.gather(self.run(backbone, images, parts), parts), 1)
+
+    def run(self, backbone: Backbone, images: Tensor, parts: Sequence[Part] = ()) -> Iterator[Tensor]:
+        """Tokens behind each block without the prompts, for `Backbone.gather`."""
         tokens = backbone.embed(images)
         count, last = tokens.shape[1], backbone.depth - 1
         for index, (block, prompts) in enumerate(zip(backbone.blocks(), self.prompts, strict=True)):
             seen = torch.cat([tokens, prompts.expand(tokens.shape[0], -1, -1)], 1)
-            wanted = backbone.pooled if index == last else None
+            wanted = backbone.wanted(parts) if index == last else None
             # The MLP sees each token alone, so that the prompts need not go through it.
             tokens = attend(block, seen, count if wanted is None else wanted)
             tokens = tokens + feed_forward(block, tokens)
-        return backbone.pool(tokens)
+            yield tokens

@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ from timm.data import resolve_model_data_config
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from everlearn.backbones.parts import AUTO, Depths, Part, given, part, plain_norm, recommended
 from everlearn_runtime.images import InputSpec
 
 BUNDLED = "everlearn_vit_tiny_p8_64"
@@ -88,22 +89,57 @@ class Backbone(nn.Module):
         """Take `normalise` back, exactly: uint8 (B, H, W, 3) from float32 (B, 3, H, W)."""
         return ((images * self.std + self.mean) * 255.0).round().to(torch.uint8).permute(0, 2, 3, 1)
 
-    def features(self, images: Tensor, *, patches: bool = False) -> Tensor:
+    def features(self, images: Tensor, parts: Sequence[Part] = ()) -> Tensor:
         """Features of normalised images (B, 3, H, W), pooled as the model pools: (B, width).
 
-        With ``patches`` the mean of the patch tokens stands behind them, see `both`: (B, F), in the
-        parts that `sections` gives.
+        The parts, see `parts`, stand behind them: (B, F), of the widths that `sections` gives.
         """
-        if not patches:
+        if not parts:
             return cast(Tensor, self.model(images))
-        tokens = self.embed(images)
-        for block in self.blocks():
-            tokens = block(tokens)
-        return self.both(tokens).flatten(1)
+        return torch.cat(self.gather(self.run(images), parts), 1)
 
-    def sections(self, patches: bool = False) -> tuple[int, ...]:
-        """Widths of the parts that `features` consists of."""
-        return (self.width,) * (2 if patches and self.pooled is not None else 1)
+    def sections(self, parts: Sequence[Part] = ()) -> tuple[int, ...]:
+        """Widths of what `features` consists of: the model's own features, and each of the parts."""
+        return (self.width, *(self.vit.embed_dim for _ in parts))
+
+    def parts(self, depths: Depths = (), *, patches: bool = False) -> tuple[Part, ...]:
+        """What stands behind the model's own features, by names.
+
+        A name is ``"cls"``, ``"mean"`` (of the patch tokens) or ``"std"`` (their standard deviation, in
+        each channel) of the last block's tokens after the final norm; with ``"@9"`` behind it of what
+        block 9 gives, through a layer norm without weights. Blocks are counted from 0, negative
+        numbers from the end.
+
+        Args:
+            depths: names, or ``"auto"`` for the `recommended` ones.
+            patches: have ``"mean"`` come first, unless the model itself pools by the mean.
+
+        Raises:
+            ValueError: for a name that is none or there twice, a block that is no inner one, a part that
+                the model's own features are already, CLS of a model without one, or no plain ViT.
+
+        >>> from everlearn import load_backbone
+        >>> [str(part) for part in load_backbone().parts(["std", "mean@-3"], patches=True)]
+        ['mean', 'std', 'mean@9']
+        """
+        names = given(depths)
+        if not names and not patches:
+            return ()
+        first = (Part("mean"),) if patches and self.pooled is not None else ()
+        if names == AUTO:
+            return (*first, *recommended(self.depth, patches=self.pooled is not None)[len(first) :])
+        asked = [part(name, self.depth) for name in names]
+        twice = [str(one) for one in dict.fromkeys(asked) if asked.count(one) > 1]
+        if twice:
+            raise ValueError(f"depths has {', '.join(twice)} twice: {list(names)}; name each once")
+        own = Part("mean") if self.pooled is None else Part("cls")
+        if own in asked:
+            raise ValueError(
+                f"the features of backbone {self.name!r} are {str(own)!r} already; leave it out of depths"
+            )
+        if not self.has_cls and any(one.kind == "cls" for one in asked):
+            raise ValueError(f"backbone {self.name!r} has no CLS token; leave 'cls' out of depths")
+        return (*first, *(one for one in asked if one not in first))
 
     def twin(self) -> "Backbone":
         """Make another backbone of the same weights, in the same memory, to put modules into.
@@ -133,9 +169,9 @@ class Backbone(nn.Module):
         ):
             raise ValueError(
                 f"backbone {self.name!r} ({type(self.model).__name__}) is no plain Vision Transformer, and "
-                "this method puts adapters between a ViT's tokens; choose a ViT such as "
-                f"{BUNDLED!r} or 'vit_base_patch16_224.augreg_in21k', or use Frozen(), "
-                "which needs features only"
+                "adapters and depths are between a ViT's tokens; choose a ViT such as "
+                f"{BUNDLED!r} or 'vit_base_patch16_224.augreg_in21k', or use Frozen() without depths and "
+                "patches, which needs features only"
             )
         return self.model
 
@@ -173,6 +209,13 @@ class Backbone(nn.Module):
         """The blocks, first to last."""
         return iter(self.vit.blocks)
 
+    def run(self, images: Tensor) -> Iterator[Tensor]:
+        """Tokens (B, N, d) behind each block, of normalised images (B, 3, H, W)."""
+        tokens = self.embed(images)
+        for block in self.blocks():
+            tokens = block(tokens)
+            yield tokens
+
     def pool(self, tokens: Tensor) -> Tensor:
         """Features (B, width) from the last block's tokens, final norm and pooling.
 
@@ -180,17 +223,33 @@ class Backbone(nn.Module):
         """
         return cast(Tensor, self.vit.forward_head(self.vit.norm(tokens), pre_logits=True))
 
-    def both(self, tokens: Tensor) -> Tensor:
-        """Features as by `pool`, and behind them the mean of the patch tokens after the final norm.
+    def gather(self, tokens: Iterable[Tensor], parts: Sequence[Part] = ()) -> list[Tensor]:
+        """Features as by `pool`, and each of the parts behind them, in one pass.
 
-        From all tokens of the last block, (B, N, d) to (B, 2, d). Where `pool` already takes that
-        mean (`pooled` is None), there is nothing to put behind: (B, 1, d).
+        Args:
+            tokens: behind each block, first to last, (B, N, d), as `run` or an adapter's own pass gives
+                them; of the last block the first `wanted` do.
+            parts: see `parts`.
+
+        Returns:
+            (B, width), and (B, d) of each part.
         """
-        normal = self.vit.norm(tokens)
+        inner = {part.block for part in parts}
+        pooled: dict[Part, Tensor] = {}
+        for block, last in enumerate(tokens):
+            if block in inner:
+                normal = plain_norm(last)
+                pooled |= {one: one.of(normal, self.prefix) for one in parts if one.block == block}
+        normal = self.vit.norm(last)
         features = cast(Tensor, self.vit.forward_head(normal, pre_logits=True))
-        if self.pooled is None:
-            return features[:, None]
-        return torch.stack([features, normal[:, self.prefix :].mean(1)], 1)
+        if None in inner:
+            normal = self.vit.fc_norm(normal)  # a model has one of the two: this, when it pools by the mean
+            pooled |= {one: one.of(normal, self.prefix) for one in parts if one.block is None}
+        return [features, *(pooled[one] for one in parts)]
+
+    def wanted(self, parts: Sequence[Part] = ()) -> int | None:
+        """How many of the last block's tokens, from the front, `gather` reads; None when it is all."""
+        return None if any(one.block is None and one.kind != "cls" for one in parts) else self.pooled
 
     @property
     def pooled(self) -> int | None:

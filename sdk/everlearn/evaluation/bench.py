@@ -348,6 +348,14 @@ def _free(path: Path) -> Path:
     return aside
 
 
+def _complete(record: dict[str, Any]) -> dict[str, Any]:
+    """A record of a method that was made before some of its arguments came; others as they are."""
+    name = record.get("name")
+    if name not in all_methods.__all__:
+        return record
+    return record | {"config": getattr(all_methods, name).completed(record["config"])}
+
+
 _MEANING = {"fingerprint": "weights of the backbone"}
 
 
@@ -373,7 +381,7 @@ class _Folder:
             return None
         found = self._read(path)
         for what in ("method", "training"):
-            made, now = found.record[what], _as_read(record)[what]
+            made, now = _complete(found.record[what]), _as_read(record)[what]
             if made != now:
                 raise ValueError(
                     f"{path} was made with {what} {made}, not {now}; delete it to have it made anew, or give "

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from everlearn.backbones import Depths
 from everlearn.methods.first_task import FirstTask
 from everlearn_runtime.heads import Head, Prototypes
 
@@ -14,7 +15,7 @@ class APER(FirstTask):
     passes. The cosine is over the whole vector.
 
     Args:
-        hidden, scale, dropout, sharpness: see `FirstTask`.
+        hidden, scale, dropout, sharpness, depths: see `FirstTask`.
 
     Source: Zhou et al., "Revisiting Class-Incremental Learning with Pre-Trained Models:
     Generalizability and Adaptivity are All You Need", arXiv 2303.07338: "AdaPt and mERge",
@@ -22,18 +23,24 @@ class APER(FirstTask):
     """
 
     def __init__(
-        self, *, hidden: int = 64, scale: float = 1.0, dropout: float = 0.1, sharpness: float = 10.0
+        self,
+        *,
+        hidden: int = 64,
+        scale: float = 1.0,
+        dropout: float = 0.1,
+        sharpness: float = 10.0,
+        depths: Depths = (),
     ) -> None:
-        super().__init__(hidden=hidden, scale=scale, dropout=dropout, sharpness=sharpness)
+        super().__init__(hidden=hidden, scale=scale, dropout=dropout, sharpness=sharpness, depths=depths)
 
     @property
     def sections(self) -> tuple[int, ...]:
         """Widths of the pretrained and of the tuned features."""
-        return (self.backbone.width,) * 2
+        return super().sections * 2
 
     def features(self, images: Tensor) -> Tensor:
         """Features (B, F) of normalised images (B, 3, H, W): [pretrained ; tuned]."""
-        return torch.cat([self.backbone.features(images), self.adapted(images)], 1)
+        return torch.cat([self.backbone.features(images, self.parts), self.adapted(images, self.parts)], 1)
 
     def head(self) -> Head:
         """Prototypes in one section."""

@@ -13,7 +13,7 @@ from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 from everlearn.adapters.merge import merge
-from everlearn.backbones import Backbone
+from everlearn.backbones import Backbone, Depths, Part
 from everlearn.training import Training
 from everlearn_runtime.heads import Head, Prototypes
 from everlearn_runtime.heads.classes import Classes
@@ -44,6 +44,9 @@ class TaskInfo:
             object.__setattr__(self, "seen", Classes((*self.known, *self.classes)).names)
 
 
+LATER: dict[str, Any] = {"depths": []}
+"""Arguments of methods that came later than saved learners, and what these did without them."""
+
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Normalised images float32 (B, 3, H, W) and targets int64 (B,), positions in the task's classes."""
 
@@ -60,7 +63,14 @@ class Method(nn.Module):
     they stand; it never counts classes by itself, so that its rows and the head's columns cannot come
     apart. `forget` takes a class out of all of it.
 
+    What the features consist of is chosen by two arguments, which a method has or leaves out: ``patches``
+    and ``depths``, see `Backbone.parts`. A method gives its tokens, and `Backbone.gather` pools them.
+
     Attributes:
+        patches: the argument of this name: the mean of the patches, for training and head.
+        depths: the argument of this name: further parts, for the head.
+        parts: what stands behind the backbone's own features, of both; empty at `attach` without them.
+        trained_parts: those of ``patches`` alone.
         classes: the classes for which this method keeps something, by place; empty at `attach`, and
             for ever where nothing is kept for each class.
         defaults: how this method is trained when the user says nothing else.
@@ -72,11 +82,17 @@ class Method(nn.Module):
     defaults: ClassVar[Training] = Training()
     at_once: ClassVar[bool] = False
     grows: ClassVar[dict[str, str]] = {}
+    patches: bool = False
+    depths: Depths = ()
     backbone: Backbone
+    parts: tuple[Part, ...]
+    trained_parts: tuple[Part, ...]
     classes: Classes
 
     def attach(self, backbone: Backbone) -> None:
         """Make the adapters for a backbone; ``ValueError`` when it lacks what they need."""
+        self.parts = backbone.parts(self.depths, patches=self.patches)
+        self.trained_parts = backbone.parts(patches=self.patches)
         self.backbone = backbone
         self.classes = Classes()
 
@@ -123,7 +139,7 @@ class Method(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Features (B, F) of normalised images (B, 3, H, W)."""
-        return self.backbone.features(images)
+        return self.backbone.features(images, self.parts)
 
     def forget(self, label: str) -> None:
         """Forget a class between two tasks: what is kept for it alone, rows and images, is deleted.
@@ -155,7 +171,7 @@ class Method(nn.Module):
     @property
     def sections(self) -> tuple[int, ...]:
         """Widths of the parts that the features consist of; they add up to F."""
-        return (self.backbone.width,)
+        return self.backbone.sections(self.parts)
 
     def head(self) -> Head:
         """Make the head that goes with this method when the user names none."""
@@ -177,6 +193,12 @@ class Method(nn.Module):
         parameters = inspect.signature(type(self)).parameters.values()
         # Keyword-only: a method without a constructor has nn.Module's, with *args and **kwargs.
         return {one.name: getattr(self, one.name) for one in parameters if one.kind is one.KEYWORD_ONLY}
+
+    @classmethod
+    def completed(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """A saved configuration, and what it was in effect where an argument came later than it."""
+        later = {name: value for name, value in LATER.items() if name in inspect.signature(cls).parameters}
+        return later | config
 
     def trainable(self) -> list[nn.Parameter]:
         """Give the parameters that the optimizer moves."""

@@ -1,5 +1,6 @@
 """FeCAM: a covariance of its own for each class, on frozen features."""
 
+from everlearn.backbones import Depths
 from everlearn.methods.frozen import Frozen
 from everlearn_runtime import heads
 
@@ -10,14 +11,16 @@ class FeCAM(Frozen):
     Args:
         alpha1: shrinkage of the covariance's diagonal; see `everlearn_runtime.heads.FeCAM`, the head.
         alpha2: shrinkage of the rest.
-        patches: as in `Frozen`.
+        patches, depths: as in `Frozen`.
 
     Source: Goswami et al., "FeCAM: Exploiting the Heterogeneity of Class Distributions in
     Exemplar-Free Continual Learning", NeurIPS 2023, arXiv 2309.14062, section 3.
     """
 
-    def __init__(self, *, alpha1: float = 1.0, alpha2: float = 0.0, patches: bool = False) -> None:
-        super().__init__(patches=patches)
+    def __init__(
+        self, *, alpha1: float = 1.0, alpha2: float = 0.0, patches: bool = False, depths: Depths = ()
+    ) -> None:
+        super().__init__(patches=patches, depths=depths)
         self.alpha1 = alpha1
         self.alpha2 = alpha2
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from everlearn.adapters.lora import LAYERS, insert_lora
-from everlearn.backbones import Backbone
+from everlearn.backbones import Backbone, Depths
+from everlearn.backbones.parts import given
 from everlearn.methods.base import LinearClassifier, Method, TaskInfo
 from everlearn.training import Training
 from everlearn_runtime.heads import Head, Linear
@@ -27,6 +28,7 @@ class FineTune(Method):
         layers: those that LoRA is put around, names in `everlearn.adapters.lora.LAYERS`; by default
             all of them.
         rank: of the LoRA.
+        depths: as in `Frozen`; the classifier, which is the head, is trained on all of them.
 
     Attributes:
         twin: the backbone with LoRA in it.
@@ -38,17 +40,18 @@ class FineTune(Method):
     )
     grows: ClassVar[dict[str, str]] = {"classifier": "classes"}
 
-    def __init__(self, *, layers: Sequence[str] = tuple(LAYERS), rank: int = 8) -> None:
+    def __init__(self, *, layers: Sequence[str] = tuple(LAYERS), rank: int = 8, depths: Depths = ()) -> None:
         super().__init__()
         self.layers = list(layers)
         self.rank = rank
+        self.depths = given(depths)
 
     def attach(self, backbone: Backbone) -> None:
         """Put LoRA into a twin of the backbone."""
         super().attach(backbone)
         self.twin = backbone.twin()
         self.adapters = insert_lora(self.twin, layers=self.layers, rank=self.rank)
-        self.classifier = LinearClassifier(backbone.width)
+        self.classifier = LinearClassifier(sum(self.sections))
 
     def begin_task(self, task: TaskInfo) -> None:
         """Make room for the task's new classes."""
@@ -62,7 +65,7 @@ class FineTune(Method):
 
     def cross_entropy(self, images: Tensor, places: Tensor) -> Tensor:
         """Mean over normalised images (B, 3, H, W) of the classes at these places, int64 (B,)."""
-        return F.cross_entropy(self.classifier(self.twin.features(images)).float(), places)
+        return F.cross_entropy(self.classifier(self.twin.features(images, self.parts)).float(), places)
 
     def teach(self, head: Head, features: NDArray[np.float32], labels: Sequence[str]) -> None:
         """Hand the classifier to a linear head; let any other head learn."""
@@ -76,7 +79,7 @@ class FineTune(Method):
 
     def features(self, images: Tensor) -> Tensor:
         """Features (B, F) of normalised images (B, 3, H, W)."""
-        return self.twin.features(images)
+        return self.twin.features(images, self.parts)
 
     def head(self) -> Head:
         """Give the linear head that takes over the classifier."""

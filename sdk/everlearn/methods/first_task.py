@@ -1,6 +1,6 @@
 """What methods share that tune the backbone to the first task only."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import torch
@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from everlearn.adapters.bottleneck import Bottlenecks
-from everlearn.backbones import Backbone
+from everlearn.backbones import Backbone, Depths, Part
+from everlearn.backbones.parts import given
 from everlearn.methods.base import Batches, CosineClassifier, Method, TaskInfo
 from everlearn.training import Training
 
@@ -26,6 +27,7 @@ class FirstTask(Method):
         hidden, scale, dropout: of the bottlenecks. For a ViT-B the papers' scale is 0.1, which hardly
             moves a small ViT: on three tasks of Split Tiny-ImageNet-B, held-out training images, RanPAC
             with a scale of 1 had A_T 61.6, and 59.7 without adapters.
+        depths: as in `Frozen`; the first task trains on CLS alone, the head is given all.
         sharpness: start of the cosine classifier's learnable scale.
 
     Attributes:
@@ -45,6 +47,7 @@ class FirstTask(Method):
         scale: float = 1.0,
         dropout: float = 0.1,
         sharpness: float = 10.0,
+        depths: Depths = (),
     ) -> None:
         super().__init__()
         self.pet = pet
@@ -52,6 +55,7 @@ class FirstTask(Method):
         self.scale = scale
         self.dropout = dropout
         self.sharpness = sharpness
+        self.depths = given(depths)
 
     def attach(self, backbone: Backbone) -> None:
         """Put a bottleneck beside every block's MLP."""
@@ -85,13 +89,13 @@ class FirstTask(Method):
         super().restore(learned, classes)
         self.adapters.requires_grad_(not self.tuned)
 
-    def adapted(self, images: Tensor) -> Tensor:
-        """Features (B, width) of the tuned backbone."""
+    def adapted(self, images: Tensor, parts: Sequence[Part] = ()) -> Tensor:
+        """Features of the tuned backbone, as by `Backbone.features`."""
         if not self.pet:
-            return self.backbone.features(images)
-        adapted: Tensor = self.adapters(self.backbone, images)
+            return self.backbone.features(images, parts)
+        adapted: Tensor = self.adapters(self.backbone, images, parts)
         return adapted
 
     def features(self, images: Tensor) -> Tensor:
         """Features (B, F) of normalised images (B, 3, H, W)."""
-        return self.adapted(images)
+        return self.adapted(images, self.parts)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from everlearn.adapters.lora import LAYERS, LoRA, Shift
-from everlearn.backbones import Backbone
+from everlearn.backbones import Backbone, Depths
 from everlearn.methods.base import Batches, TaskInfo
 from everlearn.methods.fine_tune import FineTune
 from everlearn.methods.memory import Reservoir
@@ -32,7 +32,7 @@ class ILoRA(FineTune):
     distance is that of CLS features, and the head is LDA on the slow ones.
 
     Args:
-        layers, rank: see `FineTune`.
+        layers, rank, depths: see `FineTune`.
         memory: images that are kept, a uniform sample of all.
         replay: of them in each step.
         consistency: weight gamma of the squared distance.
@@ -69,8 +69,9 @@ class ILoRA(FineTune):
         consistency: float = 1.0,
         decay: float = 0.999,
         average: str = "factors",
+        depths: Depths = (),
     ) -> None:
-        super().__init__(layers=layers, rank=rank)
+        super().__init__(layers=layers, rank=rank, depths=depths)
         if average not in ("factors", "delta"):
             raise ValueError(f"average must be 'factors' or 'delta', got {average!r}")
         for name, value in (("memory", memory), ("replay", replay)):
@@ -111,12 +112,12 @@ class ILoRA(FineTune):
         """Cross-entropy of new and replayed images, and the distance from the slow features."""
         pixels, places = self.reservoir.draw(self.replay)
         old = self.backbone.normalise(pixels)
-        fast = self.twin.features(torch.cat([images, old])).float()
+        fast = self.twin.features(torch.cat([images, old]), self.parts).float()
         rows = torch.cat([self.places(targets, self.task), places])
         terms = {"ce": F.cross_entropy(self.classifier(fast), rows)}
         if len(old):
             with torch.no_grad():
-                slow = self.slow.features(old).float()
+                slow = self.features(old).float()
             terms["consistency"] = self.consistency * F.mse_loss(fast[len(images) :], slow)
         return terms
 
@@ -134,7 +135,7 @@ class ILoRA(FineTune):
 
     def features(self, images: Tensor) -> Tensor:
         """Slow features (B, F) of normalised images (B, 3, H, W)."""
-        return self.slow.features(images)
+        return self.slow.features(images, self.parts)
 
     def head(self) -> Head:
         """LDA."""
@@ -166,7 +167,8 @@ class ILoRA(FineTune):
                     _interpolate(module, now, before, share)
                 for row, batches in enumerate(tasks):
                     hits = [
-                        classifier(probe.features(images)).argmax(1) == self.places(targets, classes)
+                        classifier(probe.features(images, self.parts)).argmax(1)
+                        == self.places(targets, classes)
                         for images, targets in batches
                     ]
                     found[row, column] = float(torch.cat(hits).double().mean())

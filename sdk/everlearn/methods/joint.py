@@ -22,7 +22,7 @@ class Joint(FineTune):
     old ones as there are new ones in each step. The head is LDA on its features.
 
     Args:
-        layers, rank: see `FineTune`.
+        layers, rank, depths: see `FineTune`.
     """
 
     defaults: ClassVar[Training] = replace(FineTune.defaults, carry=True)

@@ -1,5 +1,6 @@
 """RanPAC: ridge regression on random features of a backbone tuned to the first task."""
 
+from everlearn.backbones import Depths
 from everlearn.methods.first_task import FirstTask
 from everlearn_runtime.heads import Head, HeldOutRidge, Ridge
 
@@ -21,7 +22,7 @@ class RanPAC(FirstTask):
             (`everlearn_runtime.Ridge`). The last is exact, and finds the smallest squared error; with
             100 classes the others, which take a smaller ridge, name more images right.
         seed: of the random features.
-        hidden, scale, dropout, sharpness: see `FirstTask`.
+        hidden, scale, dropout, sharpness, depths: see `FirstTask`.
 
     Source: McDonnell et al., "RanPAC: Random Projections and Pre-trained Models for Continual
     Learning", NeurIPS 2023, arXiv 2307.02251, section 4 and algorithm 1.
@@ -38,8 +39,11 @@ class RanPAC(FirstTask):
         scale: float = 1.0,
         dropout: float = 0.1,
         sharpness: float = 10.0,
+        depths: Depths = (),
     ) -> None:
-        super().__init__(pet=pet, hidden=hidden, scale=scale, dropout=dropout, sharpness=sharpness)
+        super().__init__(
+            pet=pet, hidden=hidden, scale=scale, dropout=dropout, sharpness=sharpness, depths=depths
+        )
         if regularisation not in ("gcv", "newest", "remembering"):
             raise ValueError(
                 f"regularisation must be 'gcv', 'newest' or 'remembering', got {regularisation!r}"

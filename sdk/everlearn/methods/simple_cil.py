@@ -8,7 +8,7 @@ class SimpleCIL(Frozen):
     """Train nothing, and take the nearest class mean by cosine.
 
     Args:
-        patches: as in `Frozen`; the cosine is over the whole vector.
+        patches, depths: as in `Frozen`; the cosine is over the whole vector.
 
     Source: Zhou et al., "Revisiting Class-Incremental Learning with Pre-Trained Models:
     Generalizability and Adaptivity are All You Need", arXiv 2303.07338: its baseline of the same name.

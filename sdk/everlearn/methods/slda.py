@@ -1,5 +1,6 @@
 """SLDA: linear discriminant analysis on frozen features, as they stream by."""
 
+from everlearn.backbones import Depths
 from everlearn.methods.frozen import Frozen
 from everlearn_runtime.heads import LDA, Head, StreamingLDA
 
@@ -14,14 +15,21 @@ class SLDA(Frozen):
             (`everlearn_runtime.StreamingLDA`).
         shrinkage: of the covariance, towards the identity; times its mean eigenvalue in the
             exact variant, as it is in the released one.
-        patches: as in `Frozen`.
+        patches, depths: as in `Frozen`.
 
     Source: Hayes and Kanan, "Lifelong Machine Learning with Deep Streaming Linear Discriminant
     Analysis", arXiv 1909.01520, section 3.
     """
 
-    def __init__(self, *, variant: str = "exact", shrinkage: float = 1e-4, patches: bool = False) -> None:
-        super().__init__(patches=patches)
+    def __init__(
+        self,
+        *,
+        variant: str = "exact",
+        shrinkage: float = 1e-4,
+        patches: bool = False,
+        depths: Depths = (),
+    ) -> None:
+        super().__init__(patches=patches, depths=depths)
         if variant not in ("exact", "released"):
             raise ValueError(f"variant must be 'exact' or 'released', got {variant!r}")
         self.variant = variant

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,12 +40,17 @@ def with_shares(method: DualLoRA, images: Tensor) -> Tensor:
 def with_omega(method: DualLoRA, images: Tensor) -> tuple[Tensor, Tensor]:
     """Features without evidence, and the mean of omega over the blocks, (B, tasks)."""
     twin = method.twin
-    tokens = twin.embed(images)
-    omega = method.usual.new_zeros(1, method.tasks)
-    for block in twin.blocks():
-        layer = block.attn.qkv
-        if isinstance(layer, GatedLinear):  # one in which nothing is stored may be merged away
-            omega = omega + layer.omega(block.norm1(tokens[:, 0])) / method.backbone.depth
-        tokens = block(tokens)
-    features = twin.both(tokens).flatten(1) if method.patches else twin.pool(tokens)
-    return features, omega
+    omega: list[Tensor] = []
+
+    def run() -> Iterator[Tensor]:
+        tokens = twin.embed(images)
+        for block in twin.blocks():
+            layer = block.attn.qkv
+            if isinstance(layer, GatedLinear):  # one in which nothing is stored may be merged away
+                omega.append(layer.omega(block.norm1(tokens[:, 0])))
+            tokens = block(tokens)
+            yield tokens
+
+    features = torch.cat(twin.gather(run(), method.parts), 1)
+    total = sum(omega, start=method.usual.new_zeros(1, method.tasks))
+    return features, total / method.backbone.depth

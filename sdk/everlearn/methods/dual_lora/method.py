@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from everlearn.adapters.gated import GatedLoRA
 from everlearn.adapters.lora import insert_lora
-from everlearn.backbones import Backbone
+from everlearn.backbones import Backbone, Depths
+from everlearn.backbones.parts import given
 from everlearn.methods.base import Batches, LinearClassifier, Method, TaskInfo
 from everlearn.methods.dual_lora.energy import Energy
 from everlearn.methods.dual_lora.evidence import MARGIN, note_usual, with_shares
@@ -80,6 +81,7 @@ class DualLoRA(Method):
         capacity: most directions in Psi; None: half of the width.
         residual: whether there is a residual branch; None: unless it is ``"inflora"``.
         patches: let classifier and head see the mean of the patch tokens behind CLS.
+        depths: further parts, for the head alone, as in `Frozen`.
         evidence: append the shares of the tasks, one for each slot, to the features.
 
     Attributes:
@@ -120,6 +122,7 @@ class DualLoRA(Method):
         residual: bool | None = None,
         patches: bool = True,
         evidence: bool = False,
+        depths: Depths = (),
     ) -> None:
         super().__init__()
         if subspace not in RULES:
@@ -147,6 +150,7 @@ class DualLoRA(Method):
         self.capacity = capacity
         self.residual = self.rule.residual if residual is None else residual
         self.patches = patches
+        self.depths = given(depths)
         self.evidence = evidence
         if evidence and not self.residual:
             raise ValueError(
@@ -190,8 +194,8 @@ class DualLoRA(Method):
 
     @property
     def sections(self) -> tuple[int, ...]:
-        """Widths of CLS, of the mean patch, and of the evidence."""
-        return self.twin.sections(self.patches) + ((self.tasks,) if self.evidence else ())
+        """Widths of CLS, of the parts, and of the evidence."""
+        return super().sections + ((self.tasks,) if self.evidence else ())
 
     def head(self) -> Head:
         """LDA; the one that looks at the evidence, where there is some."""
@@ -200,7 +204,7 @@ class DualLoRA(Method):
     def begin_task(self, task: TaskInfo) -> None:
         """Make the task's classifier."""
         self.index = task.index
-        width = sum(self.twin.sections(self.patches))
+        width = sum(self.backbone.sections(self.trained_parts))
         self.classifier = LinearClassifier(width, len(task.classes)).to(self.backbone.mean)
 
     def survey(self, batches: Batches) -> None:
@@ -217,7 +221,7 @@ class DualLoRA(Method):
     def loss(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Cross-entropy over the task's own classes."""
         assert self.classifier is not None
-        features = self.twin.features(images, patches=self.patches)
+        features = self.twin.features(images, self.trained_parts)
         return {"ce": F.cross_entropy(self.classifier(features), targets)}
 
     def end_task(self, batches: Batches) -> None:
@@ -306,7 +310,7 @@ class DualLoRA(Method):
         """Features (B, F) of normalised images (B, 3, H, W)."""
         if self.evidence:
             return with_shares(self, images)
-        return self.twin.features(images, patches=self.patches)
+        return self.twin.features(images, self.parts)
 
 
 @contextlib.contextmanager

@@ -47,6 +47,9 @@ class Form(ABC):
     sharpness: ClassVar[float]
     steady: ClassVar[bool] = True
 
+    def check(self, method: NTKCL) -> None:  # noqa: B027 - a form may take all
+        """``ValueError`` for arguments that this form cannot have."""
+
     def insert(self, method: NTKCL) -> None:  # noqa: B027 - bottlenecks may be all
         """Put what this form has beside the bottlenecks into ``cur`` and beside it."""
 

@@ -38,6 +38,14 @@ class FourPasses(Form):
     zero_start: ClassVar[bool] = False
     one_token: ClassVar[bool] = False
 
+    def check(self, method: NTKCL) -> None:
+        """Refuse depths: there are a view's sections to fuse, and nothing stands behind them."""
+        if method.depths:
+            raise ValueError(
+                f"the hybrid view has no depths, got {method.depths!r}; leave them out, or take "
+                "view='averaged'"
+            )
+
     def insert(self, method: NTKCL) -> None:
         """Put a prompt generator beside every block, and the fusion behind them."""
         backbone = method.backbone
@@ -95,7 +103,7 @@ class FourPasses(Form):
 def channel_section(method: NTKCL, tokens: Tensor, after: Tensor, adapters: nn.Module | None) -> Tensor:
     """Features of the branch with bottlenecks, or with none, from what all branches share."""
     backbone = method.backbone
-    return backbone.pool(beside_mlps(backbone, tokens, after, adapters, backbone.pooled))
+    return backbone.gather(beside_mlps(backbone, tokens, after, adapters, backbone.pooled))[0]
 
 
 def patch_section(method: NTKCL, tokens: Tensor, after: Tensor, generators: nn.Module) -> Tensor:

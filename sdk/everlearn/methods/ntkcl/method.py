@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from everlearn.adapters.bottleneck import Bottlenecks
 from everlearn.adapters.hybrid import Hybrid
-from everlearn.backbones import Backbone
+from everlearn.backbones import Backbone, Depths
+from everlearn.backbones.parts import given
 from everlearn.methods.base import CosineClassifier, Method, TaskInfo
 from everlearn.methods.ntkcl.form import Form
 from everlearn.methods.ntkcl.hybrid import FourPasses
@@ -53,6 +54,8 @@ class NTKCL(Method):
             takes it by default.
         patches: in the averaged view, False leaves CLS alone. On a backbone that pools by the mean
             there is one section anyway.
+        depths: in the averaged view, further parts for the head, as in `Frozen`: behind CLS and the mean
+            patch, which alone the loss looks at.
         ptm: in the hybrid view, put the frozen backbone's own features in front, as a third section.
         hidden: width of the bottlenecks; 64 in the averaged view, the paper's 16 in the hybrid one.
         scale: constant factor of the bottlenecks' output; 1 or the paper's 0.1, likewise.
@@ -110,6 +113,7 @@ class NTKCL(Method):
         regularisation: float = 1e-3,
         temperature: float = 0.1,
         rank: int = 40,
+        depths: Depths = (),
     ) -> None:
         super().__init__()
         if variant not in ("paper", "released"):
@@ -130,6 +134,8 @@ class NTKCL(Method):
         self.increment = increment
         self.view = view
         self.patches = patches
+        self.depths = given(depths)
+        self.form.check(self)
         self.ptm = ptm
         self.hidden = self.form.hidden if hidden is None else hidden
         self.scale = self.form.scale if scale is None else scale
@@ -156,7 +162,7 @@ class NTKCL(Method):
 
     @property
     def sections(self) -> tuple[int, ...]:
-        """CLS and the mean patch of the averaged view; [PTM], pre and cur of the hybrid view."""
+        """CLS, the mean patch and the depths of the averaged view; [PTM], pre and cur of the hybrid view."""
         return self.form.sections(self)
 
     def head(self) -> Head:

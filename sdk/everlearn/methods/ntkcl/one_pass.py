@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from everlearn.adapters.bottleneck import beside_mlps, first_block
+from everlearn.backbones import Part
 from everlearn.methods.ntkcl.form import Form, Seen
 from everlearn_runtime.heads import LDA, Head
 
@@ -17,8 +20,8 @@ if TYPE_CHECKING:
 class OnePass(Form):
     """Bottlenecks beside each MLP; CLS and the mean of the patch tokens are two views of one pass.
 
-    It is ours. Each view has a classifier in training; L_dis and L_orth look at both together, and so
-    does the head, under the averaged adapters.
+    It is ours. Each view has a classifier in training; L_dis and L_orth look at both together. The head
+    sees both under the averaged adapters, and the depths behind them, which the loss does not look at.
     """
 
     hidden: ClassVar[int] = 64
@@ -26,8 +29,8 @@ class OnePass(Form):
     sharpness: ClassVar[float] = 12.0
 
     def sections(self, method: NTKCL) -> tuple[int, ...]:
-        """CLS and the mean patch."""
-        return method.backbone.sections(method.patches)
+        """CLS, the mean patch, and the depths."""
+        return method.backbone.sections(method.parts)
 
     def head(self, method: NTKCL) -> Head:
         """LDA."""
@@ -36,23 +39,26 @@ class OnePass(Form):
     def begin_task(self, method: NTKCL, classes: int) -> None:
         """Make a classifier for CLS, and one for the mean patch where there is one."""
         method.classifier = method.new_classifier(method.backbone.width, classes)
-        if len(method.sections) == 2:
+        if method.trained_parts:
             method.patch_classifier = method.new_classifier(method.backbone.width, classes)
+
+    def remember(self, method: NTKCL, prototypes: Tensor, classes: int) -> None:
+        """Take down what the loss needs of old prototypes (K, F), of which the depths are none."""
+        width = sum(method.backbone.sections(method.trained_parts))
+        super().remember(method, prototypes[:, :width], classes)
 
     def see(self, method: NTKCL, images: Tensor) -> Seen:
         """CLS and the mean patch of the trained adapters."""
-        sections = one_pass(method, images, method.cur["channel"])
-        views = dict(zip(("channel", "patch"), sections.unbind(1), strict=False))
-        return Seen(views, {"both": sections.flatten(1)}, apart="both", clear=("both",))
+        seen = one_pass(method, images, method.cur["channel"], method.trained_parts)
+        views = dict(zip(("channel", "patch"), seen, strict=False))
+        return Seen(views, {"both": torch.cat(seen, 1)}, apart="both", clear=("both",))
 
     def features(self, method: NTKCL, images: Tensor) -> Tensor:
-        """CLS and the mean patch of the averaged adapters, (B, F)."""
-        return one_pass(method, images, method.pre["channel"]).flatten(1)
+        """CLS, the mean patch and the depths of the averaged adapters, (B, F)."""
+        return torch.cat(one_pass(method, images, method.pre["channel"], method.parts), 1)
 
 
-def one_pass(method: NTKCL, images: Tensor, adapters: nn.Module) -> Tensor:
-    """CLS and the mean patch, (B, 2, d), or CLS alone, (B, 1, d), of the branch with bottlenecks."""
+def one_pass(method: NTKCL, images: Tensor, adapters: nn.Module, parts: Sequence[Part]) -> list[Tensor]:
+    """CLS and the parts of the branch with bottlenecks, as by `Backbone.gather`."""
     backbone, shared = method.backbone, first_block(method.backbone, images)
-    if len(method.sections) == 1:
-        return backbone.pool(beside_mlps(backbone, *shared, adapters, backbone.pooled))[:, None]
-    return backbone.both(beside_mlps(backbone, *shared, adapters))
+    return backbone.gather(beside_mlps(backbone, *shared, adapters, backbone.wanted(parts)), parts)

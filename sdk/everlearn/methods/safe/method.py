@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from everlearn.adapters.bottleneck import Bottlenecks
 from everlearn.adapters.ssf import insert_ssf
 from everlearn.adapters.vpt import DeepPrompts
-from everlearn.backbones import Backbone
+from everlearn.backbones import Backbone, Depths, Part
+from everlearn.backbones.parts import given
 from everlearn.methods.base import Batches, CosineClassifier, Method, TaskInfo
 from everlearn.methods.losses import transfer
 from everlearn.methods.safe.released import Released
@@ -71,6 +72,7 @@ class SAFE(Method):
             ridge of fixed strength saves it an eigendecomposition each time:
             ``Learner(..., head=Aggregate([192, 192], [Ridge(0.01, projection=2000)] * 2))`` for a
             backbone of width 192.
+        depths: as in `Frozen`, of both learners; they train on CLS alone, the head is given all.
 
     Attributes:
         slow, fast: the learners: `Bottlenecks`, `DeepPrompts`, or for ``"ssf"`` a `Backbone.twin` with
@@ -108,6 +110,7 @@ class SAFE(Method):
         sharpness: float = 10.0,
         gamma: float = 1.0,
         projection: int = 2000,
+        depths: Depths = (),
     ) -> None:
         super().__init__()
         if variant not in ("paper", "released"):
@@ -128,6 +131,7 @@ class SAFE(Method):
         self.sharpness = sharpness
         self.gamma = gamma
         self.projection = projection
+        self.depths = given(depths)
 
     def attach(self, backbone: Backbone) -> None:
         """Make the fast learner, and slow as its copy; ``ValueError`` where the backbone is no ViT."""
@@ -139,8 +143,8 @@ class SAFE(Method):
 
     @property
     def sections(self) -> tuple[int, ...]:
-        """Slow and fast, each as wide as the backbone's features."""
-        return (self.backbone.width,) * 2
+        """Slow and fast, each as wide as the backbone's features with their parts."""
+        return (sum(super().sections),) * 2
 
     def head(self) -> Head:
         """Two ridge regressions on random features, aggregated by entropy."""
@@ -205,8 +209,8 @@ class SAFE(Method):
             self.rules.end_first_task(self)
 
     def features(self, images: Tensor) -> Tensor:
-        """[slow ; fast], (B, 2 d), of normalised images (B, 3, H, W)."""
-        return torch.cat([self._see(images, self.slow), self._see(images, self.fast)], 1)
+        """[slow ; fast], (B, F), of normalised images (B, 3, H, W)."""
+        return torch.cat([self._see(images, one, self.parts) for one in (self.slow, self.fast)], 1)
 
     def teach(self, head: Head, features: NDArray[np.float32], labels: Sequence[str]) -> None:
         """Let the head learn; the release also hands it the classifiers' scales as its sharpness."""
@@ -228,9 +232,9 @@ class SAFE(Method):
             return DeepPrompts(backbone, prompts=self.prompts, zero_start=self.rules.zero_start)
         return Bottlenecks(backbone, hidden=self.hidden, dropout=self.dropout, scale=self.scale)
 
-    def _see(self, images: Tensor, learner: nn.Module) -> Tensor:
-        """Features (B, d) of one learner."""
+    def _see(self, images: Tensor, learner: nn.Module, parts: Sequence[Part] = ()) -> Tensor:
+        """Features of one learner, as by `Backbone.features`."""
         if isinstance(learner, Backbone):
-            return learner.features(images)
-        features: Tensor = learner(self.backbone, images)
+            return learner.features(images, parts)
+        features: Tensor = learner(self.backbone, images, parts)
         return features

@@ -36,14 +36,14 @@ class Mended:
         others = [name for name in task.known if name not in task.classes]
         for name, mean in zip(others, task.prototypes, strict=True):
             if name in method.new:
-                imprint(method, [name], torch.unflatten(mean[None], 1, (2, -1)).transpose(0, 1))
+                imprint(method, [name], trained(method, mean[None]))
 
     def survey(self, method: SAFE, batches: Batches) -> None:
         """Imprint new classes with the means of their features before training."""
         sums = method.fast_classifier.weight.new_zeros(2, len(method.task), method.backbone.width)
         with torch.no_grad():
             for images, targets in batches:
-                both = torch.unflatten(method.features(images), 1, (2, -1)).transpose(0, 1)
+                both = trained(method, method.features(images))
                 sums.index_add_(1, targets, both.to(sums))
         new = [position for position, name in enumerate(method.task) if name in method.new]
         imprint(method, [method.task[position] for position in new], sums[:, new])
@@ -53,6 +53,12 @@ class Mended:
 
     def teach(self, method: SAFE, head: Head) -> None:
         """Leave the head as it has learned: its sharpness is constant."""
+
+
+def trained(method: SAFE, features: Tensor) -> Tensor:
+    """Slow's and fast's part of features (B, F) that the classifiers see, without depths, (2, B, d)."""
+    both = torch.unflatten(features, 1, (2, -1)).transpose(0, 1)
+    return both[:, :, : method.backbone.width]
 
 
 def imprint(method: SAFE, names: list[str], means: Tensor) -> None:

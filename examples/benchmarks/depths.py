@@ -1,0 +1,131 @@
+"""Features of several depths: accuracy, the head's bytes and the graph's latency of sets of them.
+
+    python examples/benchmarks/depths.py DATA [--test] [--rounds 100]
+
+DATA is a data set as ``everlearn train`` takes it. First the exported graphs of the bundled backbone
+take turns on the same images, with onnxruntime: medians as multiples of the plain backbone's. Then LDA
+learns from three quarters of the training images and names the rest, three splits: mean and standard
+deviation, beside the bytes of its state. With ``--test`` it learns from all of them and names the test
+images too; do so once, when the set is chosen.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from everlearn import Frozen, Images, Learner, Method, load_backbone
+from everlearn.data import load
+from everlearn_runtime.backends import OnnxRuntime
+from everlearn_runtime.heads import LDA
+
+ALL = ["mean", "std", "mean@9", "mean@8", "mean@7", "mean@6", "cls@9", "cls@8"]
+SETS = {
+    "cls alone": [],
+    "patches": ["mean"],
+    "and std": ["mean", "std"],
+    "and block 9": ["mean", "std", "mean@9"],
+    "auto": ["mean", "std", "mean@9", "mean@7"],
+    "8, CLS too": ["mean", "cls@8", "mean@8"],
+    "std, 8, CLS too": ["mean", "std", "cls@8", "mean@8"],
+    "three blocks": ["mean", "std", "mean@9", "mean@8", "mean@6"],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", metavar="DATA")
+    parser.add_argument("--test", action="store_true", help="name the test images, too")
+    parser.add_argument("--rounds", type=int, default=100, help="of the latency; default %(default)s")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
+    arguments = parser.parse_args()
+    ratios = latencies(arguments.batches, arguments.rounds)
+    train, test = load(arguments.data)
+    learner = Learner(method=Frozen(depths=ALL))
+    columns = {name: place for place, name in enumerate(["", *ALL])}
+    features = [parts(learner, images) for images in (train, test)]
+    heading = [f"batch {batch}" for batch in arguments.batches]
+    print(f"{'':>16}{'width':>7}{'MB':>7}" + "".join(f"{one:>10}" for one in heading), end="")
+    print(f"{'held out':>14}" + (f"{'test':>8}" if arguments.test else ""))
+    for name, depths in SETS.items():
+        seen, unseen = (
+            part[:, [columns[one] for one in ["", *depths]]].reshape(len(part), -1) for part in features
+        )
+        labels = np.array(train.labels)
+        found = [held_out(seen, labels, seed) for seed in range(3)]
+        head = LDA()
+        head.update(seen, list(labels))
+        size = sum(array.nbytes for array in head.state().arrays.values()) / 1e6
+        cells = "".join(f"{'x ' + format(ratio, '.3f'):>10}" for ratio in ratios[name])
+        print(f"{name:>16}{seen.shape[1]:>7}{size:>7.2f}{cells}", end="")
+        print(f"{np.mean(found):>8.2f} ± {np.std(found, ddof=1):.2f}", end="")
+        print(f"{accuracy(head, unseen, test.labels):>8.2f}" if arguments.test else "", flush=True)
+
+
+def parts(learner: Learner, images: Images) -> np.ndarray:
+    """All parts of each image, float32 (N, parts, d)."""
+    features = learner.features(images)
+    return features.reshape(len(features), len(learner.method.sections), -1)
+
+
+def held_out(features: np.ndarray, labels: np.ndarray, seed: int) -> float:
+    """Accuracy in percent on a quarter of each class's images, by a head that learned the rest."""
+    random = np.random.default_rng(seed)
+    out = np.zeros(len(labels), bool)
+    for name in np.unique(labels):
+        places = random.permutation(np.flatnonzero(labels == name))
+        out[places[: len(places) // 4]] = True
+    head = LDA()
+    head.update(features[~out], list(labels[~out]))
+    return accuracy(head, features[out], list(labels[out]))
+
+
+def accuracy(head: LDA, features: np.ndarray, labels: Sequence[str]) -> float:
+    """Percent of these images that are named right."""
+    return 100 * float(np.mean(np.array(head.predict(features)) == np.array(labels)))
+
+
+def latencies(batches: list[int], rounds: int) -> dict[str, list[float]]:
+    """Medians of each set's graph at each batch, as multiples of the plain backbone's."""
+    with tempfile.TemporaryDirectory() as folder:
+        graphs = {
+            name: OnnxRuntime(export(Frozen(depths=depths), Path(folder) / str(number)), threads=1)
+            for number, (name, depths) in enumerate(SETS.items())
+        }
+        medians = [measure(graphs, batch, rounds) for batch in batches]
+        for graph in graphs.values():
+            graph.close()
+    return {name: [one[name] / one["cls alone"] for one in medians] for name in SETS}
+
+
+def export(method: Method, path: Path) -> Path:
+    """The features' graph of a method whose head has seen noise."""
+    learner = Learner(load_backbone(), method)
+    width = sum(method.sections)
+    learner.head.update(np.random.default_rng(0).normal(size=(20, width)), list("ab") * 10)
+    learner.export(path)
+    return path / "features.onnx"
+
+
+def measure(graphs: dict[str, OnnxRuntime], batch: int, rounds: int) -> dict[str, float]:
+    """Median seconds a batch, the graphs in turn, each time in another order."""
+    random = np.random.default_rng(0)
+    times: dict[str, list[float]] = {name: [] for name in graphs}
+    for turn in range(rounds + 5):
+        images = random.integers(0, 256, size=(batch, 64, 64, 3), dtype=np.uint8)
+        for name in random.permutation(list(graphs)):
+            start = time.perf_counter()
+            graphs[name].run(images)
+            if turn >= 5:  # the first ones set up memory
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+if __name__ == "__main__":
+    main()
