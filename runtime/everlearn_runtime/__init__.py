@@ -7,6 +7,7 @@ from everlearn_runtime.errors import BundleError, MissingExtra, StateError
 from everlearn_runtime.heads import (
     LDA,
     Aggregate,
+    BalancedRidge,
     EvidenceLDA,
     FeCAM,
     Head,
@@ -16,6 +17,7 @@ from everlearn_runtime.heads import (
     Prototypes,
     Ridge,
     StreamingLDA,
+    WhitenedCosine,
     from_state,
 )
 from everlearn_runtime.images import InputSpec, open_image, prepare, prepare_batch
@@ -27,6 +29,7 @@ __all__ = [
     "LDA",
     "Aggregate",
     "Backend",
+    "BalancedRidge",
     "Bundle",
     "BundleError",
     "EdgeLearner",
@@ -47,6 +50,7 @@ __all__ = [
     "StateError",
     "StreamingLDA",
     "Version",
+    "WhitenedCosine",
     "from_state",
     "open_image",
     "prepare",

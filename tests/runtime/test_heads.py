@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from everlearn_runtime import (
     LDA,
     Aggregate,
+    BalancedRidge,
     EvidenceLDA,
     FeCAM,
     Head,
@@ -23,6 +24,7 @@ from everlearn_runtime import (
     Prototypes,
     Ridge,
     StreamingLDA,
+    WhitenedCosine,
     from_state,
 )
 from everlearn_runtime.bundle import dump_arrays, load_arrays
@@ -36,7 +38,12 @@ HEADS: dict[str, Callable[[], Head]] = {
     "lda removable": lambda: LDA(removable=True),
     "ridge removable": lambda: Ridge(1e-3, projection=16, removable=True),
     "lda with evidence": lambda: EvidenceLDA(tasks=1),
+    "lda by number": lambda: LDA("auto", correction=0.7),
+    "whitened cosine": WhitenedCosine,
+    "whitened cosine removable": lambda: WhitenedCosine(0.1, 0.0, removable=True),
     "lda 1e-4": lambda: LDA(shrinkage=1e-4),
+    "ridge balanced": BalancedRidge,
+    "ridge with intercept": lambda: BalancedRidge(0.01, balanced=False),
     "ridge gcv": Ridge,
     "ridge 0.1": lambda: Ridge(regularisation=0.1),
     "ridge projected": lambda: Ridge(projection=16, seed=3),
@@ -452,6 +459,16 @@ def test_a_state_that_does_not_fit_is_refused(new: Callable[[], Head]) -> None:
         lambda: LDA(shrinkage=0),
         lambda: LDA(shrinkage=1.1),
         lambda: LDA(shrinkage=np.nan),
+        lambda: LDA("oas"),
+        lambda: LDA(correction=1.5),
+        lambda: WhitenedCosine(shrinkage=0),
+        lambda: WhitenedCosine("oas"),
+        lambda: WhitenedCosine(correction=-0.1),
+        lambda: WhitenedCosine(correction=np.nan),
+        lambda: BalancedRidge(0.0),
+        lambda: BalancedRidge("gcv"),
+        lambda: BalancedRidge(balanced=1),  # type: ignore[arg-type]
+        lambda: StreamingLDA("auto"),  # type: ignore[arg-type]
         lambda: EvidenceLDA(tasks=0),
         lambda: EvidenceLDA(strength=-1),
         lambda: EvidenceLDA(margin=1.1),

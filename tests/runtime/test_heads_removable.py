@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from everlearn_runtime import (
     LDA,
     Aggregate,
+    BalancedRidge,
     EvidenceLDA,
     FeCAM,
     Head,
@@ -23,6 +24,7 @@ from everlearn_runtime import (
     Prototypes,
     Ridge,
     StreamingLDA,
+    WhitenedCosine,
 )
 from everlearn_runtime.heads import SharedAggregate, from_state
 
@@ -33,8 +35,11 @@ seeds = st.integers(0, 2**32 - 1)
 
 HEADS: dict[str, Callable[[bool], Head]] = {
     "lda": lambda removable: LDA(0.1, removable=removable),
+    "whitened cosine": lambda removable: WhitenedCosine(removable=removable),
+    "lda by number": lambda removable: LDA("auto", removable, 0.7),
     "evidence lda": lambda removable: EvidenceLDA(0.1, tasks=2, removable=removable),
     "ridge": lambda removable: Ridge(0.03, removable=removable),
+    "ridge balanced": lambda removable: BalancedRidge(removable=removable),
     "ridge gcv": lambda removable: Ridge(removable=removable),
     "ridge projected": lambda removable: Ridge(0.03, projection=20, seed=3, removable=removable),
     "aggregate": lambda removable: Aggregate(
@@ -49,7 +54,14 @@ HEADS: dict[str, Callable[[bool], Head]] = {
     ),
 }
 # Of these, what a class takes more in a state, in numbers of eight bytes.
-MORE = {"lda": [6], "evidence lda": [4], "ridge": [6], "ridge projected": [20], "aggregate": [2, 9]}
+MORE = {
+    "lda": [6],
+    "whitened cosine": [6],
+    "evidence lda": [4],
+    "ridge": [6],
+    "ridge projected": [20],
+    "aggregate": [2, 9],
+}
 
 Step = tuple[str, Any]
 

@@ -5,6 +5,7 @@ imported here; another package's does by being imported before its states are re
 """
 
 from everlearn_runtime.heads.aggregate import Aggregate
+from everlearn_runtime.heads.balanced_ridge import BalancedRidge
 from everlearn_runtime.heads.base import Head
 from everlearn_runtime.heads.classes import Classes
 from everlearn_runtime.heads.evidence_lda import EvidenceLDA
@@ -17,10 +18,12 @@ from everlearn_runtime.heads.registry import HeadState, from_state
 from everlearn_runtime.heads.ridge import Ridge
 from everlearn_runtime.heads.shared_aggregate import SharedAggregate
 from everlearn_runtime.heads.streaming_lda import StreamingLDA
+from everlearn_runtime.heads.whitened_cosine import WhitenedCosine
 
 __all__ = [
     "LDA",
     "Aggregate",
+    "BalancedRidge",
     "Classes",
     "EvidenceLDA",
     "FeCAM",
@@ -32,5 +35,6 @@ __all__ = [
     "Ridge",
     "SharedAggregate",
     "StreamingLDA",
+    "WhitenedCosine",
     "from_state",
 ]
