@@ -18,6 +18,7 @@ from everlearn_export.replace import check_replaces, fit_map, in_batches
 from everlearn_export.verify import verify
 from everlearn_runtime.backends.onnxruntime import OnnxRuntime
 from everlearn_runtime.bundle import Bundle, Manifest, check_target, write_bundle
+from everlearn_runtime.guard import Canaries
 from everlearn_runtime.heads import Head
 from everlearn_runtime.images import InputSpec
 
@@ -35,6 +36,7 @@ def export_bundle(
     training: dict[str, Any],
     tolerance: float = 1e-4,
     replaces: tuple[Bundle, NDArray[np.uint8], NDArray[np.uint8]] | None = None,
+    canaries: Canaries | None = None,
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> Manifest:
@@ -53,6 +55,7 @@ def export_bundle(
         tolerance: see `verify`.
         replaces: a bundle whose states can then be carried over to this one, and images to fit the map
             between the two on: as the old graph takes them, and the same as the new one does.
+        canaries: features of held-out images, by which a device can tell whether it forgets.
         overwrite: replace a bundle that is there.
         progress: show a progress bar; by default where there is a terminal.
 
@@ -103,5 +106,6 @@ def export_bundle(
         parity=asdict(parity),
         everlearn=version("everlearn"),
         replaces=replaced,
+        canaries=canaries,
         overwrite=overwrite,
     )

@@ -24,6 +24,21 @@ class OtherModel(StateError):  # noqa: N818 - says what is wrong
         self.model = model
 
 
+class GuardError(ValueError):
+    """What was to be learned would have made a learner forget; it has not been learned.
+
+    Args:
+        message: What to say.
+        before: Share of the canaries that were right, in [0, 1].
+        after: Share that would have been.
+    """
+
+    def __init__(self, message: str, before: float, after: float) -> None:
+        super().__init__(message)
+        self.before = before
+        self.after = after
+
+
 class MissingExtra(ImportError):  # noqa: N818 - says what is wrong, like ImportError's own subclasses
     """An optional dependency is not installed.
 

@@ -32,6 +32,7 @@ from everlearn.evaluation.runner import measure
 from everlearn.methods.base import Method, TaskInfo
 from everlearn_export.bundle import export_bundle
 from everlearn_runtime.bundle import Bundle, Manifest
+from everlearn_runtime.guard import Canaries
 from everlearn_runtime.heads import Classes, Head, from_state
 from everlearn_runtime.heads.checks import check_label
 from everlearn_runtime.heads.registry import own_kind
@@ -296,6 +297,8 @@ class Learner:
         replaces: str | Path | None = None,
         tolerance: float = 1e-4,
         removable: bool = False,
+        calibration: object | None = None,
+        canaries: int = 0,
         overwrite: bool = False,
     ) -> Manifest:
         """Write the bundle that a device opens: one static graph and the head.
@@ -315,6 +318,14 @@ class Learner:
                 Ridge that takes 4 d (d + 1) + 8 bytes for each such class in the device's head, 2.4 MB
                 at d = 768 features or random projections; others do so anyway, or cannot. Classes
                 known now go exactly only if this learner's head was made with ``removable=True``.
+            calibration: labelled images that nothing was learned from, neither by ``fit`` nor to choose
+                settings, 200 or more of classes known by now; others are left out. By them the device
+                can say how sure it is, and what is unknown, from its first prediction on; without them it
+                can once it has judged 200 images of its own. Images of the last task would not do:
+                what was trained on them is surer of them than of others.
+            canaries: so many of these images of each class go, as features, into the bundle, which
+                takes 4 bytes a feature: with them the device can refuse to learn what would make it forget
+                (``EdgeLearner.learn(guard=...)``).
             overwrite: replace a bundle that is there.
 
         Raises:
@@ -322,12 +333,14 @@ class Learner:
                 written then.
             BundleError: when ``replaces`` is no bundle.
             ValueError: when nothing has been learned yet, ``path`` is taken, the head is of a kind that
-                cannot be ``removable``, or what devices have learned with the old bundle does not go
-                into this head.
+                cannot be ``removable``, there is no image to calibrate by, or what devices have learned
+                with the old bundle does not go into this head.
         """
         if not self.classes:
             raise ValueError("nothing has been learned yet, so there is nothing to export; call fit first")
-        head = self.head.to_removable() if removable else self.head
+        head = copy.deepcopy(self.head)
+        watched = self._calibrated(head, calibration, canaries)
+        head = head.to_removable() if removable else head
         sample = as_images(images) if images is not None else self._seen or photographs(64)
         pixels = self._loader(sample).pixels(_spread(len(sample), 64))
         replaced = None
@@ -353,6 +366,7 @@ class Learner:
             training=record,
             tolerance=tolerance,
             replaces=replaced,
+            canaries=watched,
             overwrite=overwrite,
             progress=self.progress,
         )
@@ -558,6 +572,29 @@ class Learner:
             raise FloatingPointError(f"the loss is no longer finite ({values}); lower lr={self.training.lr}")
         total.backward()  # type: ignore[no-untyped-call]
         return terms
+
+    def _calibrated(self, head: Head, calibration: object | None, canaries: int) -> Canaries | None:
+        """Let a head judge held-out images, and choose canaries among them."""
+        whole("canaries", canaries, least=0)
+        if calibration is None:
+            if canaries:
+                raise ValueError(f"canaries={canaries} without images to take them from; give calibration=")
+            return None
+        images = as_images(calibration)
+        known = [index for index, name in enumerate(images.labels) if name in self.classes]
+        if not known:
+            raise ValueError(
+                f"no image to calibrate by is of a class that was learned: they are of "
+                f"{', '.join(map(repr, images.classes[:5]))}"
+            )
+        images = images.subset(known)
+        features = self.features(images)
+        head.calibrate(features, images.labels)
+        own = {name: [i for i, label in enumerate(images.labels) if label == name] for name in images.classes}
+        chosen = [places[i] for places in own.values() for i in _spread(len(places), canaries)]
+        if not chosen:
+            return None
+        return Canaries(features[chosen], tuple(images.labels[index] for index in chosen))
 
     def _predict(self, images: Images) -> list[str]:
         if not self.classes:

@@ -7,6 +7,7 @@ imported here; another package's does by being imported before its states are re
 from everlearn_runtime.heads.aggregate import Aggregate
 from everlearn_runtime.heads.base import Head
 from everlearn_runtime.heads.classes import Classes
+from everlearn_runtime.heads.confidence import Confidence, Judgement
 from everlearn_runtime.heads.evidence_lda import EvidenceLDA
 from everlearn_runtime.heads.fecam import FeCAM
 from everlearn_runtime.heads.held_out_ridge import HeldOutRidge
@@ -22,11 +23,13 @@ __all__ = [
     "LDA",
     "Aggregate",
     "Classes",
+    "Confidence",
     "EvidenceLDA",
     "FeCAM",
     "Head",
     "HeadState",
     "HeldOutRidge",
+    "Judgement",
     "Linear",
     "Prototypes",
     "Ridge",

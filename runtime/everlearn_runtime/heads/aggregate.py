@@ -110,6 +110,11 @@ class Aggregate(Head):
             raise ValueError(f"sharpness is {sharpness!r}; give a positive number, or one for each section")
         self._sharpness = tuple(float(value) for value in each)
 
+    @property
+    def answers_soon(self) -> bool:
+        """See `Head`: where all its heads do."""
+        return all(head.answers_soon for head in self._heads)
+
     def removes_exactly(self, label: str) -> bool:
         """See `Head`: where all its heads do."""
         return self.exact and all(head.removes_exactly(label) for head in self._heads)
@@ -131,6 +136,11 @@ class Aggregate(Head):
         ]
         scores, _ = aggregate(np.stack(each), self._gamma)
         return scores
+
+    def _distances(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The sum of the sections' own."""
+        each = [head.distances(rows[:, columns]) for head, columns in self._parts()]
+        return np.asarray(sum(each), dtype=np.float64)
 
     def _parts(self) -> Iterator[tuple[Head, slice]]:
         """Each head, and the columns that it sees."""

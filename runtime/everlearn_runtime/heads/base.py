@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -13,10 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from everlearn_runtime.heads.checks import check_arrays, check_labels, check_rows
 from everlearn_runtime.heads.classes import Classes
+from everlearn_runtime.heads.confidence import Confidence, Judgement, Opinion, probabilities, strangeness
 from everlearn_runtime.heads.drift import Drift, affine_drift
 from everlearn_runtime.heads.growing import GrowingRows, PerClass
 from everlearn_runtime.heads.registry import HeadState, from_state, make, own_kind, register
-from everlearn_runtime.heads.sums import Joined, group_sums, join, join_each
+from everlearn_runtime.heads.sums import Joined, group_sums, join, join_each, squared_distances
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -27,6 +28,8 @@ WAITING_ROWS = 256
 
 # Weights (M, C), bias (C,), and the factor that scores still lack; good until the next update.
 Solution = tuple[NDArray[np.float64], NDArray[np.float64], float]
+
+FIGURES = "confidence."  # before the names of the arrays of `Confidence` in a state
 
 
 class Head(ABC):
@@ -49,10 +52,12 @@ class Head(ABC):
         kind: its name in a :class:`HeadState`, of this class alone.
         exact: updates are sums: independent of the order and of the cut into batches, and
             mergeable. A head that cannot promise that says False, and its docstring why.
+        usual_temperature: T of softmax(scores / T) for as long as too few images were judged.
     """
 
     kind: ClassVar[str]
     exact: ClassVar[bool] = True
+    usual_temperature: ClassVar[float] = 1.0
 
     # Whether single samples wait, to be learned together: where `_learn_each` says the same as
     # `_learn_shared`, so not in a subclass that learns in another way and has no `_learn_each`.
@@ -77,6 +82,7 @@ class Head(ABC):
         self._waiting: list[NDArray[np.float64]] = []  # single samples (1, F)
         self._waiting_places: list[int] = []
         self._waiting_room = 0  # for so many
+        self._confidence = Confidence()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -108,7 +114,8 @@ class Head(ABC):
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays in :meth:`state`: what is kept between tasks."""
-        return sum(rows.nbytes for rows in self._per_class.values()) + self._shared_nbytes()
+        per_class = sum(rows.nbytes for rows in self._per_class.values())
+        return per_class + self._shared_nbytes() + self._confidence.nbytes
 
     def check(self, features: ArrayLike, labels: Sequence[str]) -> tuple[NDArray[np.float64], list[str]]:
         """Raise whatever :meth:`update` would raise, and change nothing.
@@ -223,6 +230,7 @@ class Head(ABC):
         Scatters also gain what the map leaves over. Where the change is affine the result is exact,
         given more images than features by two, and where there was none it is the same to the bit.
         With fewer images, features move as far as these can tell; one image alone moves nothing.
+        What was judged goes: it does not say how sure the head is of the new features.
 
         Args:
             before: features (B, F) of some images as they were when this head learned.
@@ -239,6 +247,7 @@ class Head(ABC):
         if self.width is None or np.array_equal(old, new):
             return
         self._move(old, new, self._drift(old, new))
+        self._confidence = Confidence()
 
     @property
     def movable(self) -> bool:
@@ -277,7 +286,8 @@ class Head(ABC):
     def since(self, earlier: Head) -> Head:
         """What this head has learned since it was an earlier one, whose samples it has all seen.
 
-        Merged into the earlier one, less what :meth:`kept` does not name, it gives this one.
+        Merged into the earlier one, less what :meth:`kept` does not name, it gives this one, but for
+        what was judged.
 
         Raises:
             ValueError: The head is not ``movable``, or the earlier one of another kind or width.
@@ -285,7 +295,9 @@ class Head(ABC):
         self.check_movable()
         self._check_merge(earlier)
         if self.width is None or earlier.width is None:
-            return copy.deepcopy(self)
+            same = copy.deepcopy(self)
+            same._confidence = Confidence()
+            return same
         self._catch_up()
         earlier._catch_up()
         kept = self.kept(earlier)
@@ -304,7 +316,7 @@ class Head(ABC):
         return head
 
     def moved(self, drift: Drift, like: Head) -> Head:
-        """What this head knows, in the features of another model.
+        """What this head knows, in the features of another model, but for what was judged.
 
         Args:
             drift: Maps this head's features to the other model's.
@@ -323,6 +335,7 @@ class Head(ABC):
             moving._catch_up()
             moving._means = drift.move(moving._means)
             moving._move_shared(drift)
+        moving._confidence = Confidence()
         state = moving.state()
         return from_state(HeadState(state.kind, state.classes, like.options, state.arrays))
 
@@ -339,20 +352,128 @@ class Head(ABC):
             ValueError: The head knows no class, the features are not as in :meth:`update`, or its
                 statistics contradict each other so that a score would not be finite.
         """
+        return self._answer(features, self._score, "scores")
+
+    def distances(self, features: ArrayLike) -> NDArray[np.float64]:
+        """How far each row lies from each class: what tells the known from the unknown.
+
+        Unlike a score, a distance compares a row with a class without a look at the other classes. It
+        does not grow with the number of samples. Heads with a within-class scatter give the squared
+        Mahalanobis distance to the class's mean, under the shrunk covariance that they score with,
+        which lies about F for a row of the class; `FeCAM` under the class's own correlations. For all
+        others it is the squared Euclidean distance to the class's mean.
+
+        Args:
+            features: (B, F), any real dtype.
+
+        Returns:
+            float64 (B, C), at least 0, columns in the order of ``classes``.
+
+        Raises:
+            ValueError: As in :meth:`scores`.
+        """
+        return self._answer(features, self._distances, "distances")
+
+    def _answer(
+        self,
+        features: ArrayLike,
+        answer: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+        what: str,
+    ) -> NDArray[np.float64]:
+        """What is asked of checked rows, all samples having been worked in."""
         if not self._classes:
             raise ValueError("this head knows no class yet; update it with labelled features first")
         rows = self._rows(features)
         self._catch_up()
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            scores = self._score(rows)
-        if not np.isfinite(scores).all():
-            raise ValueError("the head's statistics give scores that are not finite; restore an older state")
-        return scores
+            found = answer(rows)
+        if not np.isfinite(found).all():
+            raise ValueError(f"the head's statistics give {what} that are not finite; restore an older state")
+        return found
 
     def predict(self, features: ArrayLike) -> list[str]:
         """The best class of each row of features (B, F); raises like :meth:`scores`."""
         names = self.classes
         return [names[column] for column in self.scores(features).argmax(axis=1)]
+
+    @property
+    def confidence(self) -> Confidence:
+        """The running figures of how sure this head may be; to be read, not changed."""
+        return self._confidence
+
+    @property
+    def temperature(self) -> float:
+        """T of softmax(scores / T): the judged images' own once they are enough, before the usual one."""
+        return self._confidence.temperature if self._confidence.calibrated else self.usual_temperature
+
+    def probabilities(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Probabilities (B, C) of scores (B, C) that this head gave, of images of classes that it knows.
+
+        They are calibrated as far as `Confidence.calibrated` says so.
+        """
+        return probabilities(scores, self.temperature)
+
+    def strangeness(self, features: ArrayLike) -> NDArray[np.float64]:
+        """How little each row is like any class, (B,) in (0, 1]; rows of known classes mostly give less.
+
+        See :func:`~everlearn_runtime.heads.confidence.strangeness`; with one class it says nothing.
+
+        Args:
+            features: (B, F), any real dtype.
+
+        Raises:
+            ValueError: As in :meth:`scores`.
+        """
+        return strangeness(self.distances(features))
+
+    def opinion(self, features: ArrayLike, labels: Sequence[str]) -> Opinion:
+        """What this head, as it is, thinks of labelled rows, before it learns them; nothing changes.
+
+        Args:
+            features: (B, F), any real dtype, which the head has not learned from.
+            labels: B class names; rows of a class that is not known yet are left out.
+
+        Raises:
+            ValueError: As in :meth:`update`, or as in :meth:`scores` once a class is known.
+        """
+        rows, names = self.check(features, labels)
+        known = np.array([index for index, name in enumerate(names) if name in self._classes], dtype=np.intp)
+        truth = np.array([self._classes.place(names[index]) for index in known], dtype=np.intp)
+        if not len(known):
+            return Opinion(known, truth, np.zeros((0, len(self._classes))), np.zeros(0))
+        return Opinion(known, truth, self.scores(rows[known]), self.strangeness(rows[known]))
+
+    def judge(self, features: ArrayLike, labels: Sequence[str]) -> Judgement | None:
+        """The :meth:`opinion` of labelled rows as what :meth:`note` takes; None if no class is known."""
+        return self.opinion(features, labels).judgement
+
+    def calibrate(self, features: ArrayLike, labels: Sequence[str]) -> None:
+        """Judge held-out rows, in place of whatever was judged before.
+
+        Args:
+            features: (B, F), any real dtype, which the head has not learned from.
+            labels: B class names; rows of a class that is not known are left out.
+
+        Raises:
+            ValueError: As in :meth:`update`, or no class is known.
+        """
+        judgement = self.judge(features, labels)
+        if judgement is None:
+            raise ValueError(
+                f"none of {len(labels)} rows to calibrate by is of a class that this head knows, of "
+                f"{', '.join(map(repr, self.classes[:5])) or 'classes that it has learned'}"
+            )
+        self._confidence = Confidence()
+        self.note(judgement)
+
+    @property
+    def answers_soon(self) -> bool:
+        """Whether scores cost little now; after an update some heads solve at length before they answer."""
+        return True
+
+    def note(self, judgement: Judgement) -> None:
+        """Add to the figures of :attr:`confidence` what :meth:`judge` gave."""
+        self._confidence.note(judgement)
 
     def settle(self) -> None:
         """Finish what :meth:`update` put off, at a moment of the caller's choice.
@@ -372,7 +493,8 @@ class Head(ABC):
         kind = own_kind(type(self))
         self._catch_up()
         arrays = {"counts": self.counts, "means": self.prototypes, **self._shared_arrays()}
-        return HeadState(kind, self.classes, self.options, arrays)
+        figures = {FIGURES + name: array for name, array in self._confidence.arrays().items()}
+        return HeadState(kind, self.classes, self.options, arrays | figures)
 
     @classmethod
     def from_state(cls, state: HeadState) -> Self:
@@ -391,19 +513,24 @@ class Head(ABC):
         names = check_labels(state.classes) if state.classes else []
         if len(set(names)) != len(names):
             raise ValueError("the state names a class twice")
-        means = state.arrays.get("means", np.zeros(0))
+        given = {name: array for name, array in state.arrays.items() if not name.startswith(FIGURES)}
+        figures = {
+            name[len(FIGURES) :]: array for name, array in state.arrays.items() if name.startswith(FIGURES)
+        }
+        means = given.get("means", np.zeros(0))
         width = means.shape[1] if means.ndim == 2 else 0
         if names and not width:
             raise ValueError(f"the class means have shape {means.shape}; expected ({len(names)}, features)")
         shapes = {"counts": (len(names),), "means": (len(names), width)}
         # Checked before anything of that size is made.
-        arrays = check_arrays(state.arrays, {**shapes, **head._shared_shapes(len(names), width)})
+        arrays = check_arrays(given, {**shapes, **head._shared_shapes(len(names), width)})
         if (arrays["counts"] < 1).any():
             raise ValueError("the state has a class without samples")
         head._set_width(width)
         head._take_names(Classes(names))
         head._counts, head._means = arrays["counts"], arrays["means"]
         head._restore_shared(arrays)
+        head._confidence = Confidence.from_arrays(figures)
         return head
 
     @classmethod
@@ -537,6 +664,7 @@ class Head(ABC):
         joined = self._join(places, other._counts, other._means)
         self._merge_shared(other, joined)
         self._keep(joined)
+        self._confidence.merge(other._confidence)
         self._solution = None
 
     def _score(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -546,6 +674,10 @@ class Head(ABC):
         weights, bias, factor = self._solution
         scores: NDArray[np.float64] = (self._map(rows) @ weights + bias) * factor
         return scores
+
+    def _distances(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Distances (B, C) of checked features (B, F)."""
+        return squared_distances(rows, self._means)
 
     def _solve(self) -> Solution:
         """Weights (M, C), bias (C,) and a factor, from the statistics alone."""

@@ -20,6 +20,8 @@ Array = NDArray[np.float64]
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+SOON_WIDTH = 384  # up to which a class is inverted in some milliseconds
+
 
 class FeCAM(Head):
     """Mahalanobis distance to each class's mean under the class's own correlations.
@@ -80,6 +82,11 @@ class FeCAM(Head):
         """The constructor's arguments, as JSON."""
         return {"alpha1": self._alpha1, "alpha2": self._alpha2}
 
+    @property
+    def answers_soon(self) -> bool:
+        """See `Head`: each class that an update has reached is inverted anew."""
+        return self._width <= SOON_WIDTH
+
     def removes_exactly(self, label: str) -> bool:
         """See `Head`: all that is kept is kept for each class alone."""
         self._classes.place(label)
@@ -137,6 +144,9 @@ class FeCAM(Head):
             gap = rows - centre
             np.einsum("bf,bf->b", gap @ self._inverse(place), gap, out=scores[:, place])
         return -scores
+
+    def _distances(self, rows: Array) -> Array:
+        return np.maximum(-self._score(rows), 0.0)
 
     def _inverse(self, place: int) -> Array:
         inverse = self._inverses[place]

@@ -13,7 +13,7 @@ from everlearn_runtime.heads.drift import Drift
 from everlearn_runtime.heads.gram import GramSum
 from everlearn_runtime.heads.running import Step, row_products
 from everlearn_runtime.heads.second_order import SecondOrder
-from everlearn_runtime.heads.sums import Joined
+from everlearn_runtime.heads.sums import Joined, squared_distances
 
 
 class LDA(SecondOrder):
@@ -66,12 +66,33 @@ class LDA(SecondOrder):
 
     def _solve(self) -> Solution:
         means = self._targets()
-        size = self._size()
-        square = float(np.vdot(means, means)) / len(means)
-        if size == 0 or self._gram.trace <= self._seen * square * 1e-24:
+        size = self._scatter_size()
+        if size == 0:
             return means.T, -0.5 * row_products(means, means), 1
         weights = self._solved(1 - self._shrinkage, self._ridge(size))
         return weights.T, -0.5 * self._running.products, self._seen
+
+    def _scatter_size(self) -> float:
+        """The trace of S on its ladder; 0 where S is zero or no more than rounding."""
+        size, means = self._size(), self._targets()
+        square = float(np.vdot(means, means)) / len(means)
+        return 0.0 if self._gram.trace <= self._seen * square * 1e-24 else size
+
+    def _distances(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Squared Mahalanobis distances under the covariance of n - C degrees of freedom, shrunk."""
+        mapped, means, size = self._map(rows), self._targets(), self._scatter_size()
+        if size == 0:
+            return squared_distances(mapped, means)
+        weights = self._solved(1 - self._shrinkage, self._ridge(size), inverse=True)
+        middle = means.mean(axis=0)  # so that what all have in common cancels before it is squared
+        gaps, apart = mapped - middle, weights - weights.mean(axis=0)
+        distances: NDArray[np.float64] = gaps @ apart.T
+        distances *= -2
+        distances += row_products(gaps, self._running.apply(gaps))[:, None]
+        distances += row_products(means - middle, apart)
+        distances *= max(self._seen - len(means), 1)
+        np.maximum(distances, 0.0, out=distances)
+        return distances
 
     def _ridge(self, size: float) -> float:
         """What is added to the diagonal of the shrunk scatter."""

@@ -93,8 +93,8 @@ class StreamingLDA(LDA):
         """How many times the scatter that is kept the one to be written down is."""
         return self._seen / self._scatter_of if self._covariance == "fixed" and self._scatter_of else 1.0
 
-    def _solved(self, weight: float, ridge: float) -> NDArray[np.float64]:
-        return super()._solved(weight * self._factor, ridge)
+    def _solved(self, weight: float, ridge: float, inverse: bool = False) -> NDArray[np.float64]:
+        return super()._solved(weight * self._factor, ridge, inverse)
 
     def _shared_arrays(self) -> dict[str, NDArray[Any]]:
         arrays = super()._shared_arrays()

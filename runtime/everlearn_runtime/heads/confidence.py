@@ -1,0 +1,303 @@
+"""How sure a head may be: running figures of what it said of images before it learned them.
+
+*Predict, then learn*: an image is judged by the head as it was, and only then learned. So the figures are of
+images that the head had not seen, and no image has to be kept for them. They are
+
+- for each of 40 temperatures T the summed log loss of softmax(scores / T) at the true class: the T with the
+  smallest sum makes probabilities of scores (Guo et al. 2017, arXiv 1706.04599, with one parameter);
+- a histogram of how strange those images were (:meth:`Head.strangeness`), all of classes that were known:
+  what is stranger than all but a few of them is of no known class.
+
+All are sums: those of two streams add, and the order of the images does not matter.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Scores of cosines want a temperature of some .1, of ridge regression of some .05, of LDA of some 10.
+TEMPERATURES = np.logspace(-3, 3, 40)
+# The least probability that the log loss takes for possible: a smaller one could only be a T far too small.
+LARGEST_LOSS = 700.0
+# Bins of the histogram in a factor of two: a bin is 1.1 % wide.
+BINS = 64
+LARGEST_BIN = 1100 * BINS  # all that float64 holds
+# Images from which on the figures say something.
+ENOUGH = 200
+MOST = 1 << 40
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a head said of some images before it learned them: what they add to the figures.
+
+    Args:
+        losses: log losses, summed over the images, at each of `TEMPERATURES`; float32 (40,), finite and
+            not negative.
+        bins: of the histogram, one for each image, ascending.
+    """
+
+    losses: NDArray[np.float32]
+    bins: tuple[int, ...]
+
+    def says(self) -> dict[str, Any]:
+        """This as JSON, some 230 bytes and five for each image."""
+        return {"losses": base64.b64encode(self.losses.astype("<f4").tobytes()).decode(), "bins": self.bins}
+
+    @classmethod
+    def read(cls, says: Any) -> Judgement:
+        """The reverse of :meth:`says`, to the bit.
+
+        Raises:
+            ValueError: no such JSON, or no numbers that a judgement can have.
+        """
+        try:
+            losses = np.frombuffer(base64.b64decode(says["losses"], validate=True), dtype="<f4")
+            bins = tuple(says["bins"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"no judgement ({error})") from None
+        sound = len(losses) == len(TEMPERATURES) and np.isfinite(losses).all() and losses.min() >= 0
+        if set(says) != {"losses", "bins"} or not sound or not bins:
+            raise ValueError("no judgement: its losses are not as expected")
+        if any(type(place) is not int or abs(place) > LARGEST_BIN for place in bins):
+            raise ValueError("no judgement: its bins are not as expected")
+        return cls(losses.astype(np.float32), bins)
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What a head thinks of labelled images before it learns them: of those whose class it knows.
+
+    Args:
+        rows: which of the images these are, (K,), ascending.
+        truth: the column of each one's class, (K,).
+        scores: (K, C).
+        strangeness: (K,), see :func:`strangeness`.
+    """
+
+    rows: NDArray[np.intp]
+    truth: NDArray[np.intp]
+    scores: NDArray[np.float64]
+    strangeness: NDArray[np.float64]
+
+    @property
+    def judgement(self) -> Judgement | None:
+        """What it adds to the figures; None without any image."""
+        return judge(self.scores, self.truth, self.strangeness) if len(self.rows) else None
+
+
+def judge(
+    scores: NDArray[np.float64], truth: NDArray[np.intp], strangeness: NDArray[np.float64]
+) -> Judgement:
+    """Judge images by what a head said of them.
+
+    Args:
+        scores: (B, C), B at least 1.
+        truth: the column of each image's class, (B,).
+        strangeness: of each image, (B,), not negative.
+    """
+    gaps = scores - scores.max(axis=1, keepdims=True)
+    losses = np.empty(len(TEMPERATURES), dtype=np.float64)
+    own = gaps[np.arange(len(gaps)), truth]
+    with np.errstate(over="ignore", under="ignore"):
+        for place, temperature in enumerate(TEMPERATURES):
+            each = np.log(np.exp(gaps / temperature).sum(axis=1)) - own / temperature
+            losses[place] = np.minimum(each, LARGEST_LOSS).sum()
+    return Judgement(np.maximum(losses, 0).astype(np.float32), tuple(sorted(bins_of(strangeness))))
+
+
+def bins_of(strangeness: NDArray[np.float64]) -> list[int]:
+    """The bin of each value (B,): floor(64 log2 value); zero is in the bin of the smallest numbers."""
+    logs = np.log2(np.maximum(strangeness, np.finfo(np.float64).tiny))
+    places: list[int] = np.floor(BINS * logs).astype(np.int64).tolist()
+    return places
+
+
+def probabilities(scores: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+    """softmax(scores / T), (B, C).
+
+    >>> probabilities(np.array([[0.0, 0.0], [0.0, 1.0]]), 0.1).round(3).tolist()
+    [[0.5, 0.5], [0.0, 1.0]]
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        odds = np.exp((scores - scores.max(axis=1, keepdims=True)) / temperature)
+        shares: NDArray[np.float64] = odds / odds.sum(axis=1, keepdims=True)
+    return shares
+
+
+def strangeness(distances: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The squared distance to the nearest class over the mean of those to all, (B,), in [0, 1].
+
+    It is 1 for a row that is as far from all classes, whether because it is unlike anything or because
+    it is like everything a little, and has no unit, so that it goes with any head. As the mean is that to the
+    centre of the classes, but for a constant, it is a relative distance (Ren et al. 2021, arXiv 2106.09022),
+    as a ratio. With one class it is always 1.
+
+    Args:
+        distances: (B, C), squared, at least 0.
+
+    >>> strangeness(np.array([[1.0, 5.0, 9.0], [9.0, 9.0, 9.0]])).tolist()
+    [0.2, 1.0]
+    """
+    nearest, mean = distances.min(axis=1), distances.mean(axis=1)
+    ratio: NDArray[np.float64] = np.divide(nearest, mean, out=np.ones_like(mean), where=mean > 0)
+    return np.minimum(ratio, 1.0)
+
+
+class Confidence:
+    """The running figures.
+
+    >>> figures = Confidence()
+    >>> figures.judged, figures.calibrated
+    (0, False)
+    >>> figures.note(judge(np.array([[0.9, 0.1]]), np.array([0]), np.array([2.0])))
+    >>> figures.judged
+    1
+    """
+
+    def __init__(self) -> None:
+        self._losses = np.zeros(len(TEMPERATURES))
+        self._histogram: dict[int, int] = {}
+
+    @property
+    def judged(self) -> int:
+        """How many images were judged."""
+        return sum(self._histogram.values())
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether these were enough, 200, for temperature and threshold to say something."""
+        return self.judged >= ENOUGH
+
+    @property
+    def temperature(self) -> float:
+        """The T by which softmax(scores / T) gave the true classes the most probability.
+
+        Between the values of the grid it is the vertex of the parabola through the smallest sum and its
+        neighbours, over log T. Of sums that are alike (within a tenth of a nat altogether) the largest T
+        counts, so that a head that has made no mistake yet is not called infallible.
+
+        Raises:
+            ValueError: nothing was judged yet.
+        """
+        if not self._histogram:
+            raise ValueError("no image was judged yet, so no temperature is known")
+        losses = self._losses
+        place = int(np.flatnonzero(losses <= losses.min() + 0.1)[-1])
+        if place != int(losses.argmin()) or not 0 < place < len(losses) - 1:
+            return float(TEMPERATURES[place])
+        left, middle, right = losses[place - 1 : place + 2].tolist()
+        shift = 0.5 * (left - right) / (left - 2 * middle + right)
+        step = math.log(TEMPERATURES[1] / TEMPERATURES[0])
+        return float(TEMPERATURES[place] * math.exp(shift * step))
+
+    def threshold(self, false_alarm: float = 0.05) -> float:
+        """The strangeness that only a share of the judged images, all of known classes, exceeded.
+
+        Within a bin the images are taken to be spread evenly over the logarithm.
+
+        Args:
+            false_alarm: the share, above 0 and below 1.
+
+        Raises:
+            ValueError: a share out of range, or nothing was judged yet.
+        """
+        check_false_alarm(false_alarm)
+        if not self._histogram:
+            raise ValueError("no image was judged yet, so no threshold is known")
+        left = false_alarm * self.judged
+        for place in sorted(self._histogram, reverse=True):
+            count = self._histogram[place]
+            if left < count:
+                break
+            left -= count
+        return float(2.0 ** min((place + 1 - left / count) / BINS, 1023.0))
+
+    def share_beyond(self, strangeness: float) -> float:
+        """The share of judged images that were stranger, in [0, 1]; 1 before there are any."""
+        if not self._histogram:
+            return 1.0
+        at = BINS * math.log2(max(strangeness, float(np.finfo(np.float64).tiny)))
+        place = math.floor(at)
+        more = sum(count for other, count in self._histogram.items() if other > place)
+        return (more + self._histogram.get(place, 0) * (place + 1 - at)) / self.judged
+
+    def note(self, judgement: Judgement) -> None:
+        """Add what was said of some images."""
+        self._add(judgement.losses, ((place, 1) for place in judgement.bins))
+
+    def merge(self, other: Confidence) -> None:
+        """Add the figures of another stream; the other's stay as they are."""
+        self._add(other._losses, list(other._histogram.items()))
+
+    def _add(self, losses: NDArray[Any], counts: Iterable[tuple[int, int]]) -> None:
+        self._losses = self._losses + losses
+        for place, count in counts:
+            self._histogram[place] = self._histogram.get(place, 0) + count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of :meth:`arrays`."""
+        return self._losses.nbytes + 16 * len(self._histogram) if self._histogram else 0
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The figures as arrays, by which they come back to the bit; none if nothing was judged.
+
+        ``losses`` float64 (40,); of the k bins that are not empty ``bins`` int64 (k,), ascending, and
+        ``counts`` int64 (k,).
+        """
+        if not self._histogram:
+            return {}
+        places = sorted(self._histogram)
+        return {
+            "losses": self._losses.copy(),
+            "bins": np.array(places, dtype=np.int64),
+            "counts": np.array([self._histogram[place] for place in places], dtype=np.int64),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Confidence:
+        """The reverse of :meth:`arrays`.
+
+        Raises:
+            ValueError: arrays that no judgements can have added up to.
+        """
+        figures = cls()
+        if not arrays:
+            return figures
+        if set(arrays) != {"losses", "bins", "counts"}:
+            raise ValueError(f"the figures are {sorted(arrays)}; expected bins, counts and losses")
+        losses, places, counts = (np.asarray(arrays[name]) for name in ("losses", "bins", "counts"))
+        if losses.dtype != np.float64 or losses.shape != TEMPERATURES.shape:
+            raise ValueError(
+                f"losses is {losses.dtype} of shape {losses.shape}; expected float64 of shape (40,)"
+            )
+        whole = places.dtype == counts.dtype == np.int64
+        if not whole or places.ndim != 1 or places.shape != counts.shape or not len(places):
+            raise ValueError("bins and counts must be int64 of one length, at least 1")
+        if (np.diff(places) <= 0).any() or np.abs(places).max() > LARGEST_BIN:
+            raise ValueError(f"bins must ascend, within {-LARGEST_BIN} and {LARGEST_BIN}")
+        if counts.min() < 1 or counts.max() > MOST:
+            raise ValueError(f"counts must be from 1 to {MOST}")
+        most = float(LARGEST_LOSS) * float(counts.sum()) * (1 + 1e-6)
+        if not (losses.min() >= 0 and losses.max() <= most):  # nor NaN
+            raise ValueError("losses must not be negative, nor larger than so many images can have had")
+        figures._losses = losses.copy()
+        figures._histogram = dict(zip(places.tolist(), counts.tolist(), strict=True))
+        return figures
+
+
+def check_false_alarm(false_alarm: float) -> None:
+    """Raise a ValueError if this is no rate of false alarms."""
+    if isinstance(false_alarm, bool) or not isinstance(false_alarm, (int, float)) or not 0 < false_alarm < 1:
+        raise ValueError(
+            f"false_alarm is {false_alarm!r}; give the share of known images that may be called unknown, "
+            "above 0 and below 1, for example 0.05"
+        )
