@@ -26,7 +26,7 @@ from everlearn import LDA, Frozen, Images, Learner, Prototypes, Ridge, digits
 from everlearn.analysis.sureness import BINS, auroc, reliability
 from everlearn.data import load
 from everlearn_runtime import Canaries, DriftWatch, Head, from_state
-from everlearn_runtime.guard import refusal, suspects
+from everlearn_runtime.guard import doubtful, refusal, suspects
 
 HEADS: dict[str, Callable[[], Head]] = {
     "LDA": LDA,
@@ -37,7 +37,7 @@ if hasattr(everlearn, "WhitenedCosine"):
     HEADS["WhitenedCosine"] = everlearn.WhitenedCosine
 DARK = (0.5, 0.25, 0.1)
 RATES = (0.01, 0.05, 0.1)
-BASE, SOME_IMAGES = 150, 1000
+BASE, SOME_IMAGES, CANARIES = 150, 1000, 5
 Array = NDArray[np.float64]
 Rows = NDArray[np.float32]
 
@@ -88,7 +88,7 @@ def main() -> None:
         curve = calibration(drawn)
         alarms(sets, drawn)
         wrong_labels(drawn[0])
-        swapped(drawn[0])
+        swapped(drawn)
         dark(sets, drawn[0])
         pictures(arguments.out, name, sets, drawn[0], curve)
 
@@ -258,28 +258,39 @@ def wrong_labels(draws: list[Draw], share: float = 0.1, images: int = 1000) -> N
         print(f"{'':24}{100 * rate:8.0f}{columns}")
 
 
-def swapped(draws: list[Draw], pairs: int = 10) -> None:
+def swapped(drawn: list[list[Draw]], pairs: int = 10) -> None:
     """Batches of two classes under each other's name, and the same under their own; five canaries a class."""
-    print(f"\n{'refused of batches of two classes':36}{'guard':>8}{'swapped':>10}{'right':>10}")
-    for size in (5, 20, 50):
-        for limit in (0.0, 0.1, 0.2, 0.4):
-            counts = {True: 0, False: 0}
-            for one in draws:
+    print(
+        f"\n{'refused of batches of two classes':36}{'guard':>8}{'swapped':>10}{'right':>10}{'by doubts':>16}"
+    )
+    for shots, draws in zip((BASE, 5), (drawn[0], drawn[2]), strict=True):
+        heads = [judging(one, 400) for one in draws]
+        for size, limit in ((5, 0.1), (20, 0.1), (40, 0.0), (40, 0.1), (40, 0.2)):
+            counts = {swap: np.zeros(2, dtype=int) for swap in (True, False)}
+            for one, head in zip(draws, heads, strict=True):
                 random, labels = np.random.default_rng(one.seed), np.array(one.stream_labels)
                 watched = canaries(one)
                 for _ in range(pairs):
-                    two = random.choice(one.head.classes, 2, replace=False)
-                    places = np.concatenate([np.flatnonzero(labels == name)[:size] for name in two])
+                    two = random.choice(head.classes, 2, replace=False)
+                    # Images that the head has not learned; the last of each class are canaries.
+                    fresh = [np.flatnonzero(labels[400:] == name)[:-CANARIES][:size] + 400 for name in two]
+                    places = np.concatenate(fresh)
                     own = labels[places]
                     other = np.where(own == two[0], two[1], two[0])
-                    for swap, names in ((True, other), (False, own)):
-                        refused = refusal(one.head, watched, one.stream[places], names.tolist(), limit)
-                        counts[swap] += refused is not None
-            shares = [100 * counts[swap] / (pairs * len(draws)) for swap in (True, False)]
-            print(f"{f'{size} images each':36}{limit:8.2f}{shares[0]:10.0f}{shares[1]:10.0f}")
+                    for swap, names in ((True, other.tolist()), (False, own.tolist())):
+                        rows = one.stream[places]
+                        doubts = doubtful(len(rows), suspects(head, head.opinion(rows, names), 0.05), 0.05)
+                        falls = refusal(head, watched, rows, names, limit)
+                        counts[swap] += [falls is not None or doubts is not None, doubts is not None]
+            shares = {swap: 100 * found / (pairs * len(draws)) for swap, found in counts.items()}
+            doubted = f"{shares[True][1]:.0f} and {shares[False][1]:.0f}"
+            print(
+                f"{f'{shots} known, {size} taught of each':36}{limit:8.2f}{shares[True][0]:10.0f}"
+                f"{shares[False][0]:10.0f}{doubted:>16}"
+            )
 
 
-def canaries(draw: Draw, each: int = 5) -> Canaries:
+def canaries(draw: Draw, each: int = CANARIES) -> Canaries:
     """The last images of each class in the stream, which nobody learns here."""
     labels = np.array(draw.stream_labels)
     chosen = np.concatenate([np.flatnonzero(labels == name)[-each:] for name in draw.head.classes])
@@ -337,9 +348,11 @@ def pictures(out: Path, name: str, sets: Sets, draws: list[Draw], curve: dict[in
         middle.plot((0, 50, 100, 200, 400, 1000), values, marker="o", label=f"{shots} images a class")
     middle.set(xlabel="images judged", ylabel="calibration error, %", xscale="symlog", title="calibration")
     middle.legend()
-    edges = np.linspace(0, 1, 50)
-    for label, rows in {"known": draws[0].test, "near": draws[0].near, **sets.far}.items():
-        right.hist(head.strangeness(rows), edges, density=True, histtype="step", label=label)
+    shown = {"known": draws[0].test, "near": draws[0].near, **sets.far}
+    strange = {label: head.strangeness(rows) for label, rows in shown.items()}
+    edges = np.linspace(0, np.percentile(np.concatenate(list(strange.values())), 99.5), 50).tolist()
+    for label, found in strange.items():
+        right.hist(found, edges, density=True, histtype="step", label=label)
     right.axvline(head.confidence.threshold(), color="k", linestyle="--", label="threshold, 5 %")
     right.set(xlabel="strangeness", title="known and unknown")
     right.legend()

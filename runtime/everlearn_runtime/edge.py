@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from everlearn_runtime.backends import Backend, OnnxRuntime
 from everlearn_runtime.bundle import FEATURES, HEAD, Bundle
 from everlearn_runtime.errors import BundleError, OtherModel, StateError
-from everlearn_runtime.guard import Canaries, DriftWatch, Suspect, check_guard, refusal, suspects
-from everlearn_runtime.heads import Confidence, Head, Judgement
+from everlearn_runtime.guard import Canaries, DriftWatch, Suspect, check_guard, doubtful, refusal, suspects
+from everlearn_runtime.heads import Confidence, Head
 from everlearn_runtime.heads.checks import check_label, check_labels
-from everlearn_runtime.heads.confidence import check_false_alarm
+from everlearn_runtime.heads.confidence import Opinion, check_false_alarm
 from everlearn_runtime.images import prepare_batch
 from everlearn_runtime.migration import Migrated, Replaced
 from everlearn_runtime.state import RETENTION, Memory, Owner, Reader, Version
@@ -54,7 +54,7 @@ class Prediction:
         known: Whether each image looks like one of a known class, bool (B,). Of images of known classes about
             5 %, or what ``EdgeLearner.open(false_alarm=...)`` says, are called unknown. True as long as the
             learner is not ``calibrated``.
-        strangeness: float64 (B,) in [0, 1], what ``known`` is decided by, see `Head.strangeness`.
+        strangeness: float64 (B,), at least 0, what ``known`` is decided by, see `Head.strangeness`.
     """
 
     labels: list[str]
@@ -301,8 +301,9 @@ class EdgeLearner:
             labels: A class name for each.
             channels: As in :meth:`predict`.
             guard: By how much the share of the bundle's canaries that are right may fall, of all of
-                them, and of those of the classes in this call; a number such as 0.02. None: no look at
-                them, which costs a copy of the head and two answers.
+                them, and of those of the classes in this call; a number such as 0.1. With a guard the call
+                is refused, too, if more of its images are suspects by their labels than chance allows.
+                None: no look at the canaries, which costs a copy of the head and two answers.
 
         Returns:
             What was learned: the new version's number, the samples of each class, and the images that
@@ -311,7 +312,8 @@ class EdgeLearner:
         Raises:
             ValueError: As in :meth:`predict`, a label that is no non-empty ``str``, another
                 number of labels than of images, or a guard on a bundle without canaries.
-            GuardError: The accuracy on the canaries would fall by more than ``guard``.
+            GuardError: The accuracy on the canaries would fall by more than ``guard``, or the labels are
+                doubtful.
             StateError: The state could not be written, or is read-only.
         """
         self._check_open()
@@ -459,22 +461,26 @@ class EdgeLearner:
 
     def _learn(self, features: NDArray[np.float32], names: list[str], guard: float | None) -> Learned:
         self._keeper.head.check(features, names)
-        judgement, doubts = self._keeper.use(lambda head: self._judge(head, features, names))
+        opinion, doubts = self._keeper.use(lambda head: self._judge(head, features, names, guard is not None))
         if guard is not None and self._canaries is not None:
             canaries, limit = self._canaries, guard
-            refused = self._keeper.use(lambda head: refusal(head, canaries, features, names, limit))
+            refused = doubtful(0 if opinion is None else len(opinion.rows), doubts, self._false_alarm)
+            refused = refused or self._keeper.use(
+                lambda head: refusal(head, canaries, features, names, limit)
+            )
             if refused is not None:
                 raise refused
-        version = self._keeper.learn(features, names, judgement)
+        version = self._keeper.learn(features, names, None if opinion is None else opinion.judgement)
         return Learned(**vars(version), suspects=doubts)
 
     def _judge(
-        self, head: Head, features: NDArray[np.float32], names: list[str]
-    ) -> tuple[Judgement | None, tuple[Suspect, ...]]:
-        if not head.answers_soon:
+        self, head: Head, features: NDArray[np.float32], names: list[str], anyway: bool
+    ) -> tuple[Opinion | None, tuple[Suspect, ...]]:
+        """What the head thinks before it learns, and its doubts; nothing if it would take long to answer."""
+        if not (anyway or head.answers_soon):
             return None, ()
         opinion = head.opinion(features, names)
-        return opinion.judgement, suspects(head, opinion, self._false_alarm)
+        return opinion, suspects(head, opinion, self._false_alarm)
 
     def _forget(self, name: str, purge: bool) -> Version:
         if purge:

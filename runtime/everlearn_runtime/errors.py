@@ -25,15 +25,15 @@ class OtherModel(StateError):  # noqa: N818 - says what is wrong
 
 
 class GuardError(ValueError):
-    """What was to be learned would have made a learner forget; it has not been learned.
+    """What was to be learned is refused, because a guard was asked for; nothing has been learned.
 
     Args:
         message: What to say.
-        before: Share of the canaries that were right, in [0, 1].
+        before: Share of the canaries that were right, in [0, 1]; None if they are not the reason.
         after: Share that would have been.
     """
 
-    def __init__(self, message: str, before: float, after: float) -> None:
+    def __init__(self, message: str, before: float | None = None, after: float | None = None) -> None:
         super().__init__(message)
         self.before = before
         self.after = after

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -16,6 +18,8 @@ from everlearn_runtime.heads import Confidence, Head
 from everlearn_runtime.heads.checks import check_rows
 from everlearn_runtime.heads.confidence import Opinion
 
+# By chance so many doubts come less often than this, where a guard refuses a batch for them.
+UNLIKELY = 1e-3
 # The watch: what a known stream adds on average less than, and at what sum it tells; see `DriftWatch`.
 SLACK = 0.5
 LIMIT = 12.0
@@ -156,6 +160,45 @@ def suspects(head: Head, opinion: Opinion, false_alarm: float) -> tuple[Suspect,
         said_to_be = head.classes[int(opinion.truth[place])]
         found.append(Suspect(int(opinion.rows[place]), said_to_be, looks, reason))
     return tuple(found)
+
+
+def doubtful(images: int, found: Sequence[Suspect], false_alarm: float) -> GuardError | None:
+    """Why a batch must not be learned: more of its labels are doubted than chance allows; None if it may.
+
+    Of rightly labelled images of some classes twice as many as usual are doubted. The batch is refused if so
+    many would come by chance, even then, in less than one of a thousand batches.
+
+    Args:
+        images: How many of the batch are of classes that were known.
+        found: Its suspects.
+        false_alarm: The rate by which they were found.
+    """
+    wrong = [suspect for suspect in found if suspect.reason == "label"]
+    if chance_of(len(wrong), images, min(2 * false_alarm, 0.5)) >= UNLIKELY:
+        return None
+    says = Counter((suspect.label, suspect.looks) for suspect in wrong).most_common(3)
+    pairs = ", ".join(f"{count} of {label!r} like {looks!r}" for (label, looks), count in says)
+    return GuardError(
+        f"{len(wrong)} of {images} images do not look like what they are said to be ({pairs}); nothing was "
+        "learned: check the labels, or learn without a guard"
+    )
+
+
+def chance_of(least: int, tries: int, rate: float) -> float:
+    """The chance of at least so many hits in some tries that are independent.
+
+    >>> round(chance_of(2, 2, 0.1), 6), chance_of(0, 5, 0.1)
+    (0.01, 1.0)
+    """
+    if least == 0:
+        return 1.0
+    log, other = math.log(rate), math.log1p(-rate)
+    ways = (
+        math.lgamma(tries + 1) - math.lgamma(hits + 1) - math.lgamma(tries - hits + 1)
+        for hits in range(tries + 1)
+    )
+    terms = (math.exp(way + hits * log + (tries - hits) * other) for hits, way in enumerate(ways))
+    return sum(term for hits, term in enumerate(terms) if hits >= least)
 
 
 class DriftWatch:

@@ -208,10 +208,12 @@ def test_scores_of_any_size_are_judged() -> None:
         assert len(losses) == len(TEMPERATURES)
 
 
-def test_strangeness_has_no_unit() -> None:
+def test_strangeness_is_relative_and_plain_distance() -> None:
     distances = np.random.default_rng(0).gamma(3.0, size=(20, 6))
-    np.testing.assert_allclose(strangeness(7 * distances), strangeness(distances))
-    assert strangeness(np.array([[0.0], [3.0]])).tolist() == [1.0, 1.0]
+    np.testing.assert_allclose(strangeness(7 * distances, distances), strangeness(distances, distances))
+    np.testing.assert_allclose(strangeness(distances, 16 * distances), 2 * strangeness(distances, distances))
+    one = np.array([[0.0], [16.0]])
+    assert strangeness(one, one).tolist() == [0.0, 2.0]
 
 
 # In heads.

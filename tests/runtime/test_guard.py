@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ from everlearn_runtime import (
     GuardError,
     Head,
     OnnxRuntime,
+    Suspect,
+    from_state,
 )
 from everlearn_runtime.bundle import Bundle
+from everlearn_runtime.guard import doubtful
 from everlearn_runtime.heads.confidence import judge
 
 from .state.harness import bits
@@ -163,15 +167,46 @@ def test_a_guard_refuses_and_leaves_everything(edge: EdgeLearner, make_images: M
     before, version = bits(edge._head), edge.version
     swapped = np.concatenate([make_images("pen", 200, seed=70), make_images("mug", 200, seed=70)])
     labels = ["mug"] * 200 + ["pen"] * 200
-    with pytest.raises(GuardError, match=r"from \d+ to \d+ of") as caught:
+    with pytest.raises(
+        GuardError, match=r"400 of 400 images do not look like what .*200 of 'mug' like 'pen'"
+    ):
         edge.learn(swapped, labels, guard=0.1)
-    assert caught.value.before > caught.value.after + 0.1
     assert (bits(edge._head), edge.version) == (before, version)
     assert edge.learn(make_images("mug", 5, seed=71), ["mug"] * 5, guard=0.1).number == 1
     assert edge.learn(make_images("axe", 5, seed=71), ["axe"] * 5, guard=0.1).number == 2
     assert edge.learn(swapped, labels).number == 3
     edge.undo()
     assert edge.classes == (*NAMES, "axe")
+
+
+def test_what_would_be_forgotten_is_refused(
+    known: tuple[Head, Canaries], make_bundle: MakeBundle, make_images: MakeImages
+) -> None:
+    """Also by a head that has no figures, and so no doubts."""
+    head, canaries = known
+    state = head.state()
+    arrays = {name: array for name, array in state.arrays.items() if not name.startswith("confidence.")}
+    path = make_bundle("plain", from_state(replace(state, arrays=arrays)), canaries=canaries)
+    swapped = np.concatenate([make_images("pen", 200, seed=70), make_images("mug", 200, seed=70)])
+    with EdgeLearner.open(path) as edge:
+        before = bits(edge._head)
+        with pytest.raises(GuardError, match=r"from \d+ to \d+ of 15") as caught:
+            edge.learn(swapped, ["mug"] * 200 + ["pen"] * 200, guard=0.1)
+        assert caught.value.before is not None
+        assert caught.value.after is not None
+        assert caught.value.before > caught.value.after + 0.1
+        assert (bits(edge._head), edge.version) == (before, 0)
+
+
+def test_a_few_doubts_are_chance() -> None:
+    suspect = Suspect(0, "mug", "pen", "label")
+    assert doubtful(1, [suspect], 0.05) is None
+    assert doubtful(2, [suspect] * 2, 0.05) is None
+    assert doubtful(100, [suspect] * 15, 0.05) is None
+    assert doubtful(100, [replace(suspect, reason="far")] * 90, 0.05) is None
+    assert doubtful(0, [], 0.05) is None
+    for images, found in ((4, 4), (100, 25), (100_000, 11_000)):
+        assert isinstance(doubtful(images, [suspect] * found, 0.05), GuardError)
 
 
 @pytest.mark.parametrize("guard", [-0.1, 1, True, "0.1", float("nan")])

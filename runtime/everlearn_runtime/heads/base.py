@@ -414,9 +414,9 @@ class Head(ABC):
         return probabilities(scores, self.temperature)
 
     def strangeness(self, features: ArrayLike) -> NDArray[np.float64]:
-        """How little each row is like any class, (B,) in (0, 1]; rows of known classes mostly give less.
+        """How little each row is like any class, (B,), at least 0; rows of known classes mostly give less.
 
-        See :func:`~everlearn_runtime.heads.confidence.strangeness`; with one class it says nothing.
+        See :func:`~everlearn_runtime.heads.confidence.strangeness`.
 
         Args:
             features: (B, F), any real dtype.
@@ -424,7 +424,8 @@ class Head(ABC):
         Raises:
             ValueError: As in :meth:`scores`.
         """
-        return strangeness(self.distances(features))
+        distances = self.distances(features)
+        return strangeness(distances, squared_distances(self._rows(features), self._means))
 
     def opinion(self, features: ArrayLike, labels: Sequence[str]) -> Opinion:
         """What this head, as it is, thinks of labelled rows, before it learns them; nothing changes.

@@ -132,23 +132,28 @@ def probabilities(scores: NDArray[np.float64], temperature: float) -> NDArray[np
     return shares
 
 
-def strangeness(distances: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The squared distance to the nearest class over the mean of those to all, (B,), in [0, 1].
+def strangeness(distances: NDArray[np.float64], plain: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How little rows are like any class, (B,): larger is stranger.
 
-    It is 1 for a row that is as far from all classes, whether because it is unlike anything or because
-    it is like everything a little, and has no unit, so that it goes with any head. As the mean is that to the
-    centre of the classes, but for a constant, it is a relative distance (Ren et al. 2021, arXiv 2106.09022),
-    as a ratio. With one class it is always 1.
+        min_c D_c / mean_c D_c * sqrt(|x - m|)
+
+    with D the head's own squared distances and m the nearest class mean. The quotient is near 1 for a row
+    that is as far from all classes, because it is like all of them a little or like none. As the mean is the
+    distance to the centre of the classes, but for a constant, that is a relative Mahalanobis distance (Ren
+    et al. 2021, arXiv 2106.09022), as a ratio. It tells new classes of the same world best, and things from
+    another world badly; the plain distance, which tells those well, therefore counts, too, if less.
 
     Args:
-        distances: (B, C), squared, at least 0.
+        distances: D, (B, C), at least 0.
+        plain: squared Euclidean distances to the class means, (B, C).
 
-    >>> strangeness(np.array([[1.0, 5.0, 9.0], [9.0, 9.0, 9.0]])).tolist()
-    [0.2, 1.0]
+    >>> strangeness(np.array([[1.0, 9.0], [9.0, 9.0]]), np.array([[1.0, 4.0], [16.0, 20.0]]))
+    array([0.2, 2. ])
     """
     nearest, mean = distances.min(axis=1), distances.mean(axis=1)
     ratio: NDArray[np.float64] = np.divide(nearest, mean, out=np.ones_like(mean), where=mean > 0)
-    return np.minimum(ratio, 1.0)
+    ratio *= plain.min(axis=1) ** 0.25
+    return ratio
 
 
 class Confidence:
