@@ -11,7 +11,7 @@ Far sets are scikit-learn's digits and what ``--far`` names.
 
 import argparse
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from everlearn.analysis.sureness import BINS, auroc, reliability
 from everlearn.data import load
 from everlearn_runtime import Canaries, DriftWatch, Head, from_state
 from everlearn_runtime.guard import doubtful, refusal, suspects
+from everlearn_runtime.heads.confidence import Look
 
 HEADS: dict[str, Callable[[], Head]] = {
     "LDA": LDA,
@@ -297,36 +298,51 @@ def canaries(draw: Draw, each: int = CANARIES) -> Canaries:
     return Canaries(draw.stream[chosen], tuple(labels[chosen].tolist()))
 
 
-def streams(sets: Sets, draw: Draw, factor: float) -> Iterator[Rows]:
-    """Test images of known classes as they are, in random order, and some darkened."""
-    order = np.random.default_rng(draw.seed).permutation(len(draw.test))
-    yield draw.test[order]
-    chosen = np.random.default_rng(0).permutation(len(sets.test))[:SOME_IMAGES]
-    dark = sets.dark[factor][draw.tests[chosen]]
-    yield dark[np.random.default_rng(draw.seed).permutation(len(dark))]
-
-
 def dark(sets: Sets, draws: list[Draw]) -> None:
-    """How many images it takes to tell that a stream has turned dark."""
-    print(f"\n{'a stream turns dark':24}{'told wrongly':>16}{'told after':>24}")
-    for factor in DARK:
-        after, wrongly, before = [], 0, 0
-        for one in draws:
-            head, watch = judging(one, 1000), DriftWatch()
-            as_it_is, darkened = streams(sets, one, factor)
-            for value in head.strangeness(as_it_is):
-                watch.see(head.confidence, np.array([value]))
-                before += 1
-                if watch.told:
-                    wrongly += 1
-                    watch.reset()
-            for count, value in enumerate(head.strangeness(darkened), start=1):
-                watch.see(head.confidence, np.array([value]))
-                if watch.told:
-                    after.append(count)
-                    break
-        told = f"{np.mean(after):.0f} ({min(after)} to {max(after)})" if len(after) == len(draws) else "not"
-        print(f"{f'pixels times {factor}':24}{f'{wrongly} in {before:,}':>16}{told:>24}")
+    """How many images it takes to tell that a stream has turned dark, or shows something else."""
+    heads = [judging(one, 1000) for one in draws]
+    wrongly, known, alone, classes = 0, 0, 0, 0
+    for head, one in zip(heads, draws, strict=True):
+        watch, look = (
+            DriftWatch(),
+            head.look(one.test[np.random.default_rng(one.seed).permutation(len(one.test))]),
+        )
+        known += len(one.test)
+        while (told := told_after(watch, head, look)) is not None:
+            wrongly, look = wrongly + 1, Look(*(each[told:] for each in look))
+            watch.reset()
+        for name in head.classes:  # as where a camera looks at one thing for long
+            classes += 1
+            only = head.look(one.test[one.test_labels == name])
+            alone += told_after(DriftWatch(), head, only) is not None
+    print(
+        f"\ndrift told wrongly: {wrongly} times in {known:,} images; in {alone} of {classes} streams "
+        "of one class"
+    )
+    print(f"{'a stream turns':24}{'told after':>24}")
+    chosen = np.random.default_rng(0).permutation(len(sets.test))[:SOME_IMAGES]
+    streams = {f"dark, pixels times {factor}": rows for factor, rows in sets.dark.items()} | sets.far
+    for name, rows in {**streams, "near": np.zeros(0, np.float32)}.items():
+        after = []
+        for head, one in zip(heads, draws, strict=True):
+            shown = (
+                rows[one.tests[chosen]] if name.startswith("dark") else one.near if name == "near" else rows
+            )
+            order = np.random.default_rng(one.seed).permutation(len(shown))
+            after.append(told_after(DriftWatch(), head, head.look(shown[order])))
+        found = [count for count in after if count is not None]
+        said = f"{np.median(found):.0f} ({min(found)} to {max(found)})" if found else "not"
+        less = f"  in {len(found)} of {len(after)} draws" if len(found) < len(after) else ""
+        print(f"{name:24}{said:>24}{less}")
+
+
+def told_after(watch: DriftWatch, head: Head, look: Look) -> int | None:
+    """After how many images drift is told, if it is."""
+    for place in range(len(look.strangeness)):
+        watch.see(head.confidence, Look(*(each[place : place + 1] for each in look)))
+        if watch.told:
+            return place + 1
+    return None
 
 
 def pictures(out: Path, name: str, sets: Sets, draws: list[Draw], curve: dict[int, list[float]]) -> None:

@@ -22,7 +22,7 @@ from everlearn_runtime.errors import BundleError, OtherModel, StateError
 from everlearn_runtime.guard import Canaries, DriftWatch, Suspect, check_guard, doubtful, refusal, suspects
 from everlearn_runtime.heads import Confidence, Head
 from everlearn_runtime.heads.checks import check_label, check_labels
-from everlearn_runtime.heads.confidence import Opinion, check_false_alarm
+from everlearn_runtime.heads.confidence import Look, Opinion, check_false_alarm
 from everlearn_runtime.images import prepare_batch
 from everlearn_runtime.migration import Migrated, Replaced
 from everlearn_runtime.state import RETENTION, Memory, Owner, Reader, Version
@@ -439,15 +439,15 @@ class EdgeLearner:
         found = self._keeper.use(lambda head: self._look(head, features) if head.classes else None)
         if found is None:
             raise ValueError("no class is known yet; learn some first")
-        prediction, confidence = found
-        self._watch.see(confidence, prediction.strangeness)
+        prediction, confidence, look = found
+        self._watch.see(confidence, look)
         return prediction
 
-    def _look(self, head: Head, features: NDArray[np.float32]) -> tuple[Prediction, Confidence]:
-        scores, strange, confidence = head.scores(features), head.strangeness(features), head.confidence
+    def _look(self, head: Head, features: NDArray[np.float32]) -> tuple[Prediction, Confidence, Look]:
+        scores, look, confidence = head.scores(features), head.look(features), head.confidence
         known = np.ones(len(scores), dtype=np.bool_)
         if confidence.calibrated:
-            known = strange <= confidence.threshold(self._false_alarm)
+            known = look.strangeness <= confidence.threshold(self._false_alarm)
         prediction = Prediction(
             [head.classes[column] for column in scores.argmax(axis=1)],
             scores,
@@ -455,9 +455,9 @@ class EdgeLearner:
             head.probabilities(scores),
             confidence.calibrated,
             known,
-            strange,
+            look.strangeness,
         )
-        return prediction, confidence
+        return prediction, confidence, look
 
     def _learn(self, features: NDArray[np.float32], names: list[str], guard: float | None) -> Learned:
         self._keeper.head.check(features, names)

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from everlearn_runtime.errors import GuardError
 from everlearn_runtime.heads import Confidence, Head
 from everlearn_runtime.heads.checks import check_rows
-from everlearn_runtime.heads.confidence import Opinion
+from everlearn_runtime.heads.confidence import Look, Opinion
 
 # By chance so many doubts come less often than this, where a guard refuses a batch for them.
 UNLIKELY = 1e-3
-# The watch: what a known stream adds on average less than, and at what sum it tells; see `DriftWatch`.
-SLACK = 0.5
-LIMIT = 12.0
+# The watch, see `DriftWatch`: what a known stream adds less than, at what sum it tells, and the most that
+# one image counts.
+SLACK, LIMIT, MOST = 1.0, 8.0, 4.0
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def suspects(head: Head, opinion: Opinion, false_alarm: float) -> tuple[Suspect,
     chances = head.probabilities(opinion.scores)
     said = chances[np.arange(len(chances)), opinion.truth]
     tails = np.where(chances <= said[:, None], chances, 0).sum(axis=1)
-    far = opinion.strangeness > head.confidence.threshold(false_alarm)
+    far = opinion.look.strangeness > head.confidence.threshold(false_alarm)
     found = []
     for place in np.flatnonzero((tails <= false_alarm) | far).tolist():
         reason = "label" if tails[place] <= false_alarm else "far"
@@ -202,42 +202,47 @@ def chance_of(least: int, tries: int, rate: float) -> float:
 
 
 class DriftWatch:
-    """Tells when the images that come in are no longer like those of known classes.
+    """Tells when the images that come in do not lie any more where those of known classes did.
 
-    A cumulative sum (Page 1954): the strangeness of an image becomes a normal score z by the histogram of
-    judged images, so that a stream of known images has mean 0 and variance 1, and
+    Three cumulative sums (Page 1954) of scores z that have mean 0 and variance 1 as long as the stream is
+    like the judged images: of the strangeness, brought to a normal score by their histogram, for things that
+    are unknown; and of the remoteness both ways, for darkness, a dirty lens or another light, which move all
+    images nearer to, or further from, the centre of the classes:
 
-        S = max(0, S + z - 1/2),  told at S > 12.
+        S = max(0, S + z - 1),  told at S > 8.
 
-    A known stream tells it wrongly about once in 100,000 images, if they are independent; one whose
-    images are stranger by two standard deviations tells it after eight. It is kept in memory only.
+    The 1 is for streams that show one class for long, whose mean is not 0: one that is off by less than a
+    standard deviation is not told. A stream whose images are independent is told wrongly about once
+    in ten million. It is kept in memory only.
     """
 
     def __init__(self) -> None:
-        self.level = 0.0
+        self.levels = np.zeros(3)
         self.seen = 0
 
     @property
     def told(self) -> bool:
         """Whether the stream has drifted, and not come back."""
-        return self.level > LIMIT
+        return bool((self.levels > LIMIT).any())
 
-    def see(self, confidence: Confidence, strangeness: NDArray[np.float64]) -> None:
+    def see(self, confidence: Confidence, look: Look) -> None:
         """Take in images, in the order in which they came; nothing happens before there are figures.
 
         Args:
-            confidence: Of the head that has given the strangeness.
-            strangeness: (B,).
+            confidence: Of the head that looked.
+            look: At B images.
         """
         if not confidence.calibrated:
             return
         count = confidence.judged
-        for value in strangeness.tolist():
-            beyond = (confidence.share_beyond(value) * count + 0.5) / (count + 1)
+        far = confidence.remoteness_score(look.remoteness).clip(-MOST, MOST)
+        for strangeness, remote in zip(look.strangeness.tolist(), far.tolist(), strict=True):
+            beyond = (confidence.share_beyond(strangeness) * count + 0.5) / (count + 1)
+            scores = np.array([-NormalDist().inv_cdf(beyond), remote, -remote])
             # After a long drift it should not take as long to come back.
-            self.level = min(max(0.0, self.level - NormalDist().inv_cdf(beyond) - SLACK), 2 * LIMIT)
+            self.levels = np.clip(self.levels + scores - SLACK, 0.0, 2 * LIMIT)
             self.seen += 1
 
     def reset(self) -> None:
         """Begin anew, after a change of place that was meant, for example."""
-        self.level, self.seen = 0.0, 0
+        self.levels, self.seen = np.zeros(3), 0

@@ -17,6 +17,7 @@ from everlearn_runtime.heads.confidence import (
     ENOUGH,
     LARGEST_BIN,
     TEMPERATURES,
+    Look,
     judge,
     probabilities,
     strangeness,
@@ -25,21 +26,26 @@ from everlearn_runtime.heads.confidence import (
 Array = NDArray[np.float64]
 
 
-def opinions(n: int, seed: int = 0, classes: int = 5) -> tuple[Array, NDArray[np.intp], Array]:
-    """Scores of n images, what they show, and how strange they are."""
+def opinions(n: int, seed: int = 0, classes: int = 5) -> tuple[Array, NDArray[np.intp], Look]:
+    """Scores of n images, what they show, and how strange and remote they are."""
     random = np.random.default_rng(seed)
     truth = random.integers(classes, size=n)
     scores = random.normal(size=(n, classes))
     scores[np.arange(n), truth] += 1.5
-    return scores, truth, random.gamma(4.0, size=n) / 20
+    return scores, truth, Look(random.gamma(4.0, size=n) / 20, random.normal(3.0, 2.0, size=n))
+
+
+def plain(strange: Any) -> Look:
+    """Images that are so strange, and all as remote."""
+    return Look(np.asarray(strange, dtype=float), np.ones(len(strange)))
 
 
 def judged(n: int, seed: int = 0, parts: int = 1) -> Confidence:
     """Figures after n images."""
     figures = Confidence()
-    scores, truth, strange = opinions(n, seed)
+    scores, truth, look = opinions(n, seed)
     for part in np.array_split(np.arange(n), parts):
-        figures.note(judge(scores[part], truth[part], strange[part]))
+        figures.note(judge(scores[part], truth[part], Look(*(each[part] for each in look))))
     return figures
 
 
@@ -50,6 +56,7 @@ def same(one: Confidence, other: Confidence, rtol: float = 0.0) -> None:
     np.testing.assert_array_equal(first["bins"], second["bins"])
     np.testing.assert_array_equal(first["counts"], second["counts"])
     np.testing.assert_allclose(first["losses"], second["losses"], rtol=rtol)
+    np.testing.assert_allclose(first["moments"], second["moments"], rtol=rtol, atol=1e-9 * bool(rtol))
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=6), st.randoms())
@@ -99,9 +106,9 @@ def test_a_judgement_is_the_same_after_it_was_written(n: int, seed: int) -> None
     again = Judgement.read(json.loads(json.dumps(says)))
     assert again.losses.tobytes() == judgement.losses.tobytes()
     assert again.losses.dtype == judgement.losses.dtype
-    assert again.bins == judgement.bins
+    assert (again.bins, again.moments) == (judgement.bins, judgement.moments)
     if n == 1:
-        assert len(json.dumps(says)) < 300
+        assert len(json.dumps(says)) < 400
 
 
 GOOD = judge(*opinions(2)).says()
@@ -119,6 +126,10 @@ GOOD = judge(*opinions(2)).says()
         {**GOOD, "bins": [True]},
         {**GOOD, "bins": [LARGEST_BIN + 1]},
         {**GOOD, "more": 1},
+        {**GOOD, "moments": [1.0]},
+        {**GOOD, "moments": [1.0, float("inf")]},
+        {**GOOD, "moments": [1.0, 2]},
+        {**GOOD, "moments": None},
         {**GOOD, "losses": "ä"},
         {**GOOD, "losses": GOOD["losses"][:-8]},
         {**GOOD, "losses": "AADAfw==" * 20 + GOOD["losses"][160:]},  # NaN
@@ -138,6 +149,8 @@ def test_what_is_no_judgement(says: Any) -> None:
         ("losses", lambda array: array * np.nan, "negative, nor larger"),
         ("losses", lambda array: -array, "negative, nor larger"),
         ("losses", lambda array: array + 1e9, "negative, nor larger"),
+        ("moments", lambda array: array[:1], "two numbers"),
+        ("moments", lambda array: array * np.inf, "two numbers"),
         ("bins", lambda array: array[::-1], "ascend"),
         ("bins", lambda array: array * 0, "ascend"),
         ("bins", lambda array: array[:-1], "one length"),
@@ -151,7 +164,7 @@ def test_arrays_that_no_judgements_add_up_to(name: str, change: Any, says: str) 
     arrays = judged(20).arrays()
     with pytest.raises(ValueError, match=says):
         Confidence.from_arrays({**arrays, name: change(arrays[name])})
-    with pytest.raises(ValueError, match="expected bins, counts and losses"):
+    with pytest.raises(ValueError, match="expected bins, counts, losses, moments"):
         Confidence.from_arrays({key: array for key, array in arrays.items() if key != name})
 
 
@@ -163,25 +176,36 @@ def test_the_temperature_is_that_of_the_images(temperature: float) -> None:
     chances = probabilities(scores, temperature)
     truth = (chances.cumsum(axis=1) < random.random((4000, 1))).sum(axis=1).clip(max=9)
     figures = Confidence()
-    figures.note(judge(scores, truth, np.ones(4000)))
+    figures.note(judge(scores, truth, plain(np.ones(4000))))
     assert figures.temperature == pytest.approx(temperature, rel=0.06)
     np.testing.assert_allclose(chances.sum(axis=1), 1, rtol=1e-12)
 
 
 def test_a_head_without_a_mistake_is_not_called_infallible() -> None:
     figures = Confidence()
-    figures.note(judge(np.tile([1.0, 0.0], (300, 1)), np.zeros(300, np.intp), np.ones(300)))
+    figures.note(judge(np.tile([1.0, 0.0], (300, 1)), np.zeros(300, np.intp), plain(np.ones(300))))
     sure = probabilities(np.array([[1.0, 0.0]]), figures.temperature)[0, 0]
     assert 0.999 < sure < 1
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.05, 0.3])
 def test_the_threshold_keeps_the_rate_of_false_alarms(rate: float) -> None:
-    figures, fresh = judged(4000), opinions(20_000, seed=1)[2]
+    figures, fresh = judged(4000), opinions(20_000, seed=1)[2].strangeness
     assert (fresh > figures.threshold(rate)).mean() == pytest.approx(rate, abs=0.01)
     assert figures.share_beyond(figures.threshold(rate)) == pytest.approx(rate, abs=1e-9)
     assert figures.share_beyond(0.0) == 1
     assert figures.share_beyond(1e9) == 0
+
+
+def test_remoteness_is_measured_in_deviations_of_judged_images() -> None:
+    fresh = opinions(5000, seed=1)[2].remoteness
+    scores = judged(5000).remoteness_score(fresh)
+    assert scores.mean() == pytest.approx(0, abs=0.05)
+    assert scores.std() == pytest.approx(1, abs=0.05)
+    assert not Confidence().remoteness_score(fresh).any()
+    alike = Confidence()
+    alike.note(judge(np.zeros((9, 2)), np.zeros(9, np.intp), plain(np.ones(9))))
+    assert np.isfinite(alike.remoteness_score(fresh)).all()
 
 
 @pytest.mark.parametrize("rate", [0, 1, -0.1, np.nan, "0.1", None, True])
@@ -202,7 +226,7 @@ def test_nothing_judged_nothing_said() -> None:
 def test_scores_of_any_size_are_judged() -> None:
     scores = np.array([[1e300, -1e300], [0.0, 0.0], [1e-300, 0.0]])
     for truth in ([0, 0, 0], [1, 1, 1]):
-        losses = judge(scores, np.array(truth), np.array([0.0, 1e300, 1.0])).losses
+        losses = judge(scores, np.array(truth), plain([0.0, 1e300, 1.0])).losses
         assert np.isfinite(losses).all()
         assert (losses >= 0).all()
         assert len(losses) == len(TEMPERATURES)
@@ -329,7 +353,7 @@ def test_a_state_of_an_earlier_version_has_no_figures() -> None:
     head = from_state(HeadState(state.kind, state.classes, state.options, arrays))
     assert not head.confidence.calibrated
     assert head.temperature == LDA.usual_temperature
-    with pytest.raises(ValueError, match="expected bins, counts and losses"):
+    with pytest.raises(ValueError, match="expected bins, counts, losses, moments"):
         from_state(
             HeadState(state.kind, state.classes, state.options, {**arrays, "confidence.odd": arrays["means"]})
         )

@@ -27,7 +27,7 @@ from everlearn_runtime import (
 )
 from everlearn_runtime.bundle import Bundle
 from everlearn_runtime.guard import doubtful
-from everlearn_runtime.heads.confidence import judge
+from everlearn_runtime.heads.confidence import Look, judge
 
 from .state.harness import bits
 
@@ -269,33 +269,40 @@ def test_damaged_canaries(
 def figures(n: int = 2000) -> Confidence:
     """Figures of images whose strangeness is spread evenly."""
     found, random = Confidence(), np.random.default_rng(0)
-    found.note(judge(np.zeros((n, 2)), np.zeros(n, np.intp), random.random(n)))
+    found.note(judge(np.zeros((n, 2)), np.zeros(n, np.intp), Look(random.random(n), random.normal(size=n))))
     return found
+
+
+def stream(n: int, seed: int, least: float = 0.0, remote: float = 0.0) -> Look:
+    """Images of the same kind, or stranger or more remote ones."""
+    random = np.random.default_rng(seed)
+    return Look(random.uniform(least, 1.0, n), random.normal(remote, size=n))
 
 
 def test_a_stream_that_does_not_drift_is_left_alone() -> None:
     watch, found = DriftWatch(), figures()
     for seed in range(20):
-        watch.see(found, np.random.default_rng(seed).random(1000))
+        watch.see(found, stream(1000, seed))
         assert not watch.told
     assert watch.seen == 20_000
 
 
-def test_a_stream_that_drifts_is_told_and_may_come_back() -> None:
+@pytest.mark.parametrize("drift", [{"least": 0.95}, {"remote": 3.0}, {"remote": -3.0}])
+def test_a_stream_that_drifts_is_told_and_may_come_back(drift: dict[str, float]) -> None:
     watch, found = DriftWatch(), figures()
-    watch.see(found, np.random.default_rng(1).random(100))
-    watch.see(found, np.random.default_rng(2).uniform(0.95, 1.0, 12))
+    watch.see(found, stream(100, 1))
+    watch.see(found, stream(15, 2, **drift))
     assert watch.told
     again = copy.deepcopy(watch)
     again.reset()
     assert not again.told
-    watch.see(found, np.random.default_rng(3).random(200))
+    watch.see(found, stream(200, 3))
     assert not watch.told
 
 
 def test_a_watch_without_figures_sees_nothing() -> None:
     watch = DriftWatch()
-    watch.see(Confidence(), np.ones(100))
+    watch.see(Confidence(), stream(100, 0))
     assert (watch.told, watch.seen) == (False, 0)
 
 

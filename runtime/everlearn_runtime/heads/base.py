@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from everlearn_runtime.heads.checks import check_arrays, check_labels, check_rows
 from everlearn_runtime.heads.classes import Classes
-from everlearn_runtime.heads.confidence import Confidence, Judgement, Opinion, probabilities, strangeness
+from everlearn_runtime.heads.confidence import Confidence, Judgement, Look, Opinion, look_at, probabilities
 from everlearn_runtime.heads.drift import Drift, affine_drift
 from everlearn_runtime.heads.growing import GrowingRows, PerClass
 from everlearn_runtime.heads.registry import HeadState, from_state, make, own_kind, register
@@ -413,10 +413,8 @@ class Head(ABC):
         """
         return probabilities(scores, self.temperature)
 
-    def strangeness(self, features: ArrayLike) -> NDArray[np.float64]:
-        """How little each row is like any class, (B,), at least 0; rows of known classes mostly give less.
-
-        See :func:`~everlearn_runtime.heads.confidence.strangeness`.
+    def look(self, features: ArrayLike) -> Look:
+        """How rows lie to the classes: how strange and how remote each is.
 
         Args:
             features: (B, F), any real dtype.
@@ -425,7 +423,15 @@ class Head(ABC):
             ValueError: As in :meth:`scores`.
         """
         distances = self.distances(features)
-        return strangeness(distances, squared_distances(self._rows(features), self._means))
+        return look_at(distances, squared_distances(self._rows(features), self._means))
+
+    def strangeness(self, features: ArrayLike) -> NDArray[np.float64]:
+        """How little each row (B, F) is like any class, (B,), at least 0; raises like :meth:`scores`.
+
+        Rows of known classes mostly give less than others, see
+        :func:`~everlearn_runtime.heads.confidence.strangeness`.
+        """
+        return self.look(features).strangeness
 
     def opinion(self, features: ArrayLike, labels: Sequence[str]) -> Opinion:
         """What this head, as it is, thinks of labelled rows, before it learns them; nothing changes.
@@ -441,8 +447,8 @@ class Head(ABC):
         known = np.array([index for index, name in enumerate(names) if name in self._classes], dtype=np.intp)
         truth = np.array([self._classes.place(names[index]) for index in known], dtype=np.intp)
         if not len(known):
-            return Opinion(known, truth, np.zeros((0, len(self._classes))), np.zeros(0))
-        return Opinion(known, truth, self.scores(rows[known]), self.strangeness(rows[known]))
+            return Opinion(known, truth, np.zeros((0, len(self._classes))), Look(np.zeros(0), np.zeros(0)))
+        return Opinion(known, truth, self.scores(rows[known]), self.look(rows[known]))
 
     def judge(self, features: ArrayLike, labels: Sequence[str]) -> Judgement | None:
         """The :meth:`opinion` of labelled rows as what :meth:`note` takes; None if no class is known."""

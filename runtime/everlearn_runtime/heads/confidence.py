@@ -5,8 +5,10 @@ images that the head had not seen, and no image has to be kept for them. They ar
 
 - for each of 40 temperatures T the summed log loss of softmax(scores / T) at the true class: the T with the
   smallest sum makes probabilities of scores (Guo et al. 2017, arXiv 1706.04599, with one parameter);
-- a histogram of how strange those images were (:meth:`Head.strangeness`), all of classes that were known:
-  what is stranger than all but a few of them is of no known class.
+- a histogram of how strange those images were (:func:`strangeness`), all of classes that were known:
+  what is stranger than all but a few of them is of no known class;
+- mean and variance of how far from all classes they lay (:func:`remoteness`): a stream of images that lie
+  elsewhere has drifted.
 
 All are sums: those of two streams add, and the order of the images does not matter.
 """
@@ -17,10 +19,10 @@ import base64
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 # Scores of cosines want a temperature of some .1, of ridge regression of some .05, of LDA of some 10.
 TEMPERATURES = np.logspace(-3, 3, 40)
@@ -32,6 +34,7 @@ LARGEST_BIN = 1100 * BINS  # all that float64 holds
 # Images from which on the figures say something.
 ENOUGH = 200
 MOST = 1 << 40
+ARRAYS = ("bins", "counts", "losses", "moments")
 
 
 @dataclass(frozen=True)
@@ -42,14 +45,17 @@ class Judgement:
         losses: log losses, summed over the images, at each of `TEMPERATURES`; float32 (40,), finite and
             not negative.
         bins: of the histogram, one for each image, ascending.
+        moments: sum and sum of squares of the remoteness.
     """
 
     losses: NDArray[np.float32]
     bins: tuple[int, ...]
+    moments: tuple[float, float]
 
     def says(self) -> dict[str, Any]:
-        """This as JSON, some 230 bytes and five for each image."""
-        return {"losses": base64.b64encode(self.losses.astype("<f4").tobytes()).decode(), "bins": self.bins}
+        """This as JSON, some 300 bytes and five for each image."""
+        losses = base64.b64encode(self.losses.astype("<f4").tobytes()).decode()
+        return {"losses": losses, "bins": self.bins, "moments": self.moments}
 
     @classmethod
     def read(cls, says: Any) -> Judgement:
@@ -60,15 +66,29 @@ class Judgement:
         """
         try:
             losses = np.frombuffer(base64.b64decode(says["losses"], validate=True), dtype="<f4")
-            bins = tuple(says["bins"])
+            bins, moments = tuple(says["bins"]), tuple(says["moments"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"no judgement ({error})") from None
         sound = len(losses) == len(TEMPERATURES) and np.isfinite(losses).all() and losses.min() >= 0
-        if set(says) != {"losses", "bins"} or not sound or not bins:
+        if set(says) != {"losses", "bins", "moments"} or not sound or not bins:
             raise ValueError("no judgement: its losses are not as expected")
+        if len(moments) != 2 or not all(type(each) is float and math.isfinite(each) for each in moments):
+            raise ValueError("no judgement: its moments are not as expected")
         if any(type(place) is not int or abs(place) > LARGEST_BIN for place in bins):
             raise ValueError("no judgement: its bins are not as expected")
-        return cls(losses.astype(np.float32), bins)
+        return cls(losses.astype(np.float32), bins, moments)
+
+
+class Look(NamedTuple):
+    """How images lie to the classes, whatever they show.
+
+    Args:
+        strangeness: (B,), see :func:`strangeness`.
+        remoteness: (B,), see :func:`remoteness`.
+    """
+
+    strangeness: NDArray[np.float64]
+    remoteness: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -79,29 +99,27 @@ class Opinion:
         rows: which of the images these are, (K,), ascending.
         truth: the column of each one's class, (K,).
         scores: (K, C).
-        strangeness: (K,), see :func:`strangeness`.
+        look: of K images.
     """
 
     rows: NDArray[np.intp]
     truth: NDArray[np.intp]
     scores: NDArray[np.float64]
-    strangeness: NDArray[np.float64]
+    look: Look
 
     @property
     def judgement(self) -> Judgement | None:
         """What it adds to the figures; None without any image."""
-        return judge(self.scores, self.truth, self.strangeness) if len(self.rows) else None
+        return judge(self.scores, self.truth, self.look) if len(self.rows) else None
 
 
-def judge(
-    scores: NDArray[np.float64], truth: NDArray[np.intp], strangeness: NDArray[np.float64]
-) -> Judgement:
+def judge(scores: NDArray[np.float64], truth: NDArray[np.intp], look: Look) -> Judgement:
     """Judge images by what a head said of them.
 
     Args:
         scores: (B, C), B at least 1.
         truth: the column of each image's class, (B,).
-        strangeness: of each image, (B,), not negative.
+        look: of B images.
     """
     gaps = scores - scores.max(axis=1, keepdims=True)
     losses = np.empty(len(TEMPERATURES), dtype=np.float64)
@@ -110,7 +128,12 @@ def judge(
         for place, temperature in enumerate(TEMPERATURES):
             each = np.log(np.exp(gaps / temperature).sum(axis=1)) - own / temperature
             losses[place] = np.minimum(each, LARGEST_LOSS).sum()
-    return Judgement(np.maximum(losses, 0).astype(np.float32), tuple(sorted(bins_of(strangeness))))
+    far = look.remoteness
+    return Judgement(
+        np.maximum(losses, 0).astype(np.float32),
+        tuple(sorted(bins_of(look.strangeness))),
+        (float(far.sum()), float(np.vdot(far, far))),
+    )
 
 
 def bins_of(strangeness: NDArray[np.float64]) -> list[int]:
@@ -130,6 +153,30 @@ def probabilities(scores: NDArray[np.float64], temperature: float) -> NDArray[np
         odds = np.exp((scores - scores.max(axis=1, keepdims=True)) / temperature)
         shares: NDArray[np.float64] = odds / odds.sum(axis=1, keepdims=True)
     return shares
+
+
+def look_at(distances: NDArray[np.float64], plain: NDArray[np.float64]) -> Look:
+    """How rows lie to the classes.
+
+    Args:
+        distances: the head's own squared distances, (B, C), at least 0.
+        plain: squared Euclidean distances to the class means, (B, C).
+    """
+    return Look(strangeness(distances, plain), remoteness(plain))
+
+
+def remoteness(plain: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The logarithm to base 2 of the mean squared distance to the class means, (B,).
+
+    That mean is the squared distance to the centre of the classes, but for a constant.
+
+    Args:
+        plain: squared Euclidean distances, (B, C).
+
+    >>> remoteness(np.array([[3.0, 5.0]]))
+    array([2.])
+    """
+    return np.log2(np.maximum(plain.mean(axis=1), np.finfo(np.float64).tiny))
 
 
 def strangeness(distances: NDArray[np.float64], plain: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -162,7 +209,8 @@ class Confidence:
     >>> figures = Confidence()
     >>> figures.judged, figures.calibrated
     (0, False)
-    >>> figures.note(judge(np.array([[0.9, 0.1]]), np.array([0]), np.array([2.0])))
+    >>> look = Look(np.array([2.0]), np.array([1.0]))
+    >>> figures.note(judge(np.array([[0.9, 0.1]]), np.array([0]), look))
     >>> figures.judged
     1
     """
@@ -170,6 +218,7 @@ class Confidence:
     def __init__(self) -> None:
         self._losses = np.zeros(len(TEMPERATURES))
         self._histogram: dict[int, int] = {}
+        self._moments = np.zeros(2)
 
     @property
     def judged(self) -> int:
@@ -234,35 +283,49 @@ class Confidence:
         more = sum(count for other, count in self._histogram.items() if other > place)
         return (more + self._histogram.get(place, 0) * (place + 1 - at)) / self.judged
 
+    def remoteness_score(self, remoteness: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Remoteness (B,) less the mean of judged images, in standard deviations; 0 before there are two."""
+        count = self.judged
+        if count < 2:
+            return np.zeros(len(remoteness))
+        mean, square = (self._moments / count).tolist()
+        deviation = math.sqrt(max(square - mean * mean, 1e-12))
+        score: NDArray[np.float64] = (remoteness - mean) / deviation
+        return score
+
     def note(self, judgement: Judgement) -> None:
         """Add what was said of some images."""
-        self._add(judgement.losses, ((place, 1) for place in judgement.bins))
+        self._add(judgement.losses, judgement.moments, ((place, 1) for place in judgement.bins))
 
     def merge(self, other: Confidence) -> None:
         """Add the figures of another stream; the other's stay as they are."""
-        self._add(other._losses, list(other._histogram.items()))
+        self._add(other._losses, other._moments, list(other._histogram.items()))
 
-    def _add(self, losses: NDArray[Any], counts: Iterable[tuple[int, int]]) -> None:
+    def _add(self, losses: NDArray[Any], moments: ArrayLike, counts: Iterable[tuple[int, int]]) -> None:
         self._losses = self._losses + losses
+        self._moments = self._moments + np.asarray(moments, dtype=np.float64)
         for place, count in counts:
             self._histogram[place] = self._histogram.get(place, 0) + count
 
     @property
     def nbytes(self) -> int:
         """Bytes of :meth:`arrays`."""
-        return self._losses.nbytes + 16 * len(self._histogram) if self._histogram else 0
+        if not self._histogram:
+            return 0
+        return self._losses.nbytes + self._moments.nbytes + 16 * len(self._histogram)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The figures as arrays, by which they come back to the bit; none if nothing was judged.
 
-        ``losses`` float64 (40,); of the k bins that are not empty ``bins`` int64 (k,), ascending, and
-        ``counts`` int64 (k,).
+        ``losses`` float64 (40,); ``moments`` float64 (2,); of the k bins that are not empty ``bins`` int64
+        (k,), ascending, and ``counts`` int64 (k,).
         """
         if not self._histogram:
             return {}
         places = sorted(self._histogram)
         return {
             "losses": self._losses.copy(),
+            "moments": self._moments.copy(),
             "bins": np.array(places, dtype=np.int64),
             "counts": np.array([self._histogram[place] for place in places], dtype=np.int64),
         }
@@ -277,13 +340,15 @@ class Confidence:
         figures = cls()
         if not arrays:
             return figures
-        if set(arrays) != {"losses", "bins", "counts"}:
-            raise ValueError(f"the figures are {sorted(arrays)}; expected bins, counts and losses")
-        losses, places, counts = (np.asarray(arrays[name]) for name in ("losses", "bins", "counts"))
+        if set(arrays) != set(ARRAYS):
+            raise ValueError(f"the figures are {sorted(arrays)}; expected {', '.join(ARRAYS)}")
+        places, counts, losses, moments = (np.asarray(arrays[name]) for name in ARRAYS)
         if losses.dtype != np.float64 or losses.shape != TEMPERATURES.shape:
             raise ValueError(
                 f"losses is {losses.dtype} of shape {losses.shape}; expected float64 of shape (40,)"
             )
+        if moments.dtype != np.float64 or moments.shape != (2,) or not np.isfinite(moments).all():
+            raise ValueError("moments must be two numbers, float64")
         whole = places.dtype == counts.dtype == np.int64
         if not whole or places.ndim != 1 or places.shape != counts.shape or not len(places):
             raise ValueError("bins and counts must be int64 of one length, at least 1")
@@ -294,7 +359,7 @@ class Confidence:
         most = float(LARGEST_LOSS) * float(counts.sum()) * (1 + 1e-6)
         if not (losses.min() >= 0 and losses.max() <= most):  # nor NaN
             raise ValueError("losses must not be negative, nor larger than so many images can have had")
-        figures._losses = losses.copy()
+        figures._losses, figures._moments = losses.copy(), moments.copy()
         figures._histogram = dict(zip(places.tolist(), counts.tolist(), strict=True))
         return figures
 
