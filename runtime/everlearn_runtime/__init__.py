@@ -18,6 +18,7 @@ from everlearn_runtime.heads import (
     Prototypes,
     Ridge,
     StreamingLDA,
+    WhitenedCosine,
     from_state,
 )
 from everlearn_runtime.images import InputSpec, open_image, prepare, prepare_batch
@@ -55,6 +56,7 @@ __all__ = [
     "StreamingLDA",
     "Suspect",
     "Version",
+    "WhitenedCosine",
     "from_state",
     "open_image",
     "prepare",

@@ -18,6 +18,7 @@ from everlearn_runtime.heads.registry import HeadState, from_state
 from everlearn_runtime.heads.ridge import Ridge
 from everlearn_runtime.heads.shared_aggregate import SharedAggregate
 from everlearn_runtime.heads.streaming_lda import StreamingLDA
+from everlearn_runtime.heads.whitened_cosine import WhitenedCosine
 
 __all__ = [
     "LDA",
@@ -35,5 +36,6 @@ __all__ = [
     "Ridge",
     "SharedAggregate",
     "StreamingLDA",
+    "WhitenedCosine",
     "from_state",
 ]

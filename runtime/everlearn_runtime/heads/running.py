@@ -76,6 +76,7 @@ class RunningSolution:
         self._carried = 0
         self._keep(np.zeros((0, 0)), np.zeros((0, 0)))
         self._inverse: NDArray[np.float64] | None = None
+        self._trace = 0.0
         self._gone = np.zeros((0, 0))
         self._rows = 0
 
@@ -143,10 +144,16 @@ class RunningSolution:
         read, not written."""
         return self._products.values
 
+    @property
+    def trace(self) -> float:
+        """The trace of P, as of the last :meth:`weights`, which was asked for P."""
+        return self._trace
+
     def _invert(self, system: NDArray[np.float64], targets: NDArray[np.float64]) -> None:
         width = len(system)
         solved = np.linalg.solve(system, np.concatenate([np.eye(width), targets.T], axis=1))
         self._inverse = np.ascontiguousarray(solved[:, :width])
+        self._trace = float(np.trace(self._inverse))
         self._keep(np.ascontiguousarray(solved[:, width:].T), targets.copy())
         self._gone = np.empty((BLOCK_ROWS, width))
         self._rows = self._carried = 0
@@ -216,6 +223,7 @@ class RunningSolution:
             self._inverse -= waiting.T @ waiting.copy()
             self._rows = 0
         self._gone[self._rows : self._rows + len(gone)] = gone
+        self._trace -= float(np.vdot(gone, gone))
         self._rows += len(gone)
         self._carried += len(gone)
 
