@@ -2,8 +2,8 @@
 
 import copy
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,39 @@ from everlearn_export.replace import check_replaces, fit_map, in_batches
 from everlearn_export.verify import LIMITS, Limits, ParityError, verify
 from everlearn_runtime.backends.onnxruntime import OnnxRuntime
 from everlearn_runtime.bundle import Bundle, Manifest, check_target, write_bundle
+from everlearn_runtime.guard import Canaries
 from everlearn_runtime.heads import Head
 from everlearn_runtime.images import InputSpec
 
 SAMPLE = 8
 """Images on which layers are compared."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Labelled images that nothing was learned from.
+
+    Args:
+        images: uint8 (N, H, W, 3) of the input size.
+        labels: N names of classes that the head knows.
+        canaries: positions of those whose features go into the bundle, by which a device can tell whether it
+            forgets.
+    """
+
+    images: NDArray[np.uint8]
+    labels: Sequence[str]
+    canaries: Sequence[int] = ()
+
+    def judged_by(
+        self, head: Head, run: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+    ) -> Canaries | None:
+        """Calibrate a head by what a graph makes of the images; the canaries, if there are any."""
+        features = in_batches(run, self.images)
+        head.calibrate(features, self.labels)
+        if not self.canaries:
+            return None
+        chosen = list(self.canaries)
+        return Canaries(features[chosen], tuple(self.labels[index] for index in chosen))
 
 
 def export_bundle(
@@ -44,6 +72,7 @@ def export_bundle(
     labels: Sequence[str] | None = None,
     tolerance: float | None = None,
     replaces: tuple[Bundle, NDArray[np.uint8], NDArray[np.uint8]] | None = None,
+    held_out: HeldOut | None = None,
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> Manifest:
@@ -67,6 +96,8 @@ def export_bundle(
         tolerance: `Limits.within` this in place of the precision's own limits.
         replaces: a bundle whose states can then be carried over to this one, and images to fit the map
             between the two on: as the old graph takes them, and the same as the new one does.
+        held_out: images that nothing was learned from: the head judges them, by the graph's own features, and
+            some go into the bundle as canaries.
         overwrite: replace a bundle that is there.
         progress: show a progress bar; by default where there is a terminal.
 
@@ -103,9 +134,8 @@ def export_bundle(
             file.write_bytes(graph)
             backend = OnnxRuntime(file)
             try:
-                own = head
+                own = copy.deepcopy(head)
                 if precision != "fp32":
-                    own = copy.deepcopy(head)
                     own.carry(in_batches(reference, images), in_batches(backend.run, images))
                 parity = verify(
                     reference,
@@ -117,6 +147,7 @@ def export_bundle(
                     sections=sections,
                     limits=LIMITS[precision] if tolerance is None else Limits.within(tolerance),
                 )
+                canaries = None if held_out is None else held_out.judged_by(own, backend.run)
                 if replaces is not None:
                     old, before, after = replaces
                     replaced = fit_map(old, own, before, in_batches(backend.run, after))
@@ -141,5 +172,6 @@ def export_bundle(
         parity={**asdict(parity), "precision": precision, "target": target},
         everlearn=version("everlearn"),
         replaces=replaced,
+        canaries=canaries,
         overwrite=overwrite,
     )

@@ -2,12 +2,14 @@
 
 from everlearn_runtime.backends import Backend, OnnxRuntime
 from everlearn_runtime.bundle import FORMAT, Bundle, Manifest, write_bundle
-from everlearn_runtime.edge import EdgeLearner, Prediction
-from everlearn_runtime.errors import BundleError, MissingExtra, StateError
+from everlearn_runtime.edge import EdgeLearner, Learned, Prediction
+from everlearn_runtime.errors import BundleError, GuardError, MissingExtra, StateError
+from everlearn_runtime.guard import Canaries, DriftWatch, Suspect
 from everlearn_runtime.heads import (
     LDA,
     Aggregate,
     BalancedRidge,
+    Confidence,
     EvidenceLDA,
     FeCAM,
     Head,
@@ -32,13 +34,18 @@ __all__ = [
     "BalancedRidge",
     "Bundle",
     "BundleError",
+    "Canaries",
+    "Confidence",
+    "DriftWatch",
     "EdgeLearner",
     "EvidenceLDA",
     "FeCAM",
+    "GuardError",
     "Head",
     "HeadState",
     "HeldOutRidge",
     "InputSpec",
+    "Learned",
     "Linear",
     "Manifest",
     "Migrated",
@@ -49,6 +56,7 @@ __all__ = [
     "Ridge",
     "StateError",
     "StreamingLDA",
+    "Suspect",
     "Version",
     "WhitenedCosine",
     "from_state",

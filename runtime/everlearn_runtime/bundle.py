@@ -9,6 +9,9 @@ A bundle is a folder, read-only once written:
     One graph, uint8 NHWC images to float features (B, F).
 ``head.safetensors``
     The head's arrays; its kind, options and classes stand in the manifest.
+``canaries.safetensors``
+    Of a bundle with canaries: features of a few images a class, by which a device can tell whether
+    what it is taught would make it forget.
 ``map.safetensors``
     Of a bundle that replaces another one: the map from that one's features to its own, and that
     one's head. Format 2; a bundle without has format 1.
@@ -35,6 +38,7 @@ from numpy.typing import NDArray
 
 from everlearn_runtime.backends.graph import check_graph
 from everlearn_runtime.errors import BundleError
+from everlearn_runtime.guard import Canaries
 from everlearn_runtime.heads import Head, HeadState, from_state
 from everlearn_runtime.images import InputSpec
 from everlearn_runtime.migration import Replaced, check_says
@@ -44,6 +48,7 @@ MANIFEST = "manifest.json"
 FEATURES = "features.onnx"
 HEAD = "head.safetensors"
 MAP = "map.safetensors"
+CANARIES = "canaries.safetensors"
 LARGEST_MANIFEST = 1 << 26  # bytes; real ones have some kilobytes
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -204,6 +209,7 @@ class Bundle:
         check_graph(_read(bundle.features), str(bundle.features))
         bundle.head()
         bundle.replaced()
+        bundle.canaries()
         return bundle
 
     @property
@@ -246,6 +252,22 @@ class Bundle:
         except (ValueError, RecursionError) as error:
             raise BundleError(f"{self.path / MAP}: {str(error)[:500]}") from None
 
+    def canaries(self) -> Canaries | None:
+        """Features by which to tell whether the device forgets; None without any.
+
+        Raises:
+            BundleError: The arrays do not fit the manifest.
+        """
+        if CANARIES not in self.manifest.files:
+            return None
+        try:
+            arrays = load_arrays(_read(self.path / CANARIES))
+            return Canaries.read(arrays, self.manifest.classes, self.manifest.width)
+        except BundleError:
+            raise
+        except ValueError as error:
+            raise BundleError(f"{self.path / CANARIES}: {str(error)[:500]}") from None
+
 
 def read_manifest(path: str | Path) -> Manifest:
     """What a bundle's manifest says, before its other files are looked at.
@@ -270,6 +292,7 @@ def write_bundle(
     parity: Mapping[str, Any],
     everlearn: str,
     replaces: Replaced | None = None,
+    canaries: Canaries | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Write a bundle: all of it or nothing.
@@ -288,6 +311,7 @@ def write_bundle(
         parity: How close the graph is to its model, plain JSON.
         everlearn: Version of everlearn that writes.
         replaces: The bundle whose states can be carried over to this one.
+        canaries: Features of classes that the head knows, by which the device can tell whether it forgets.
         overwrite: Replace an everlearn bundle that is there; anything else is never touched.
 
     Returns:
@@ -305,6 +329,8 @@ def write_bundle(
     contents = {FEATURES: features, HEAD: dump_arrays(state.arrays)}
     if replaces is not None:
         contents[MAP] = dump_arrays(replaces.arrays())
+    if canaries is not None:
+        contents[CANARIES] = dump_arrays(canaries.arrays(state.classes))
     manifest = Manifest(
         format=1 if replaces is None else FORMAT,
         everlearn=everlearn,

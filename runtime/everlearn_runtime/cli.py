@@ -14,13 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn_runtime.bundle import read_manifest
-from everlearn_runtime.edge import EdgeLearner
+from everlearn_runtime.edge import FALSE_ALARM, EdgeLearner
 from everlearn_runtime.errors import MissingExtra
 from everlearn_runtime.heads.checks import check_label
 from everlearn_runtime.images import InputSpec, prepare_batch
 from everlearn_runtime.state import Version
 
 BATCH = 32
+NOT_CALIBRATED = (
+    "not calibrated: fewer than 200 images were judged before they were learned, so the percentages are a "
+    "guess, and nothing is called unknown"
+)
 _RESIZED = {"center": "shorter side to", "squash": "squeezed to", "border": "bordered within"}
 
 
@@ -77,9 +81,23 @@ def _parser() -> argparse.ArgumentParser:
 
     predict = command("predict", _predict, "classify images")
     predict.add_argument("images", **images)
+    predict.add_argument("--top", type=int, default=3, metavar="K", help="show K classes; default 3")
+    predict.add_argument(
+        "--false-alarm",
+        type=float,
+        default=FALSE_ALARM,
+        metavar="SHARE",
+        help=f"of images of known classes that may be called unknown; default {FALSE_ALARM}",
+    )
     learn = command("learn", _learn, "learn images of one class, old or new")
     learn.add_argument("label", metavar="LABEL")
     learn.add_argument("images", **images)
+    learn.add_argument(
+        "--guard",
+        type=float,
+        metavar="SHARE",
+        help="refuse what would lower the accuracy on the bundle's canaries by more than this",
+    )
     forget = command("forget", _forget, "drop a class")
     forget.add_argument("label", metavar="LABEL")
     status = command("status", _status, "what is known and how much room it takes")
@@ -103,7 +121,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _open(
-    arguments: argparse.Namespace, *, new: bool = False, read_only: bool = False, migrate: bool = False
+    arguments: argparse.Namespace,
+    *,
+    new: bool = False,
+    read_only: bool = False,
+    migrate: bool = False,
+    false_alarm: float = FALSE_ALARM,
 ) -> EdgeLearner:
     if arguments.state is not None and not new and not Path(arguments.state).is_file():
         raise ValueError(f"{arguments.state}: no such state file; `everlearn-device learn` makes one")
@@ -114,32 +137,59 @@ def _open(
         threads=arguments.threads,
         read_only=read_only and arguments.state is not None,
         migrate=migrate,
+        false_alarm=false_alarm,
     )
 
 
 def _predict(arguments: argparse.Namespace) -> tuple[Any, str]:
     rows: list[dict[str, Any]] = []
-    with _open(arguments, read_only=True) as learner:
+    calibrated = False
+    with _open(arguments, read_only=True, false_alarm=arguments.false_alarm) as learner:
         names, batch = _images(arguments.images, learner.bundle.manifest.input)
         for start in range(0, len(batch), BATCH):
             found = learner.predict(batch[start : start + BATCH])
-            for name, label, scores in zip(names[start:], found.labels, found.scores, strict=False):
-                by_class = dict(zip(found.classes, map(float, scores), strict=True))
-                rows.append({"image": name, "label": label, "scores": by_class})
-    table = [(row["image"], row["label"], f"{row['scores'][row['label']]:.4f}") for row in rows]
-    return {"predictions": rows}, _aligned(("image", "label", "score"), table)
+            calibrated = found.calibrated
+            for name, label, scores, top, known in zip(
+                names[start:], found.labels, found.scores, found.top(arguments.top), found.known, strict=False
+            ):
+                row = {"image": name, "label": label, "known": bool(known), "probabilities": dict(top)}
+                rows.append({**row, "scores": dict(zip(found.classes, map(float, scores), strict=True))})
+    table = [
+        (
+            row["image"],
+            row["label"] if row["known"] else "unknown",
+            ", ".join(f"{share:.1%} {name}" for name, share in row["probabilities"].items()),
+        )
+        for row in rows
+    ]
+    text = _aligned(("image", "label", "probabilities"), table)
+    if not calibrated:
+        text += "\n\n" + NOT_CALIBRATED
+    return {"calibrated": calibrated, "predictions": rows}, text
 
 
 def _learn(arguments: argparse.Namespace) -> tuple[Any, str]:
     # All that can be wrong with them is found before there is a state file.
     check_label(arguments.label)
-    _, batch = _images(arguments.images, read_manifest(arguments.bundle).input)
+    names, batch = _images(arguments.images, read_manifest(arguments.bundle).input)
     with _open(arguments, new=True) as learner:
-        learner.learn(batch, [arguments.label] * len(batch))
+        learned = learner.learn(batch, [arguments.label] * len(batch), guard=arguments.guard)
         counts = learner.counts
     samples = counts[arguments.label]
-    said = {"label": arguments.label, "learned": len(batch), "samples": samples, "classes": counts}
+    doubts = [
+        {"image": names[one.index], "looks": one.looks, "reason": one.reason} for one in learned.suspects
+    ]
+    said = {
+        "label": arguments.label,
+        "learned": len(batch),
+        "samples": samples,
+        "classes": counts,
+        "suspects": doubts,
+    }
     text = f"learned {len(batch)} of {arguments.label!r}, {samples} samples in all; {len(counts)} classes"
+    for one in doubts:
+        why = f"looks like {one['looks']!r}" if one["reason"] == "label" else "is unlike everything known"
+        text += f"\n{one['image']} {why}; if it is wrong, `everlearn-device undo` takes all of it back"
     return said, text
 
 

@@ -8,6 +8,7 @@ import os
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
@@ -18,8 +19,10 @@ from numpy.typing import NDArray
 from everlearn_runtime.backends import Backend, OnnxRuntime
 from everlearn_runtime.bundle import FEATURES, HEAD, Bundle
 from everlearn_runtime.errors import BundleError, OtherModel, StateError
-from everlearn_runtime.heads import Head
+from everlearn_runtime.guard import Canaries, DriftWatch, Suspect, check_guard, doubtful, refusal, suspects
+from everlearn_runtime.heads import Confidence, Head
 from everlearn_runtime.heads.checks import check_label, check_labels
+from everlearn_runtime.heads.confidence import Look, Opinion, check_false_alarm
 from everlearn_runtime.images import prepare_batch
 from everlearn_runtime.migration import Migrated, Replaced
 from everlearn_runtime.state import RETENTION, Memory, Owner, Reader, Version
@@ -33,6 +36,8 @@ Result = TypeVar("Result")
 # Learning runs the graph on so many images at once, and then looks whether somebody wants to predict.
 PART_IMAGES = 16
 
+FALSE_ALARM = 0.05
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -42,11 +47,53 @@ class Prediction:
         labels: The best class of each image, B names.
         scores: float64 (B, C); larger is better, on the head's own scale.
         classes: The names of the columns.
+        probabilities: float64 (B, C), each row adding up to 1: of an image of a known class to be of
+            this one. They keep what they say only if ``calibrated``.
+        calibrated: Whether enough images, 200, were judged before they were learned, on this device, or held
+            out by the workstation, to say how sure the learner may be.
+        known: Whether each image looks like one of a known class, bool (B,). Of images of known classes about
+            5 %, or what ``EdgeLearner.open(false_alarm=...)`` says, are called unknown. True as long as the
+            learner is not ``calibrated``.
+        strangeness: float64 (B,), at least 0, what ``known`` is decided by, see `Head.strangeness`.
     """
 
     labels: list[str]
     scores: NDArray[np.float64]
     classes: tuple[str, ...]
+    probabilities: NDArray[np.float64]
+    calibrated: bool
+    known: NDArray[np.bool_]
+    strangeness: NDArray[np.float64]
+
+    def top(self, k: int = 5) -> list[list[tuple[str, float]]]:
+        """The k most probable classes of each image with their probabilities, the best first.
+
+        Args:
+            k: How many; of fewer classes all are given.
+
+        Raises:
+            ValueError: k is no whole number of at least 1.
+        """
+        if type(k) is not int or k < 1:
+            raise ValueError(f"k is {k!r}; give a whole number, at least 1")
+        # By scores, for probabilities of zero are all alike; of equal scores the first, as in ``labels``.
+        order = np.argsort(-self.scores, axis=1, kind="stable")[:, :k]
+        return [
+            [(self.classes[column], float(row[column])) for column in columns]
+            for row, columns in zip(self.probabilities, order.tolist(), strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Learned(Version):
+    """What was learned: a version, and the images that raise doubts.
+
+    Args:
+        suspects: Images whose label is to be checked; `EdgeLearner.undo` takes back all of the call.
+            Empty until the figures are calibrated, and for classes that were not known.
+    """
+
+    suspects: tuple[Suspect, ...] = ()
 
 
 class EdgeLearner:
@@ -63,11 +110,19 @@ class EdgeLearner:
         migrated: What was carried over from the model before, if that happened when it was opened.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, keeper: Memory | Owner | Reader) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        keeper: Memory | Owner | Reader,
+        false_alarm: float = FALSE_ALARM,
+    ) -> None:
         self.bundle = bundle
         self.migrated: Migrated | None = None
         self._backend = backend
         self._keeper = keeper
+        self._false_alarm = false_alarm
+        self._watch = DriftWatch()
         self._turns = Turns()
         self._way = RightOfWay()
         self._closed = False
@@ -87,6 +142,7 @@ class EdgeLearner:
         read_only: bool = False,
         retention: int = RETENTION,
         migrate: bool = False,
+        false_alarm: float = FALSE_ALARM,
     ) -> EdgeLearner:
         """Open a bundle, and with a state file go on where the last process stopped.
 
@@ -109,6 +165,8 @@ class EdgeLearner:
                 is kept beside, as ``FILE.before-...``, and opens with the old bundle; it still has what
                 ``forget`` takes out later, and a ``purge`` of a class that it names deletes it. A process
                 that dies on the way leaves the old state or the new one, and the next call finishes.
+            false_alarm: The share of images of known classes that may be called unknown, or suspect when
+                they are learned.
 
         Raises:
             BundleError: The bundle is missing or damaged.
@@ -131,6 +189,7 @@ class EdgeLearner:
             )
         if type(retention) is not int or retention < 0:
             raise ValueError(f"retention is {retention!r}; give a number of bytes, at least 0")
+        check_false_alarm(false_alarm)
         backend = OnnxRuntime(opened.features, providers or ("CPUExecutionProvider",), threads)
         keeper: Memory | Owner | Reader
         migrated: Migrated | None = None
@@ -160,7 +219,7 @@ class EdgeLearner:
                     error.model,
                 ) from None
             keeper, migrated = _migrate(state, opened, replaced, durable=durable, retention=retention)
-        learner = cls(opened, backend, keeper)
+        learner = cls(opened, backend, keeper, false_alarm)
         learner.migrated = migrated
         return learner
 
@@ -183,6 +242,19 @@ class EdgeLearner:
     def version(self) -> int:
         """The number of the last change; 0 is the bundle's own head."""
         return self._in_turn(lambda: self._keeper.version)
+
+    @property
+    def drifted(self) -> bool:
+        """Whether the images that :meth:`predict` was given lately are unlike those of known classes.
+
+        A dirty lens, darkness or another place look like that, see `DriftWatch`; in memory only, and False as
+        long as the learner is not calibrated.
+        """
+        return self._in_turn(lambda: self._watch.told)
+
+    def reset_drift(self) -> None:
+        """Watch for drift anew, once its cause is mended."""
+        self._in_turn(self._watch.reset)
 
     def history(self) -> list[Version]:
         """The versions that :meth:`rollback` can go back to, oldest first.
@@ -207,25 +279,41 @@ class EdgeLearner:
         self._check_open()
         batch = self._batch(images, channels)
         features = self._way.urgent(lambda: self._features(batch))
-        scores, classes = self._in_turn(lambda: self._scores(features))
-        return Prediction([classes[column] for column in scores.argmax(axis=1)], scores, classes)
+        return self._in_turn(lambda: self._predict(features))
 
-    def learn(self, images: object, labels: Sequence[str], *, channels: str = "rgb") -> Version:
+    def learn(
+        self,
+        images: object,
+        labels: Sequence[str],
+        *,
+        channels: str = "rgb",
+        guard: float | None = None,
+    ) -> Learned:
         """Learn labelled images, of old and new classes alike.
 
-        With a state file the change is in its journal when the call returns.
+        With a state file the change is in its journal when the call returns. First the head says what it
+        thinks of the images of classes that it knows, as it is before the call: that is what
+        ``Prediction.probabilities`` and ``known`` are calibrated by. Heads that would take long to answer,
+        see `Head.answers_soon`, are not asked unless they have just predicted.
 
         Args:
             images: As in :meth:`predict`.
             labels: A class name for each.
             channels: As in :meth:`predict`.
+            guard: By how much the share of the bundle's canaries that are right may fall, of all of
+                them, and of those of the classes in this call; a number such as 0.1. With a guard the call
+                is refused, too, if more of its images are suspects by their labels than chance allows.
+                None: no look at the canaries, which costs a copy of the head and two answers.
 
         Returns:
-            What was learned: the new version's number, and the samples of each class.
+            What was learned: the new version's number, the samples of each class, and the images that
+            raise doubts.
 
         Raises:
-            ValueError: As in :meth:`predict`, a label that is no non-empty ``str``, or another
-                number of labels than of images.
+            ValueError: As in :meth:`predict`, a label that is no non-empty ``str``, another
+                number of labels than of images, or a guard on a bundle without canaries.
+            GuardError: The accuracy on the canaries would fall by more than ``guard``, or the labels are
+                doubtful.
             StateError: The state could not be written, or is read-only.
         """
         self._check_open()
@@ -233,12 +321,16 @@ class EdgeLearner:
         names = check_labels(labels)
         if len(names) != len(batch):
             raise ValueError(f"{len(names)} labels for {len(batch)} images; give one label per image")
+        if guard is not None:
+            check_guard(guard)
+            if self._canaries is None:
+                raise ValueError("guard on a bundle without canaries; export it with canaries=5, for example")
         parts = []
         for start in range(0, len(batch), PART_IMAGES):
             with self._way.part():
                 parts.append(self._features(batch[start : start + PART_IMAGES]))
         features = np.concatenate(parts)
-        return self._in_turn(lambda: self._learn(features, names))
+        return self._in_turn(lambda: self._learn(features, names, guard))
 
     def forget(self, label: str, *, purge: bool = False) -> Version:
         """Drop a class.
@@ -247,7 +339,8 @@ class EdgeLearner:
         rounding, one that has never seen the class. So it is with Prototypes and FeCAM, and with
         LDA, EvidenceLDA and Ridge for classes learned on a device whose bundle was exported with
         ``removable=True``. Otherwise what its samples said about all classes together stays in the
-        pooled sums. The version's ``form`` says which it was: "exact" or "pooled".
+        pooled sums. The version's ``form`` says which it was: "exact" or "pooled". Either way the figures of
+        how sure the learner may be stay as they are: sums over the images of all classes.
 
         The name and the features of its samples stay in the state's history, so that this can be
         taken back, as long as its ``retention`` says.
@@ -335,19 +428,60 @@ class EdgeLearner:
     ) -> None:
         self.close()
 
+    @cached_property
+    def _canaries(self) -> Canaries | None:
+        return self.bundle.canaries()
+
     @property
     def _head(self) -> Head:
         return self._keeper.head
 
-    def _scores(self, features: NDArray[np.float32]) -> tuple[NDArray[np.float64], tuple[str, ...]]:
-        found = self._keeper.use(lambda head: (head.scores(features), head.classes) if head.classes else None)
+    def _predict(self, features: NDArray[np.float32]) -> Prediction:
+        found = self._keeper.use(lambda head: self._look(head, features) if head.classes else None)
         if found is None:
             raise ValueError("no class is known yet; learn some first")
-        return found
+        prediction, confidence, look = found
+        self._watch.see(confidence, look)
+        return prediction
 
-    def _learn(self, features: NDArray[np.float32], names: list[str]) -> Version:
+    def _look(self, head: Head, features: NDArray[np.float32]) -> tuple[Prediction, Confidence, Look]:
+        scores, look, confidence = head.scores(features), head.look(features), head.confidence
+        known = np.ones(len(scores), dtype=np.bool_)
+        if confidence.calibrated:
+            known = look.strangeness <= confidence.threshold(self._false_alarm)
+        prediction = Prediction(
+            [head.classes[column] for column in scores.argmax(axis=1)],
+            scores,
+            head.classes,
+            head.probabilities(scores),
+            confidence.calibrated,
+            known,
+            look.strangeness,
+        )
+        return prediction, confidence, look
+
+    def _learn(self, features: NDArray[np.float32], names: list[str], guard: float | None) -> Learned:
         self._keeper.head.check(features, names)
-        return self._keeper.learn(features, names)
+        opinion, doubts = self._keeper.use(lambda head: self._judge(head, features, names, guard is not None))
+        if guard is not None and self._canaries is not None:
+            canaries, limit = self._canaries, guard
+            refused = doubtful(0 if opinion is None else len(opinion.rows), doubts, self._false_alarm)
+            refused = refused or self._keeper.use(
+                lambda head: refusal(head, canaries, features, names, limit)
+            )
+            if refused is not None:
+                raise refused
+        version = self._keeper.learn(features, names, None if opinion is None else opinion.judgement)
+        return Learned(**vars(version), suspects=doubts)
+
+    def _judge(
+        self, head: Head, features: NDArray[np.float32], names: list[str], anyway: bool
+    ) -> tuple[Opinion | None, tuple[Suspect, ...]]:
+        """What the head thinks before it learns, and its doubts; nothing if it would take long to answer."""
+        if not (anyway or head.answers_soon):
+            return None, ()
+        opinion = head.opinion(features, names)
+        return opinion, suspects(head, opinion, self._false_alarm)
 
     def _forget(self, name: str, purge: bool) -> Version:
         if purge:

@@ -24,6 +24,21 @@ class OtherModel(StateError):  # noqa: N818 - says what is wrong
         self.model = model
 
 
+class GuardError(ValueError):
+    """What was to be learned is refused, because a guard was asked for; nothing has been learned.
+
+    Args:
+        message: What to say.
+        before: Share of the canaries that were right, in [0, 1]; None if they are not the reason.
+        after: Share that would have been.
+    """
+
+    def __init__(self, message: str, before: float | None = None, after: float | None = None) -> None:
+        super().__init__(message)
+        self.before = before
+        self.after = after
+
+
 class MissingExtra(ImportError):  # noqa: N818 - says what is wrong, like ImportError's own subclasses
     """An optional dependency is not installed.
 

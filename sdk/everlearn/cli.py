@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from everlearn import methods, processes, recipes
 from everlearn.analysis.diagnosis import diagnose_run, method_report
+from everlearn.analysis.sureness import how_sure
 from everlearn.backbones import BUNDLED, load_backbone
 from everlearn.checkpoint import FILE
 from everlearn.data import Augmentation, ClassIncremental, Images, load
@@ -26,7 +27,10 @@ from everlearn.report import write_report
 from everlearn_export.precision import PRECISIONS as GRAPH_PRECISIONS
 from everlearn_export.precision import TARGETS
 from everlearn_runtime import cli as device
+from everlearn_runtime.bundle import Bundle
 from everlearn_runtime.errors import MissingExtra
+from everlearn_runtime.heads import Confidence
+from everlearn_runtime.heads.confidence import ENOUGH
 
 _DATA = "a folder of class folders, a .npz file, or 'digits'"
 
@@ -122,7 +126,18 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(run=_export)
     export.add_argument("learner", metavar="RUN", help="what train wrote")
     export.add_argument("--out", metavar="BUNDLE", required=True, help="folder for the bundle")
-    export.add_argument("--images", metavar="DATA", help="verify on the test images of this data set")
+    export.add_argument(
+        "--images",
+        metavar="DATA",
+        help="verify on the test images of this data set, and calibrate by those of learned classes",
+    )
+    export.add_argument(
+        "--canaries",
+        type=int,
+        default=0,
+        metavar="N",
+        help="images a class, of --images, by which a device can refuse to learn what would make it forget",
+    )
     export.add_argument(
         "--precision",
         choices=GRAPH_PRECISIONS,
@@ -331,6 +346,7 @@ def _bench(arguments: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     learner = Learner.load(arguments.learner)
     images = load(arguments.images)[1] if arguments.images else None
+    held_out = images if images is not None and set(images.classes) & set(learner.classes) else None
     manifest = learner.export(
         arguments.out,
         images=images,
@@ -338,6 +354,8 @@ def _export(arguments: argparse.Namespace) -> None:
         target=arguments.target,
         replaces=arguments.replaces,
         removable=arguments.removable,
+        calibration=held_out,
+        canaries=arguments.canaries,
         overwrite=arguments.overwrite,
     )
     parity = manifest.parity
@@ -349,12 +367,23 @@ def _export(arguments: argparse.Namespace) -> None:
     if parity["precision"] != "fp32" and parity["accuracy"]:
         before, after = parity["accuracy"]
         print(f"{parity['precision']}: {after:.1%} of these images in their class, {before:.1%} by torch")
+    print(_calibration(Bundle.open(arguments.out).head().confidence))
     if (old := manifest.replaces) is not None:
         agree = "" if old["agreement"] is None else f", {old['agreement']:.0%} of classes agree"
         print(
             f"replaces {arguments.replaces}: on {old['images']} images the map explains "
             f"{old['explained']:.1%} of the variance{agree}"
         )
+
+
+def _calibration(figures: Confidence) -> str:
+    """How sure the device may be, in words."""
+    if figures.calibrated:
+        return f"calibrated by {figures.judged} images that nothing was learned from"
+    return (
+        f"not calibrated, by {figures.judged} of at least {ENOUGH} images of classes that were learned; give "
+        "held-out ones with --images, or let the device judge what it learns"
+    )
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -374,7 +403,8 @@ def _report(arguments: argparse.Namespace) -> None:
     known = [[name for name in classes if name in learner.classes] for classes in learner.tasks]
     own = method_report(learner, [test.of_classes(classes) for classes in known if classes])
     diagnosis = "\n\n".join(text for text in (found.text(), own) if text)
-    print(diagnosis)
+    sureness = how_sure(learner, test)
+    print("\n\n".join([diagnosis, *([sureness.text()] if sureness else [])]))
     if not (Path(arguments.learner) / RUN).is_file():
         as_it_stands(learner, test).write(arguments.learner)
-    print(f"\n{write_report(arguments.learner, diagnosis=diagnosis)}")
+    print(f"\n{write_report(arguments.learner, diagnosis=diagnosis, sureness=sureness)}")

@@ -30,7 +30,7 @@ from everlearn.data.loader import Loader, Targets
 from everlearn.evaluation.metrics import AccuracyMatrix, accuracy
 from everlearn.evaluation.runner import measure
 from everlearn.methods.base import Method, TaskInfo
-from everlearn_export.bundle import export_bundle
+from everlearn_export.bundle import HeldOut, export_bundle
 from everlearn_runtime.bundle import Bundle, Manifest
 from everlearn_runtime.heads import Classes, Head, from_state
 from everlearn_runtime.heads.checks import check_label
@@ -39,6 +39,7 @@ from everlearn_runtime.images import prepare_batch
 
 DEFAULT_AUGMENTATION = Augmentation()
 MAP_IMAGES = 512  # on which the map from a bundle to the one that replaces it is fitted, at most
+CALIBRATION_IMAGES = 2048  # that a head judges before it is exported, at most
 LOWER_PRECISION_IMAGES = 512  # on which a graph's scales are found and its losses seen, at most
 
 _ATTACH, _BEGIN, _EPOCH, _SURVEY, _END = range(5)  # what a stream of random numbers is for
@@ -299,6 +300,8 @@ class Learner:
         replaces: str | Path | None = None,
         tolerance: float | None = None,
         removable: bool = False,
+        calibration: object | None = None,
+        canaries: int = 0,
         overwrite: bool = False,
     ) -> Manifest:
         """Write the bundle that a device opens: one static graph and the head.
@@ -326,6 +329,14 @@ class Learner:
                 Ridge that takes 4 d (d + 1) + 8 bytes for each such class in the device's head, 2.4 MB
                 at d = 768 features or random projections; others do so anyway, or cannot. Classes
                 known now go exactly only if this learner's head was made with ``removable=True``.
+            calibration: labelled images that nothing was learned from, neither by ``fit`` nor to choose
+                settings, 200 or more of classes known by now, of which up to 2,048 are taken. By
+                them the device can say how sure it is, and what is unknown, from its first prediction on; without them it
+                can once it has judged 200 images of its own. Images of the last task would not do:
+                what was trained on them is surer of them than of others.
+            canaries: so many of these images of each class go, as features, into the bundle, which
+                takes 4 bytes a feature: with them the device can refuse to learn what would make it forget
+                (``EdgeLearner.learn(guard=...)``).
             overwrite: replace a bundle that is there.
 
         Raises:
@@ -333,13 +344,14 @@ class Learner:
                 written then.
             BundleError: when ``replaces`` is no bundle.
             ValueError: when nothing has been learned yet, ``path`` is taken, there is no such precision or
-                nothing that it could be applied to, the head is of a kind that
-                cannot be ``removable``, or what devices have learned with the old bundle does not go
-                into this head.
+                nothing that it could be applied to, the head is of a kind that cannot be ``removable``,
+                there is no image to calibrate by, or what devices have learned with the old bundle does
+                not go into this head.
         """
         if not self.classes:
             raise ValueError("nothing has been learned yet, so there is nothing to export; call fit first")
         head = self.head.to_removable() if removable else self.head
+        held_out = self._held_out(calibration, canaries)
         sample = as_images(images) if images is not None else self._seen or photographs(64)
         spread = _spread(len(sample), 64 if precision == "fp32" else LOWER_PRECISION_IMAGES)
         pixels = self._loader(sample).pixels(spread)
@@ -370,6 +382,7 @@ class Learner:
             labels=labels if set(labels) <= set(self.classes) else None,
             tolerance=tolerance,
             replaces=replaced,
+            held_out=held_out,
             overwrite=overwrite,
             progress=self.progress,
         )
@@ -579,6 +592,25 @@ class Learner:
             raise FloatingPointError(f"the loss is no longer finite ({values}); lower lr={self.training.lr}")
         total.backward()  # type: ignore[no-untyped-call]
         return terms
+
+    def _held_out(self, calibration: object | None, canaries: int) -> HeldOut | None:
+        """Held-out images for the head to judge, and which of them are canaries."""
+        whole("canaries", canaries, least=0)
+        if calibration is None:
+            if canaries:
+                raise ValueError(f"canaries={canaries} without images to take them from; give calibration=")
+            return None
+        images = as_images(calibration)
+        known = [index for index, name in enumerate(images.labels) if name in self.classes]
+        if not known:
+            raise ValueError(
+                f"no image to calibrate by is of a class that was learned: they are of "
+                f"{', '.join(map(repr, images.classes[:5]))}"
+            )
+        images = images.subset([known[place] for place in _spread(len(known), CALIBRATION_IMAGES)])
+        own = {name: [i for i, label in enumerate(images.labels) if label == name] for name in images.classes}
+        chosen = [places[i] for places in own.values() for i in _spread(len(places), canaries)]
+        return HeldOut(self._loader(images).pixels(range(len(images))), images.labels, chosen)
 
     def _predict(self, images: Images) -> list[str]:
         if not self.classes:

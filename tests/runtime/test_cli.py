@@ -39,13 +39,14 @@ def test_a_session(bundle: Path, tmp_path: Path, cups: list[str], capsys: Output
 
     assert main(["predict", str(bundle), *cups, *state]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["image", "label", "score"]
-    assert [line.split()[:2] for line in lines[1:]] == [
+    assert lines[0].split() == ["image", "label", "probabilities"]
+    assert lines[-1].startswith("not calibrated")
+    assert [line.split()[:2] for line in lines[1:-2]] == [
         [cups[0], "cup"],
         [cups[1], "cup"],
         *([f"{cups[2]}[{number}]", "cup"] for number in range(3)),
     ]
-    assert len({line.index("cup ") for line in lines[3:]}) == 1
+    assert len({line.index("cup ") for line in lines[3:-2]}) == 1
 
     assert main(["forget", str(bundle), "mug", *state]) == 0
     assert capsys.readouterr().out == "forgot 'mug' (pooled); 2 classes left\n"
@@ -72,6 +73,7 @@ def test_json_for_machines(bundle: Path, tmp_path: Path, cups: list[str], capsys
     state = ["--state", str(tmp_path / "device.db"), "--json"]
     assert main(["learn", str(bundle), "cup", cups[0], *state]) == 0
     said = json.loads(capsys.readouterr().out)
+    assert said.pop("suspects") == []
     assert said == {"label": "cup", "learned": 1, "samples": 1, "classes": {"mug": 4, "pen": 4, "cup": 1}}
     assert main(["predict", str(bundle), cups[2], *state]) == 0
     rows = json.loads(capsys.readouterr().out)["predictions"]
@@ -125,7 +127,7 @@ def test_an_image_of_another_size_is_prepared(bundle: Path, tmp_path: Path, caps
     np.save(tmp_path / "wide.npy", np.zeros((30, 70, 3), np.uint8))
     np.save(tmp_path / "grey.npy", np.zeros((30, 70, 1), np.uint8))
     assert main(["predict", str(bundle), str(tmp_path / "wide.npy"), str(tmp_path / "grey.npy")]) == 0
-    scores = {line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:]}
+    scores = {line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines()[1:3]}
     assert len(scores) == 1
 
 

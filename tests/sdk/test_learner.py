@@ -31,7 +31,8 @@ from everlearn.evaluation import runner
 from everlearn.evaluation.run import OWN, Run
 from everlearn.evaluation.runner import measure
 from everlearn.methods.base import Batches, TaskInfo
-from everlearn_runtime import EdgeLearner, HeldOutRidge
+from everlearn_runtime import EdgeLearner, GuardError, HeldOutRidge
+from everlearn_runtime.bundle import Bundle
 
 from ..conftest import Clock, coloured, digests, fit_all, make_learner, pixels, state, vit
 
@@ -121,6 +122,51 @@ def test_with_a_head_that_keeps_them_apart_all_classes_go_exactly(tmp_path: Path
     learner.export(tmp_path / "bundle")
     with EdgeLearner.open(tmp_path / "bundle", threads=1) as edge:
         assert edge.forget("a").form == "exact"
+
+
+def test_held_out_images_calibrate_the_bundle(tmp_path: Path) -> None:
+    learner = make_learner(Frozen(), head=LDA()).fit(coloured("ab"))
+    before = state(learner)
+    held_out = coloured("abx", 110, seed=5)
+    learner.export(tmp_path / "bundle", calibration=held_out, canaries=3)
+    assert state(learner) == before
+    new = pixels(coloured("ab", 20, seed=6), learner)
+    with EdgeLearner.open(tmp_path / "bundle", threads=1) as edge:
+        found = edge.predict(new)
+        assert found.calibrated
+        assert edge._head.confidence.judged == 220  # what is of no class that was learned is left out
+        assert found.known.mean() > 0.8
+        assert edge.learn(new, ["a"] * 20 + ["b"] * 20, guard=0.1).number == 1
+        with pytest.raises(GuardError):
+            edge.learn(np.concatenate([new] * 5), (["b"] * 20 + ["a"] * 20) * 5, guard=0.1)
+    canaries = Bundle.open(tmp_path / "bundle").canaries()
+    assert canaries is not None
+    assert canaries.labels == ("a",) * 3 + ("b",) * 3
+    learner.export(tmp_path / "plain")
+    assert not Bundle.open(tmp_path / "plain").head().confidence.judged
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"canaries": 2}, "without images to take them from"),
+        ({"canaries": -1, "calibration": "held out"}, "canaries must be a whole number"),
+        (
+            {"calibration": "others"},
+            "no image to calibrate by is of a class that was learned: they are of 'x'",
+        ),
+        ({"calibration": [1]}, r"expected an \(image, label\) pair"),
+    ],
+)
+def test_what_cannot_calibrate_a_bundle(tmp_path: Path, arguments: dict[str, Any], says: str) -> None:
+    images = {"held out": coloured("ab", 3), "others": coloured("x", 3)}
+    given: dict[str, Any] = {
+        name: images.get(value, value) if isinstance(value, str) else value
+        for name, value in arguments.items()
+    }
+    with pytest.raises(ValueError, match=says):
+        make_learner(Frozen(), head=LDA()).fit(coloured("ab")).export(tmp_path / "bundle", **given)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_head_that_cannot_is_not_exported_as_one(tmp_path: Path) -> None:

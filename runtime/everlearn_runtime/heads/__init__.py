@@ -8,6 +8,7 @@ from everlearn_runtime.heads.aggregate import Aggregate
 from everlearn_runtime.heads.balanced_ridge import BalancedRidge
 from everlearn_runtime.heads.base import Head
 from everlearn_runtime.heads.classes import Classes
+from everlearn_runtime.heads.confidence import Confidence, Judgement
 from everlearn_runtime.heads.evidence_lda import EvidenceLDA
 from everlearn_runtime.heads.fecam import FeCAM
 from everlearn_runtime.heads.held_out_ridge import HeldOutRidge
@@ -25,11 +26,13 @@ __all__ = [
     "Aggregate",
     "BalancedRidge",
     "Classes",
+    "Confidence",
     "EvidenceLDA",
     "FeCAM",
     "Head",
     "HeadState",
     "HeldOutRidge",
+    "Judgement",
     "Linear",
     "Prototypes",
     "Ridge",

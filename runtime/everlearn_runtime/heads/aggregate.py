@@ -110,6 +110,11 @@ class Aggregate(Head):
             raise ValueError(f"sharpness is {sharpness!r}; give a positive number, or one for each section")
         self._sharpness = tuple(float(value) for value in each)
 
+    @property
+    def answers_soon(self) -> bool:
+        """See `Head`: where all its heads do."""
+        return all(head.answers_soon for head in self._heads)
+
     def removes_exactly(self, label: str) -> bool:
         """See `Head`: where all its heads do."""
         return self.exact and all(head.removes_exactly(label) for head in self._heads)

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from everlearn_runtime.arrays import all_finite
 from everlearn_runtime.heads.checks import check_arrays, check_labels, check_rows
 from everlearn_runtime.heads.classes import Classes
+from everlearn_runtime.heads.confidence import Confidence, Judgement, Look, Opinion, look_at, probabilities
 from everlearn_runtime.heads.drift import Drift, affine_drift
 from everlearn_runtime.heads.growing import GrowingRows, PerClass
 from everlearn_runtime.heads.registry import HeadState, from_state, make, own_kind, register
@@ -28,6 +29,8 @@ WAITING_ROWS = 256
 
 # Weights (M, C), bias (C,), and the factor that scores still lack; good until the next update.
 Solution = tuple[NDArray[np.float64], NDArray[np.float64], float]
+
+FIGURES = "confidence."  # before the names of the arrays of `Confidence` in a state
 
 
 class Head(ABC):
@@ -50,10 +53,12 @@ class Head(ABC):
         kind: its name in a :class:`HeadState`, of this class alone.
         exact: updates are sums: independent of the order and of the cut into batches, and
             mergeable. A head that cannot promise that says False, and its docstring why.
+        usual_temperature: T of softmax(scores / T) for as long as too few images were judged.
     """
 
     kind: ClassVar[str]
     exact: ClassVar[bool] = True
+    usual_temperature: ClassVar[float] = 1.0
 
     # Whether single samples wait, to be learned together: where `_learn_each` says the same as
     # `_learn_shared`, so not in a subclass that learns in another way and has no `_learn_each`.
@@ -78,6 +83,7 @@ class Head(ABC):
         self._waiting: list[NDArray[np.float64]] = []  # single samples (1, F)
         self._waiting_places: list[int] = []
         self._waiting_room = 0  # for so many
+        self._confidence = Confidence()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -109,7 +115,8 @@ class Head(ABC):
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays in :meth:`state`: what is kept between tasks."""
-        return sum(rows.nbytes for rows in self._per_class.values()) + self._shared_nbytes()
+        per_class = sum(rows.nbytes for rows in self._per_class.values())
+        return per_class + self._shared_nbytes() + self._confidence.nbytes
 
     def check(self, features: ArrayLike, labels: Sequence[str]) -> tuple[NDArray[np.float64], list[str]]:
         """Raise whatever :meth:`update` would raise, and change nothing.
@@ -224,6 +231,7 @@ class Head(ABC):
         Scatters also gain what the map leaves over. Where the change is affine the result is exact,
         given more images than features by two, and where there was none it is the same to the bit.
         With fewer images, features move as far as these can tell; one image alone moves nothing.
+        What was judged goes: it does not say how sure the head is of the new features.
 
         Args:
             before: features (B, F) of some images as they were when this head learned.
@@ -240,6 +248,7 @@ class Head(ABC):
         if self.width is None or np.array_equal(old, new):
             return
         self._move(old, new, self._drift(old, new))
+        self._confidence = Confidence()
 
     @property
     def movable(self) -> bool:
@@ -278,7 +287,8 @@ class Head(ABC):
     def since(self, earlier: Head) -> Head:
         """What this head has learned since it was an earlier one, whose samples it has all seen.
 
-        Merged into the earlier one, less what :meth:`kept` does not name, it gives this one.
+        Merged into the earlier one, less what :meth:`kept` does not name, it gives this one, but for
+        what was judged.
 
         Raises:
             ValueError: The head is not ``movable``, or the earlier one of another kind or width.
@@ -286,7 +296,9 @@ class Head(ABC):
         self.check_movable()
         self._check_merge(earlier)
         if self.width is None or earlier.width is None:
-            return copy.deepcopy(self)
+            same = copy.deepcopy(self)
+            same._confidence = Confidence()
+            return same
         self._catch_up()
         earlier._catch_up()
         kept = self.kept(earlier)
@@ -305,7 +317,7 @@ class Head(ABC):
         return head
 
     def moved(self, drift: Drift, like: Head) -> Head:
-        """What this head knows, in the features of another model.
+        """What this head knows, in the features of another model, but for what was judged.
 
         Args:
             drift: Maps this head's features to the other model's.
@@ -324,6 +336,7 @@ class Head(ABC):
             moving._catch_up()
             moving._means = drift.move(moving._means)
             moving._move_shared(drift)
+        moving._confidence = Confidence()
         state = moving.state()
         return from_state(HeadState(state.kind, state.classes, like.options, state.arrays))
 
@@ -384,6 +397,92 @@ class Head(ABC):
         names = self.classes
         return [names[column] for column in self.scores(features).argmax(axis=1)]
 
+    @property
+    def confidence(self) -> Confidence:
+        """The running figures of how sure this head may be; to be read, not changed."""
+        return self._confidence
+
+    @property
+    def temperature(self) -> float:
+        """T of softmax(scores / T): the judged images' own once they are enough, before the usual one."""
+        return self._confidence.temperature if self._confidence.calibrated else self.usual_temperature
+
+    def probabilities(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Probabilities (B, C) of scores (B, C) that this head gave, of images of classes that it knows.
+
+        They are calibrated as far as `Confidence.calibrated` says so.
+        """
+        return probabilities(scores, self.temperature)
+
+    def look(self, features: ArrayLike) -> Look:
+        """How rows lie to the classes: how strange and how remote each is.
+
+        Args:
+            features: (B, F), any real dtype.
+
+        Raises:
+            ValueError: As in :meth:`scores`.
+        """
+        distances = self.distances(features)
+        return look_at(distances, squared_distances(self._rows(features), self._means))
+
+    def strangeness(self, features: ArrayLike) -> NDArray[np.float64]:
+        """How little each row (B, F) is like any class, (B,), at least 0; raises like :meth:`scores`.
+
+        Rows of known classes mostly give less than others, see
+        :func:`~everlearn_runtime.heads.confidence.strangeness`.
+        """
+        return self.look(features).strangeness
+
+    def opinion(self, features: ArrayLike, labels: Sequence[str]) -> Opinion:
+        """What this head, as it is, thinks of labelled rows, before it learns them; nothing changes.
+
+        Args:
+            features: (B, F), any real dtype, which the head has not learned from.
+            labels: B class names; rows of a class that is not known yet are left out.
+
+        Raises:
+            ValueError: As in :meth:`update`, or as in :meth:`scores` once a class is known.
+        """
+        rows, names = self.check(features, labels)
+        known = np.array([index for index, name in enumerate(names) if name in self._classes], dtype=np.intp)
+        truth = np.array([self._classes.place(names[index]) for index in known], dtype=np.intp)
+        if not len(known):
+            return Opinion(known, truth, np.zeros((0, len(self._classes))), Look(np.zeros(0), np.zeros(0)))
+        return Opinion(known, truth, self.scores(rows[known]), self.look(rows[known]))
+
+    def judge(self, features: ArrayLike, labels: Sequence[str]) -> Judgement | None:
+        """The :meth:`opinion` of labelled rows as what :meth:`note` takes; None if no class is known."""
+        return self.opinion(features, labels).judgement
+
+    def calibrate(self, features: ArrayLike, labels: Sequence[str]) -> None:
+        """Judge held-out rows, in place of whatever was judged before.
+
+        Args:
+            features: (B, F), any real dtype, which the head has not learned from.
+            labels: B class names; rows of a class that is not known are left out.
+
+        Raises:
+            ValueError: As in :meth:`update`, or no class is known.
+        """
+        judgement = self.judge(features, labels)
+        if judgement is None:
+            raise ValueError(
+                f"none of {len(labels)} rows to calibrate by is of a class that this head knows, of "
+                f"{', '.join(map(repr, self.classes[:5])) or 'classes that it has learned'}"
+            )
+        self._confidence = Confidence()
+        self.note(judgement)
+
+    @property
+    def answers_soon(self) -> bool:
+        """Whether scores cost little now; after an update some heads solve at length before they answer."""
+        return True
+
+    def note(self, judgement: Judgement) -> None:
+        """Add to the figures of :attr:`confidence` what :meth:`judge` gave."""
+        self._confidence.note(judgement)
+
     def settle(self) -> None:
         """Finish what :meth:`update` put off, at a moment of the caller's choice.
 
@@ -402,7 +501,8 @@ class Head(ABC):
         kind = own_kind(type(self))
         self._catch_up()
         arrays = {"counts": self.counts, "means": self.prototypes, **self._shared_arrays()}
-        return HeadState(kind, self.classes, self.options, arrays)
+        figures = {FIGURES + name: array for name, array in self._confidence.arrays().items()}
+        return HeadState(kind, self.classes, self.options, arrays | figures)
 
     @classmethod
     def from_state(cls, state: HeadState) -> Self:
@@ -421,19 +521,24 @@ class Head(ABC):
         names = check_labels(state.classes) if state.classes else []
         if len(set(names)) != len(names):
             raise ValueError("the state names a class twice")
-        means = state.arrays.get("means", np.zeros(0))
+        given = {name: array for name, array in state.arrays.items() if not name.startswith(FIGURES)}
+        figures = {
+            name[len(FIGURES) :]: array for name, array in state.arrays.items() if name.startswith(FIGURES)
+        }
+        means = given.get("means", np.zeros(0))
         width = means.shape[1] if means.ndim == 2 else 0
         if names and not width:
             raise ValueError(f"the class means have shape {means.shape}; expected ({len(names)}, features)")
         shapes = {"counts": (len(names),), "means": (len(names), width)}
         # Checked before anything of that size is made.
-        arrays = check_arrays(state.arrays, {**shapes, **head._shared_shapes(len(names), width)})
+        arrays = check_arrays(given, {**shapes, **head._shared_shapes(len(names), width)})
         if (arrays["counts"] < 1).any():
             raise ValueError("the state has a class without samples")
         head._set_width(width)
         head._take_names(Classes(names))
         head._counts, head._means = arrays["counts"], arrays["means"]
         head._restore_shared(arrays)
+        head._confidence = Confidence.from_arrays(figures)
         return head
 
     @classmethod
@@ -567,6 +672,7 @@ class Head(ABC):
         joined = self._join(places, other._counts, other._means)
         self._merge_shared(other, joined)
         self._keep(joined)
+        self._confidence.merge(other._confidence)
         self._solution = None
 
     def _score(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:

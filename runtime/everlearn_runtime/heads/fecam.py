@@ -20,6 +20,8 @@ Array = NDArray[np.float64]
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+SOON_WIDTH = 384  # up to which a class is inverted in some milliseconds
+
 
 class FeCAM(Head):
     """Mahalanobis distance to each class's mean under the class's own correlations.
@@ -79,6 +81,11 @@ class FeCAM(Head):
     def options(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON."""
         return {"alpha1": self._alpha1, "alpha2": self._alpha2}
+
+    @property
+    def answers_soon(self) -> bool:
+        """See `Head`: each class that an update has reached is inverted anew."""
+        return self._width <= SOON_WIDTH
 
     def removes_exactly(self, label: str) -> bool:
         """See `Head`: all that is kept is kept for each class alone."""

@@ -107,6 +107,11 @@ class Ridge(SecondOrder):
         own = {"regularisation": self._regularisation, "projection": self._projection, "seed": self._seed}
         return {**own, **self._removable_option}
 
+    @property
+    def answers_soon(self) -> bool:
+        """See `Head`: with "gcv" only if somebody has asked since the last update."""
+        return self._solution is not None or (self._regularisation != "gcv" and super().answers_soon)
+
     def _map(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         if self._projection is None:
             return rows

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 VANISHING = 1e-280
+# Up to this width of G a solution follows a sample in some milliseconds at most.
+SOON_WIDTH = 1024
 
 
 class SecondOrder(Head):
@@ -73,6 +75,11 @@ class SecondOrder(Head):
     @abstractmethod
     def _targets_at(self, places: list[int]) -> NDArray[np.float64]:
         """Copies of some rows of the targets, (m, M)."""
+
+    @property
+    def answers_soon(self) -> bool:
+        """See `Head`: with a wide G only if somebody has asked since the last update."""
+        return self._solution is not None or self._gram.width <= SOON_WIDTH
 
     def removes_exactly(self, label: str) -> bool:
         """See `Head`."""

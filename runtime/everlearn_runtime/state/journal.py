@@ -7,14 +7,14 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.heads import Head
+from everlearn_runtime.heads import Head, Judgement
 from everlearn_runtime.state.versions import Version
 
 KINDS = ("learn", "forget", "rollback", "settle", "start", "purge", "migrate")
@@ -41,6 +41,8 @@ class Event:
         to: Of "rollback", the version that it went back to.
         seq: Of "rollback", the last entry of that version.
         form: Of "forget" and "purge", how the class went, see `Version`.
+        judged: Of "learn", what the head said of the rows before, as `Judgement.says` gives it; empty where
+            it was not asked, and in entries of earlier versions.
     """
 
     kind: str
@@ -53,6 +55,7 @@ class Event:
     to: int = 0
     seq: int = 0
     form: str = ""
+    judged: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The text that goes into the journal: what is not as by default."""
@@ -79,7 +82,7 @@ class Event:
             raise ValueError("an entry is not one of a journal")
         if event.time > LATEST or any(not isinstance(label, str) for label in event.labels):
             raise ValueError("an entry is not one of a journal")
-        if event.form not in FORMS:
+        if event.form not in FORMS or not isinstance(event.judged, dict):
             raise ValueError("an entry is not one of a journal")
         return event
 
@@ -102,7 +105,9 @@ class Event:
             ValueError: It does not go with this head.
         """
         if self.kind == "learn":
-            head.update(self._rows(features), self.labels)
+            learn(
+                head, self._rows(features), self.labels, Judgement.read(self.judged) if self.judged else None
+            )
         elif self.kind == "forget":
             (label,) = self.labels
             head.remove(label)
@@ -117,16 +122,30 @@ class Event:
         return np.frombuffer(features, dtype=self.dtype).reshape(-1, self.width)
 
 
-def pack(features: NDArray[np.floating[Any]], labels: Sequence[str]) -> tuple[dict[str, Any], bytes]:
+def pack(
+    features: NDArray[np.floating[Any]], labels: Sequence[str], judgement: Judgement | None = None
+) -> tuple[dict[str, Any], bytes]:
     """What a "learn" says, and its features as bytes, kept to the bit.
 
     Args:
         features: float32 or float64 (B, F).
         labels: B class names.
+        judgement: What the head said of them, if it was asked.
     """
     dtype = features.dtype.newbyteorder("<")
     says = {"labels": tuple(labels), "dtype": dtype.str, "width": features.shape[1]}
+    if judgement is not None:
+        says["judged"] = judgement.says()
     return says, np.ascontiguousarray(features, dtype=dtype).tobytes()
+
+
+def learn(
+    head: Head, features: NDArray[np.floating[Any]], labels: Sequence[str], judgement: Judgement | None
+) -> None:
+    """Let a head learn rows (B, F), and note what it said of them before."""
+    head.update(features, labels)
+    if judgement is not None:
+        head.note(judgement)
 
 
 def form_of(head: Head, label: str) -> str:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn_runtime.errors import StateError
-from everlearn_runtime.heads import Head
-from everlearn_runtime.state.journal import Event, form_of, now
+from everlearn_runtime.heads import Head, Judgement
+from everlearn_runtime.state.journal import Event, form_of, learn, now
 from everlearn_runtime.state.looking import Looking
 from everlearn_runtime.state.versions import Version
 
@@ -49,9 +49,16 @@ class Memory(Looking):
         """The number of changes."""
         return self._version
 
-    def learn(self, features: NDArray[np.floating[Any]], labels: Sequence[str]) -> Version:
+    def learn(
+        self,
+        features: NDArray[np.floating[Any]],
+        labels: Sequence[str],
+        judgement: Judgement | None = None,
+    ) -> Version:
         """Learn features that the head has checked."""
-        return self._change("learn", lambda head: head.update(features, labels), labels=tuple(labels))
+        return self._change(
+            "learn", lambda head: learn(head, features, labels, judgement), labels=tuple(labels)
+        )
 
     def forget(self, label: str) -> Version:
         """Drop a class that the head knows."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn_runtime.errors import StateError
-from everlearn_runtime.heads import Head
+from everlearn_runtime.heads import Head, Judgement
 from everlearn_runtime.state.anchor import Anchor, check_companion, check_kind, new_anchor, read_alone
 from everlearn_runtime.state.archive import ENTRY_BYTES, Archive, lineage
 from everlearn_runtime.state.copies import Backup, clear_leftovers, start_file
@@ -28,7 +28,7 @@ from everlearn_runtime.state.database import (
 )
 from everlearn_runtime.state.file import StateFile
 from everlearn_runtime.state.folding import Folding
-from everlearn_runtime.state.journal import Event, digest, form_of, now, pack
+from everlearn_runtime.state.journal import Event, digest, form_of, learn, now, pack
 from everlearn_runtime.state.kept import delete_kept, kept_place, kept_with
 from everlearn_runtime.state.looking import Looking
 from everlearn_runtime.state.schema1 import merge_wal, read_schema1
@@ -115,19 +115,25 @@ class Owner(Looking):
 
     # What changes it.
 
-    def learn(self, features: NDArray[np.floating[Any]], labels: Sequence[str]) -> Version:
+    def learn(
+        self,
+        features: NDArray[np.floating[Any]],
+        labels: Sequence[str],
+        judgement: Judgement | None = None,
+    ) -> Version:
         """Learn features that the head has checked.
 
         Args:
             features: float32 or float64 (B, F); kept to the bit.
             labels: B class names.
+            judgement: What the head said of them, if it was asked.
 
         Raises:
             StateError: It could not be written; the state is as it was.
         """
-        says, data = pack(features, labels)
+        says, data = pack(features, labels, judgement)
         self._tend(len(data))
-        return self._change("learn", lambda head: head.update(features, labels), data, **says)
+        return self._change("learn", lambda head: learn(head, features, labels, judgement), data, **says)
 
     def forget(self, label: str) -> Version:
         """Drop a class that the head knows; raises like :meth:`learn`."""

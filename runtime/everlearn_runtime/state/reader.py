@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn_runtime.errors import StateError
-from everlearn_runtime.heads import Head
+from everlearn_runtime.heads import Head, Judgement
 from everlearn_runtime.state.anchor import Anchor, check_companion, check_kind, new_anchor
 from everlearn_runtime.state.archive import Archive, Built, lineage
 from everlearn_runtime.state.database import SCHEMA, content_errors, explained
@@ -89,7 +89,12 @@ class Reader(Looking):
             )
         )
 
-    def learn(self, features: NDArray[np.floating[Any]], labels: Sequence[str]) -> NoReturn:
+    def learn(
+        self,
+        features: NDArray[np.floating[Any]],
+        labels: Sequence[str],
+        judgement: Judgement | None = None,
+    ) -> NoReturn:
         """Refuse; raises a StateError."""
         self._refuse()
 

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from everlearn.analysis.sureness import Sureness
 from everlearn.evaluation.bench import Bench, cells
 from everlearn.evaluation.run import OWN, Run
 from everlearn.files import write_whole
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 PAGE = "index.html"
 
 
-def write_report(run: str | Path, *, diagnosis: str = "", name: str | None = None) -> Path:
+def write_report(
+    run: str | Path, *, diagnosis: str = "", sureness: Sureness | None = None, name: str | None = None
+) -> Path:
     """Write a page and its pictures into the folder ``report`` of a run.
 
     The page has the pictures in it and needs nothing else: it can be sent as one file.
@@ -31,6 +34,7 @@ def write_report(run: str | Path, *, diagnosis: str = "", name: str | None = Non
     Args:
         run: the folder that a benchmark or a training wrote.
         diagnosis: text to be shown, see `everlearn.analysis.diagnosis.Diagnosis.text`.
+        sureness: how sure the learner is, to be shown, see `everlearn.analysis.sureness.how_sure`.
         name: of the page; the folder's when left out.
 
     Returns:
@@ -50,17 +54,19 @@ def write_report(run: str | Path, *, diagnosis: str = "", name: str | None = Non
     for old in out.glob("*.png"):
         old.unlink()
     drawn = {}
-    for file, figure in _pictures(found).items():
+    for file, figure in _pictures(found, sureness).items():
         png = io.BytesIO()
         figure.savefig(png, format="png")
         (out / f"{file}.png").write_bytes(png.getvalue())
         drawn[file] = base64.b64encode(png.getvalue()).decode()
-    page = _page(found, drawn, diagnosis, name or folder.resolve().name, is_bench)
+    page = _page(
+        found, drawn, diagnosis, sureness.text() if sureness else "", name or folder.resolve().name, is_bench
+    )
     write_whole(out / PAGE, page)
     return out / PAGE
 
 
-def _pictures(found: Bench) -> dict[str, "Figure"]:
+def _pictures(found: Bench, sureness: Sureness | None) -> dict[str, "Figure"]:
     """Every picture, by the name of its file."""
     from everlearn.report import pictures  # only here: matplotlib takes a second to import
 
@@ -78,10 +84,16 @@ def _pictures(found: Bench) -> dict[str, "Figure"]:
             drawn[f"matrix-{slug}"] = pictures.matrix(seeds)
         if score.confusion:
             drawn[f"confusion-{slug}"] = pictures.confusion(seeds[0])
+    if sureness is not None:
+        drawn["reliability"] = pictures.reliability(sureness)
+        if len(sureness.unknown) and len(sureness.known):
+            drawn["strangers"] = pictures.strangers(sureness)
     return drawn
 
 
-def _page(found: Bench, drawn: Mapping[str, str], diagnosis: str, name: str, is_bench: bool) -> str:
+def _page(
+    found: Bench, drawn: Mapping[str, str], diagnosis: str, sureness: str, name: str, is_bench: bool
+) -> str:
     from jinja2 import Environment, StrictUndefined
 
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -99,6 +111,7 @@ def _page(found: Bench, drawn: Mapping[str, str], diagnosis: str, name: str, is_
         drawn=drawn,
         made={run.method: _settings(run) for run in found.runs},
         diagnosis=diagnosis,
+        sureness=sureness,
         matrices=any(file.startswith("matrix-") for file in drawn),
         confused=any(file.startswith("confusion-") for file in drawn),
     )

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from everlearn_runtime import LDA, Head, Ridge, StateError
 from everlearn_runtime.state import Owner
+from everlearn_runtime.state.journal import Event
 
 from .harness import HEADS, TORTURE, bits, crashed, opened, own, read, rows
 
@@ -65,6 +67,58 @@ def plain(new: NewHead, changes: int) -> Head:
             labels = [*"abcdef"][number % 4 :][:size] + ["a"] * (size - 6 + number % 4)
             head.update(rows(size, seed=number), labels)
     return head
+
+
+def judge(owner: Owner, changes: int, start: int = 0) -> None:
+    """Judge, then learn, the same for the same numbers."""
+    for number in range(start, start + changes):
+        features, labels = rows(1 + number % 5, seed=number), [*"abcde"][: 1 + number % 5]
+        owner.learn(features, labels, owner.use(partial(Head.judge, features=features, labels=labels)))
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_what_was_judged_is_replayed_not_judged_anew(
+    tmp_path: Path, new: NewHead, early: bool, request: pytest.FixtureRequest
+) -> None:
+    if early:
+        request.getfixturevalue("folds_early")
+    path, states = tmp_path / "s.db", []
+    owner = own(path, new)
+    for number in range(40):
+        judge(owner, 1, number)
+        states.append(bits(owner.head))
+        if number % 7 == 3:
+            with opened(crashed(path, tmp_path / "copy"), new) as again:
+                assert bits(again.head) == states[-1]
+    judged = owner.head.confidence.judged
+    assert judged == 120 - 5  # the first of each class was of none
+    owner.rollback(30)
+    assert bits(owner.head) == states[29]
+    assert owner.head.confidence.judged < judged
+    owner.rollback(40)
+    owner.forget("c")
+    assert owner.head.confidence.judged == judged
+    owner.undo()
+    owner.close()
+    with opened(path, new) as again:
+        assert bits(again.head) == states[-1]
+
+
+def test_a_judgement_that_is_none_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    with opened(path) as owner:
+        judge(owner, 6)
+        (text,) = owner._file.database.execute(
+            "SELECT event FROM journal ORDER BY seq DESC LIMIT 1"
+        ).fetchone()
+    assert '"judged":{"losses":"' in text
+    assert len(text) < 600
+    for bad in ('"judged":{"losses":"', '"judged":{"bins":"'):
+        event = Event.from_json(text.replace('"judged":{"losses":"', bad + "A"))
+        with pytest.raises(ValueError, match="no judgement"):
+            event.replay(LDA(), b"")
+    with pytest.raises(ValueError, match="not one of a journal"):
+        Event.from_json(text.replace('"judged":{', '"judged":[{').replace("}}", "}]}"))
 
 
 @pytest.mark.parametrize("early", [False, True])
