@@ -13,6 +13,7 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from everlearn_runtime.backends import BACKENDS, Provider
 from everlearn_runtime.bundle import read_manifest
 from everlearn_runtime.edge import EdgeLearner
 from everlearn_runtime.errors import MissingExtra
@@ -61,8 +62,12 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--provider",
         action="append",
-        metavar="NAME",
-        help="ONNX Runtime execution provider, the preferred one first",
+        type=_provider,
+        metavar="NAME[,KEY=VALUE...]",
+        help="ONNX Runtime execution provider and its options, the preferred one first",
+    )
+    common.add_argument(
+        "--backend", choices=BACKENDS, default="auto", help="what runs the graph; the best that is there"
     )
     images: dict[str, Any] = {
         "metavar": "IMAGES",
@@ -102,6 +107,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _provider(text: str) -> Provider:
+    """A provider as it is typed: its name, and after commas its options."""
+    name, *options = text.split(",")
+    pairs = dict(option.partition("=")[::2] for option in options)
+    if not name or not all(pairs) or any("=" not in option for option in options):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME or NAME,KEY=VALUE,...")
+    return (name, pairs) if pairs else name
+
+
 def _open(
     arguments: argparse.Namespace, *, new: bool = False, read_only: bool = False, migrate: bool = False
 ) -> EdgeLearner:
@@ -110,6 +124,7 @@ def _open(
     return EdgeLearner.open(
         arguments.bundle,
         state=arguments.state,
+        backend=arguments.backend,
         providers=arguments.provider,
         threads=arguments.threads,
         read_only=read_only and arguments.state is not None,
@@ -226,7 +241,7 @@ def _migrate(arguments: argparse.Namespace) -> tuple[Any, str]:
 
 def _status(arguments: argparse.Namespace) -> tuple[Any, str]:
     with _open(arguments, read_only=True) as learner:
-        manifest, counts = learner.bundle.manifest, learner.counts
+        manifest, counts, backend = learner.bundle.manifest, learner.counts, learner.backend
         sizes = {"graph": learner.bundle.features.stat().st_size, "head": learner.nbytes}
     if arguments.state is not None:
         sizes["state"] = Path(arguments.state).stat().st_size
@@ -239,6 +254,7 @@ def _status(arguments: argparse.Namespace) -> tuple[Any, str]:
         "head": manifest.head,
         "parity": manifest.parity,
         "bytes": sizes,
+        "backend": backend,
         "classes": counts,
     }
     lines = [
@@ -249,6 +265,7 @@ def _status(arguments: argparse.Namespace) -> tuple[Any, str]:
         ),
         ("features", f"{manifest.width} in sections of {', '.join(map(str, manifest.sections))}"),
         ("head", f"{manifest.head['kind']} {json.dumps(manifest.head['options'])}"),
+        ("backend", backend),
         *((f"parity {name}", json.dumps(value)) for name, value in manifest.parity.items()),
         *((f"{name} bytes", f"{size:,}") for name, size in sizes.items()),
     ]
