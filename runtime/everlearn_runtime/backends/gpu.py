@@ -33,6 +33,27 @@ class Gpu:
         return "SM{}{}".format(*self.capability)
 
 
+def free_memory() -> int:
+    """Bytes that nobody has taken on the first GPU; on a Jetson, of the memory that it shares.
+
+    Takes hold of the GPU, for as long as the process lives.
+
+    Raises:
+        NoGpu: No driver, or no GPU.
+    """
+    first_gpu()
+    driver = ctypes.CDLL(LIBRARY)
+    context, free, total = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
+    failed = (
+        driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
+        or driver.cuCtxSetCurrent(context)
+        or driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+    )
+    if failed:
+        raise NoGpu(f"the NVIDIA driver does not tell how much memory is left (error {failed})")
+    return free.value
+
+
 def first_gpu() -> Gpu:
     """The GPU that CUDA takes first; ``CUDA_VISIBLE_DEVICES`` says which that is.
 

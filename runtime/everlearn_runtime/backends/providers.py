@@ -66,7 +66,7 @@ def plugin_devices(onnxruntime: Any, name: str, options: Mapping[str, Any]) -> l
     if not hasattr(onnxruntime, "get_ep_devices"):  # before 1.22
         return None
     devices = _devices(onnxruntime, name)
-    library = options.get(LIBRARY) or _packaged(name)
+    library = options.get(LIBRARY) or installed_plugins().get(name)
     if not devices and library is None:
         return None
     if not devices:
@@ -120,11 +120,11 @@ def _devices(onnxruntime: Any, name: str) -> list[Any]:
     return [device for device in onnxruntime.get_ep_devices() if device.ep_name == name]
 
 
-def _packaged(name: str) -> str | None:
-    """The library of an installed package that brings this provider."""
+def installed_plugins() -> dict[str, str]:
+    """The providers that installed packages bring, and the library of each."""
+    found: dict[str, str] = {}
     for module in pkgutil.iter_modules():
         if module.name.startswith(_PACKAGES):
             package = importlib.import_module(module.name)
-            if name in package.get_ep_names():
-                return str(package.get_library_path())
-    return None
+            found |= {str(name): str(package.get_library_path()) for name in package.get_ep_names()}
+    return found

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from everlearn_runtime.backends.gpu import NoGpu, first_gpu
 from everlearn_runtime.backends.tensorrt import library
 from everlearn_runtime.backends.tensorrt.cache import EngineCache, Key
-from everlearn_runtime.backends.tensorrt.network import FAILED, LEVEL, Request
+from everlearn_runtime.backends.tensorrt.network import LEVEL, Request, build_apart
+from everlearn_runtime.child import Killed, run_apart
 
 if TYPE_CHECKING:
     from everlearn_runtime.bundle import Bundle
@@ -114,8 +111,7 @@ def target(trt: Any, sm: str | None = None) -> str:
         try:
             gpu = first_gpu()
         except NoGpu as error:
-            ahead = "; TensorRT-RTX builds without one: --for SM86, for example" if rtx else ""
-            raise ValueError(f"an engine is built on the GPU that runs it, and {error}{ahead}") from None
+            raise ValueError(f"{library.says(trt)} cannot run here: {error}") from None
         return gpu.sm if rtx else f"{gpu.name}, {gpu.sm}"
     if not rtx:
         raise ValueError(f"{library.says(trt)} builds only for the GPU that is here; leave out {sm!r}")
@@ -127,25 +123,10 @@ def target(trt: Any, sm: str | None = None) -> str:
 
 def _run(request: Request, lock: int) -> None:
     """Build in a process of its own, which holds the lock too, so that it counts until both are gone."""
-    paths = os.pathsep.join(filter(None, sys.path))
-    done = subprocess.run(
-        [sys.executable, "-m", "everlearn_runtime.backends.tensorrt.network"],
-        input=json.dumps(asdict(request)),
-        env={**os.environ, "PYTHONPATH": paths},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        check=False,
-        pass_fds=() if sys.platform == "win32" else (lock,),
-    )
-    if done.returncode == FAILED:
-        raise ValueError(done.stderr.strip().splitlines()[-1])
-    if done.returncode < 0:
+    try:
+        run_apart(build_apart, asdict(request), files=(lock,))
+    except Killed as error:
         raise ValueError(
-            f"the build was killed by signal {-done.returncode}; if memory ran out, build with less of it "
-            "(--memory 256), at a lower --level or for smaller batches"
-        )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise ValueError(f"the build failed with status {done.returncode}: {last}")
+            f"the build failed: {error}; if memory ran out, build with less of it (--memory 256), at a "
+            "lower --level or for smaller batches"
+        ) from None

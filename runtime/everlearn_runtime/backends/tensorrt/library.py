@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import platform
 from types import ModuleType
 from typing import Any
 
@@ -27,7 +28,12 @@ def load() -> Any:
         if name == "tensorrt" and int(module.__version__.split(".")[0]) < OLDEST:
             raise ValueError(f"TensorRT {module.__version__} is too old; {OLDEST}.0 or a newer one is needed")
         return module
-    raise MissingExtra("running a bundle with TensorRT", "tensorrt") from None
+    where = (
+        "which JetPack has, in a venv made with --system-site-packages"
+        if platform.machine() == "aarch64"
+        else "or with TensorRT-RTX, extra trt-rtx"
+    )
+    raise MissingExtra(f"running a bundle with TensorRT ({where})", "tensorrt")
 
 
 def is_rtx(trt: ModuleType) -> bool:

@@ -1,4 +1,4 @@
-"""ONNX to a TensorRT engine. Runs in a process of its own: ``python -m ...network``, a request on stdin.
+"""ONNX to a TensorRT engine. Runs in a process of its own.
 
 There is one path for TensorRT 10, 11 and RTX: a strongly typed network, whose precision is the graph's
 own. (TensorRT 11 has no other; its builder knows no flag for 16 bits, and code that looks for one builds
@@ -7,8 +7,6 @@ own. (TensorRT 11 has no other; its builder knows no flag for 16 bits, and code 
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,6 @@ from everlearn_runtime.backends.graph import check_graph
 from everlearn_runtime.backends.tensorrt import library
 
 LEVEL = 3  # TensorRT's own
-FAILED = 3  # the exit status of a build that says why
 _MIB = 1 << 20
 
 
@@ -120,15 +117,6 @@ def build(trt: Any, request: Request) -> None:
         part.replace(timing)
 
 
-def main() -> int:
-    """Build what stdin asks for; what went wrong is one line on stderr, after status `FAILED`."""
-    try:
-        build(library.load(), Request(**json.load(sys.stdin)))
-    except (ValueError, ImportError, OSError) as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
-        return FAILED
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def build_apart(asked: dict[str, Any]) -> None:
+    """:func:`build`, as a process of its own calls it."""
+    build(library.load(), Request(**asked))
