@@ -91,7 +91,7 @@ def test_an_engine_that_is_not_what_was_built_is_not_taken(folder: Path, what: s
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows closes a user's folders to others itself")
 def test_a_folder_where_others_could_put_an_engine_is_refused(folder: Path, tmp_path: Path) -> None:
-    EngineCache()
+    put(EngineCache(), KEY)
     assert folder.stat().st_mode & 0o777 == 0o700
     (tmp_path / "link").symlink_to(folder)
     folder.chmod(0o770)

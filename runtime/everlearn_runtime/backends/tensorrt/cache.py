@@ -63,15 +63,8 @@ class EngineCache:
 
     def __init__(self, folder: str | Path | None = None) -> None:
         self.folder = Path(folder or os.environ.get(VARIABLE) or _user_folder())
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if sys.platform == "win32":  # a user's folders are closed to others there
-            return
-        found = self.folder.lstat()
-        if found.st_uid != os.getuid() or found.st_mode & 0o077 or self.folder.is_symlink():
-            raise ValueError(
-                f"{self.folder} keeps engines, which are executable code, and must be a folder of yours "
-                f"that is closed to all others: chmod 700 {self.folder}, or name another one in ${VARIABLE}"
-            )
+        if self.folder.exists():
+            self._check()
 
     def get(self, key: Key) -> bytes | None:
         """The engine of a key; None if there is none, or it is not what was built."""
@@ -101,6 +94,8 @@ class EngineCache:
         Raises:
             ValueError: Another process is building the same.
         """
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._check()
         part = self.folder / f"{key.name}.part"
         try:
             lock = FileLock(self.folder / f"{key.name}.lock", create=True)
@@ -129,6 +124,16 @@ class EngineCache:
         """Where the builder's timings for a library and GPU are kept: the next build is faster by them."""
         name = hashlib.sha256(json.dumps([library, gpu]).encode()).hexdigest()
         return self.folder / f"{name}.timing"
+
+    def _check(self) -> None:
+        if sys.platform == "win32":  # a user's folders are closed to others there
+            return
+        found = self.folder.lstat()
+        if found.st_uid != os.getuid() or found.st_mode & 0o077 or self.folder.is_symlink():
+            raise ValueError(
+                f"{self.folder} keeps engines, which are executable code, and must be a folder of yours "
+                f"that is closed to all others: chmod 700 {self.folder}, or name another one in ${VARIABLE}"
+            )
 
     def _read(self, name: str) -> dict[str, object]:
         said = json.loads((self.folder / f"{name}.json").read_text())
