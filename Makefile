@@ -31,6 +31,9 @@ types: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -e ".[train,cpu,dev]"
+ifeq ($(shell uname -sm),Linux x86_64)
+	$(BIN)/python -m pip install --quiet -e ".[trt-rtx]" || echo "no TensorRT-RTX here; its tests are skipped"
+endif
 	touch $@
 
 clean:

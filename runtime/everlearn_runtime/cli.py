@@ -13,7 +13,9 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.bundle import read_manifest
+from everlearn_runtime.backends import BACKENDS, Provider
+from everlearn_runtime.benchmark import Case, benchmark
+from everlearn_runtime.bundle import Bundle, read_manifest
 from everlearn_runtime.edge import FALSE_ALARM, EdgeLearner
 from everlearn_runtime.errors import MissingExtra
 from everlearn_runtime.heads.checks import check_label
@@ -65,8 +67,12 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--provider",
         action="append",
-        metavar="NAME",
-        help="ONNX Runtime execution provider, the preferred one first",
+        type=_provider,
+        metavar="NAME[,KEY=VALUE...]",
+        help="ONNX Runtime execution provider and its options, the preferred one first",
+    )
+    common.add_argument(
+        "--backend", choices=BACKENDS, default="auto", help="what runs the graph; the best that is there"
     )
     images: dict[str, Any] = {
         "metavar": "IMAGES",
@@ -112,12 +118,37 @@ def _parser() -> argparse.ArgumentParser:
     rollback.add_argument("version", metavar="VERSION", type=int, help="its number, see history")
     backup = command("backup", _backup, "copy the state")
     backup.add_argument("to", metavar="TO", help="the copy's place")
+    bench = command("benchmark", _benchmark, "measure predict and learn on every backend that is there")
+    bench.add_argument(
+        "--batch", type=int, action="append", metavar="N", help="images a call; 1 and 16 by default"
+    )
+    bench.add_argument("--seconds", type=float, default=3.0, help="for each measurement; 3 by default")
+    build = command("build", _build, "build the TensorRT engine of the graph, into this user's cache")
+    build.add_argument("--batch", type=int, action="append", metavar="N", help="sizes; 1 and 16 by default")
+    build.add_argument(
+        "--memory", type=int, metavar="MIB", help="most scratch space of a layer; all there is by default"
+    )
+    build.add_argument(
+        "--level", type=int, default=3, help="how hard the builder tries, 0 to 5; 3 by default"
+    )
+    build.add_argument(
+        "--for", dest="sm", metavar="SM86", help="build without the GPU, which only TensorRT-RTX can"
+    )
     migrate = command("migrate", _migrate, "carry over what was learned with the bundle before this one")
     for sub in (learn, forget, history, undo, rollback, backup, migrate):
         sub.add_argument(
             "--state", metavar="FILE", required=True, help="where this device keeps what it learns"
         )
     return parser
+
+
+def _provider(text: str) -> Provider:
+    """A provider as it is typed: its name, and after commas its options."""
+    name, *options = text.split(",")
+    pairs = dict(option.partition("=")[::2] for option in options)
+    if not name or not all(pairs) or any("=" not in option for option in options):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME or NAME,KEY=VALUE,...")
+    return (name, pairs) if pairs else name
 
 
 def _open(
@@ -133,6 +164,7 @@ def _open(
     return EdgeLearner.open(
         arguments.bundle,
         state=arguments.state,
+        backend=arguments.backend,
         providers=arguments.provider,
         threads=arguments.threads,
         read_only=read_only and arguments.state is not None,
@@ -276,7 +308,7 @@ def _migrate(arguments: argparse.Namespace) -> tuple[Any, str]:
 
 def _status(arguments: argparse.Namespace) -> tuple[Any, str]:
     with _open(arguments, read_only=True) as learner:
-        manifest, counts = learner.bundle.manifest, learner.counts
+        manifest, counts, backend = learner.bundle.manifest, learner.counts, learner.backend
         sizes = {"graph": learner.bundle.features.stat().st_size, "head": learner.nbytes}
     if arguments.state is not None:
         sizes["state"] = Path(arguments.state).stat().st_size
@@ -289,6 +321,7 @@ def _status(arguments: argparse.Namespace) -> tuple[Any, str]:
         "head": manifest.head,
         "parity": manifest.parity,
         "bytes": sizes,
+        "backend": backend,
         "classes": counts,
     }
     lines = [
@@ -299,11 +332,58 @@ def _status(arguments: argparse.Namespace) -> tuple[Any, str]:
         ),
         ("features", f"{manifest.width} in sections of {', '.join(map(str, manifest.sections))}"),
         ("head", f"{manifest.head['kind']} {json.dumps(manifest.head['options'])}"),
+        ("backend", backend),
         *((f"parity {name}", json.dumps(value)) for name, value in manifest.parity.items()),
         *((f"{name} bytes", f"{size:,}") for name, size in sizes.items()),
     ]
     table = [(name, f"{count:,}") for name, count in counts.items()]
     return said, _aligned(None, lines) + "\n\n" + _aligned(("class", "samples"), table)
+
+
+def _benchmark(arguments: argparse.Namespace) -> tuple[Any, str]:
+    cases = None
+    if arguments.provider or arguments.backend != "auto":
+        cases = [Case(arguments.backend, arguments.provider)]
+    rows, missing = benchmark(
+        arguments.bundle,
+        batches=arguments.batch or (1, 16),
+        seconds=arguments.seconds,
+        threads=arguments.threads,
+        cases=cases,
+    )
+    said = {"rows": [asdict(row) for row in rows], "not_run": missing}
+    header = ("backend", "call", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "peak MiB", "GPU MiB")
+    table = [
+        (
+            row.backend,
+            row.call,
+            str(row.batch),
+            *(f"{value:.2f}" for value in (row.p50_ms, row.p90_ms, row.p99_ms)),
+            f"{row.images_per_s:.0f}",
+            *("-" if value is None else f"{value:.0f}" for value in (row.peak_mib, row.gpu_mib)),
+        )
+        for row in rows
+    ]
+    skipped = "".join(f"\nnot run: {name}: {reason}" for name, reason in missing.items())
+    return said, _aligned(header, table) + skipped
+
+
+def _build(arguments: argparse.Namespace) -> tuple[Any, str]:
+    from everlearn_runtime.backends.tensorrt import BATCHES, build_engine
+
+    built = build_engine(
+        Bundle.open(arguments.bundle),
+        batches=arguments.batch or BATCHES,
+        memory=arguments.memory,
+        level=arguments.level,
+        sm=arguments.sm,
+    )
+    key = built.key
+    text = (
+        f"{'there already' if built.cached else 'built'}: {key.precision} engine of {built.nbytes:,} bytes, "
+        f"batches of {' and '.join(map(str, key.batches))}, for {key.gpu} and {key.library}"
+    )
+    return {**asdict(key), "bytes": built.nbytes, "cached": built.cached}, text
 
 
 def _images(paths: Sequence[str], spec: InputSpec) -> tuple[list[str], NDArray[np.uint8]]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.backends import Backend, OnnxRuntime
+from everlearn_runtime.backends import Backend, Provider, open_backend
 from everlearn_runtime.bundle import FEATURES, HEAD, Bundle
 from everlearn_runtime.errors import BundleError, OtherModel, StateError
 from everlearn_runtime.guard import Canaries, DriftWatch, Suspect, check_guard, doubtful, refusal, suspects
@@ -136,7 +136,8 @@ class EdgeLearner:
         bundle: str | Path,
         *,
         state: str | Path | None = None,
-        providers: Sequence[str] | None = None,
+        backend: str = "auto",
+        providers: Sequence[Provider] | None = None,
         threads: int | None = None,
         durable: bool = False,
         read_only: bool = False,
@@ -151,7 +152,10 @@ class EdgeLearner:
             state: An SQLite file next to, not inside, the bundle; made if it is not there. None
                 keeps what is learned in memory only. It goes with every bundle that has the same
                 graph and head.
-            providers: ONNX Runtime execution providers, the preferred one first; None: the CPU.
+            backend: What runs the graph: ``"auto"``, ``"onnxruntime"`` or ``"tensorrt"``, see
+                `everlearn_runtime.backends.open_backend`. What it came to says ``backend``.
+            providers: ONNX Runtime execution providers, the preferred one first: names, or pairs of a
+                name and its options. None: the GPU if onnxruntime-gpu has one, else the CPU.
             threads: CPU threads inside an operator; None: all cores.
             durable: Bring every call to the disk before it returns, so that even a power failure
                 loses nothing; a crash of the process never does.
@@ -171,8 +175,8 @@ class EdgeLearner:
         Raises:
             BundleError: The bundle is missing or damaged.
             StateError: The state is damaged, in use, or goes with another graph or head.
-            MissingExtra: onnxruntime is not installed.
-            ValueError: A provider that is not there, or an argument out of range.
+            MissingExtra: The backend is not installed.
+            ValueError: A backend or provider that is not there, or an argument out of range.
         """
         if state is not None and not isinstance(state, (str, os.PathLike)):
             raise ValueError(f"state is {state!r}; give a path, or None")
@@ -190,7 +194,7 @@ class EdgeLearner:
         if type(retention) is not int or retention < 0:
             raise ValueError(f"retention is {retention!r}; give a number of bytes, at least 0")
         check_false_alarm(false_alarm)
-        backend = OnnxRuntime(opened.features, providers or ("CPUExecutionProvider",), threads)
+        runs = open_backend(opened, backend, providers, threads)
         keeper: Memory | Owner | Reader
         migrated: Migrated | None = None
         model = model_of(opened)
@@ -219,9 +223,14 @@ class EdgeLearner:
                     error.model,
                 ) from None
             keeper, migrated = _migrate(state, opened, replaced, durable=durable, retention=retention)
-        learner = cls(opened, backend, keeper, false_alarm)
+        learner = cls(opened, runs, keeper, false_alarm)
         learner.migrated = migrated
         return learner
+
+    @property
+    def backend(self) -> str:
+        """What runs the graph, and on what, for people."""
+        return self._backend.name
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -331,9 +331,9 @@ class Learner:
                 known now go exactly only if this learner's head was made with ``removable=True``.
             calibration: labelled images that nothing was learned from, neither by ``fit`` nor to choose
                 settings, 200 or more of classes known by now, of which up to 2,048 are taken. By
-                them the device can say how sure it is, and what is unknown, from its first prediction on; without them it
-                can once it has judged 200 images of its own. Images of the last task would not do:
-                what was trained on them is surer of them than of others.
+                them the device can say how sure it is, and what is unknown, from its first prediction
+                on; without them it can once it has judged 200 images of its own. Images of the last
+                task would not do: what was trained on them is surer of them than of others.
             canaries: so many of these images of each class go, as features, into the bundle, which
                 takes 4 bytes a feature: with them the device can refuse to learn what would make it forget
                 (``EdgeLearner.learn(guard=...)``).

@@ -184,9 +184,9 @@ def test_providers_with_options(bundle: Path, monkeypatch: pytest.MonkeyPatch) -
     given: list[Any] = []
     real = onnxruntime.InferenceSession
 
-    def session(graph: bytes, options: Any, providers: list[Any]) -> Any:
+    def session(graph: bytes, options: Any, providers: list[Any], **more: Any) -> Any:
         given.append(providers)
-        return real(graph, options, providers=providers)
+        return real(graph, options, providers=providers, **more)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     options = {"arena_extend_strategy": "kSameAsRequested"}

@@ -7,9 +7,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from everlearn_runtime.arrays import all_finite
+
 
 class Backend(Protocol):
     """Runs one static graph from images to features."""
+
+    @property
+    def name(self) -> str:
+        """What runs the graph, and on what, for people: ``"onnxruntime 1.32.0, CPUExecutionProvider"``."""
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Features of a batch.
@@ -26,3 +32,14 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Give back what the backend holds; it cannot run afterwards."""
+
+
+def check_features(features: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """The features, or a ``ValueError`` if they are not ``count`` finite rows."""
+    if features.ndim != 2 or len(features) != count:
+        raise ValueError(f"the graph gave shape {features.shape} for {count} images; export it again")
+    if not all_finite(features):
+        raise ValueError(
+            "the graph gave NaN or infinite features; check its precision with the parity figures"
+        )
+    return features

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.arrays import all_finite
+from everlearn_runtime.backends.base import check_features
 from everlearn_runtime.backends.graph import check_graph
+from everlearn_runtime.backends.providers import (
+    DEVICE,
+    LIBRARY,
+    Provider,
+    pairs,
+    plugin_devices,
+    preload,
+    why_not,
+)
 from everlearn_runtime.errors import BundleError, MissingExtra
 
 CHUNK_IMAGES = 32
-Provider: TypeAlias = str | tuple[str, Mapping[str, Any]]
+CPU = "CPUExecutionProvider"
 
 
 class OnnxRuntime:
@@ -23,7 +32,9 @@ class OnnxRuntime:
     Args:
         path: The ONNX file.
         providers: Execution providers, the preferred one first: names, or pairs of a name and its
-            options.
+            options, which go to ONNX Runtime as they are, a TensorRT engine cache among them. A plugin
+            (a provider in a library of its own) counts too, see
+            `everlearn_runtime.backends.providers.plugin_devices`.
         threads: CPU threads inside an operator; None: all cores.
 
     Raises:
@@ -37,10 +48,10 @@ class OnnxRuntime:
     def __init__(
         self,
         path: str | Path,
-        providers: Sequence[Provider] = ("CPUExecutionProvider",),
+        providers: Sequence[Provider] = (CPU,),
         threads: int | None = None,
     ) -> None:
-        wanted = _pairs(providers)
+        wanted = pairs(providers)
         if threads is not None and (type(threads) is not int or threads < 1):
             raise ValueError(f"threads is {threads!r}; give None or a whole number, at least 1")
         gpu = any(name.startswith(("CUDA", "Tensorrt")) for name in wanted)
@@ -50,11 +61,14 @@ class OnnxRuntime:
             raise MissingExtra("running a bundle", "gpu" if gpu else "cpu") from None
 
         present = onnxruntime.get_available_providers()
-        if missing := [name for name in wanted if name not in present]:
-            raise ValueError(
-                f"{', '.join(missing)} is not in this build of onnxruntime, which has {', '.join(present)}; "
-                'for a GPU: pip install "everlearn[gpu]"'
-            )
+        plugins = {
+            name: plugin_devices(onnxruntime, name, given)
+            for name, given in wanted.items()
+            if name not in present
+        }
+        if missing := [name for name, devices in plugins.items() if devices is None]:
+            raise ValueError(_not_there(missing, present))
+        preload(onnxruntime, wanted)
         # Bytes, not a path: what is checked is what is loaded, and ONNX Runtime spells paths in its
         # own encoding.
         try:
@@ -65,15 +79,26 @@ class OnnxRuntime:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         try:
-            session = onnxruntime.InferenceSession(graph, options, providers=list(wanted.items()))
+            if plugins:
+                for name, given in wanted.items():
+                    _add(options, name, given, plugins.get(name))
+                session = onnxruntime.InferenceSession(graph, options, enable_fallback=False)
+            else:
+                session = onnxruntime.InferenceSession(
+                    graph, options, providers=list(wanted.items()), enable_fallback=False
+                )
             inputs = [(node.name, node.type, len(node.shape)) for node in session.get_inputs()]
             outputs = [node.name for node in session.get_outputs()]
         except Exception as error:  # onnxruntime's errors have no base class of their own
+            for name in wanted:
+                if reason := why_not(onnxruntime, name):
+                    raise ValueError(f"{name} cannot be used: {reason}") from error
             raise BundleError(f"{path}: ONNX Runtime cannot load this graph ({error})") from error
         if missing := [name for name in wanted if name not in session.get_providers()]:
+            reasons = dict.fromkeys(reason for name in missing if (reason := why_not(onnxruntime, name)))
             raise ValueError(
                 f"{', '.join(missing)} could not be loaded and ONNX Runtime fell back to "
-                f"{', '.join(session.get_providers())}; mend the driver or library, or leave it out"
+                f"{', '.join(session.get_providers())}; {'; '.join(reasons) or 'its log says why'}"
             )
         session.disable_fallback()  # nor later, in the middle of a run
         if len(inputs) != 1 or len(outputs) != 1 or inputs[0][1:] != ("tensor(uint8)", 4):
@@ -82,6 +107,12 @@ class OnnxRuntime:
             )
         self._session: Any = session
         self._input: str = inputs[0][0]
+        self._name = f"onnxruntime {onnxruntime.__version__}, {', '.join(wanted)}"
+
+    @property
+    def name(self) -> str:
+        """Version and execution providers."""
+        return self._name
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Features of a batch; large batches go through in parts, so that memory stays bounded.
@@ -105,33 +136,29 @@ class OnnxRuntime:
             except Exception as error:  # onnxruntime's errors have no base class of their own
                 raise ValueError(f"the graph failed on images of shape {images.shape}: {error}") from error
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        features: NDArray[np.float32] = whole.astype(np.float32, copy=False)
-        if features.ndim != 2 or len(features) != len(images):
-            raise ValueError(
-                f"the graph gave shape {features.shape} for {len(images)} images; export it again"
-            )
-        if not all_finite(features):
-            raise ValueError(
-                "the graph gave NaN or infinite features; check its precision with the parity figures"
-            )
-        return features
+        return check_features(whole.astype(np.float32, copy=False), len(images))
 
     def close(self) -> None:
         """Give the session back."""
         self._session = None
 
 
-def _pairs(providers: object) -> dict[str, dict[str, Any]]:
-    """Names and options of execution providers, in their order."""
-    if isinstance(providers, str) or not isinstance(providers, Sequence) or not providers:
-        raise ValueError(f"providers is {providers!r}; give a list, for example ['CPUExecutionProvider']")
-    pairs = {}
-    for given in providers:
-        name, options = given if isinstance(given, (tuple, list)) and len(given) == 2 else (given, {})
-        if not isinstance(name, str) or not isinstance(options, Mapping):
-            raise ValueError(
-                f"providers holds {given!r}; give names, or pairs of a name and its options, for example "
-                "('CUDAExecutionProvider', {'device_id': 0})"
-            )
-        pairs[name] = dict(options)
-    return pairs
+def _add(options: Any, name: str, given: dict[str, Any], devices: list[Any] | None) -> None:
+    """Put a provider into a session's options, which is the way of plugins."""
+    if devices is None:
+        options.add_provider(name, {key: str(value) for key, value in given.items()})
+    else:
+        theirs = {key: str(value) for key, value in given.items() if key not in (LIBRARY, DEVICE)}
+        options.add_provider_for_devices(devices, theirs)
+
+
+def _not_there(missing: list[str], present: list[str]) -> str:
+    """What to say of providers that are neither built in nor plugins."""
+    gpu = any(name.startswith(("CUDA", "Tensorrt")) for name in missing)
+    mend = (
+        'for an NVIDIA GPU: pip install "everlearn[gpu]"'
+        if gpu
+        else "a plugin must be registered or its package (onnxruntime-ep-...) installed, or give its path as "
+        "the option 'library'"
+    )
+    return f"{', '.join(missing)} is not in this build of onnxruntime, which has {', '.join(present)}; {mend}"
