@@ -1,25 +1,25 @@
 """Labelled images, where they come from, and how they become tasks and batches."""
 
 from everlearn.data.augmentation import Augmentation
+from everlearn.data.folders import Found, folder, folder_splits, look
 from everlearn.data.images import Images
 from everlearn.data.labels import sort_classes
 from everlearn.data.pairs import as_images
 from everlearn.data.sources import (
-    IMAGE_SUFFIXES,
     arrays,
     digits,
-    folder,
-    folder_splits,
     load,
     npz,
     photographs,
 )
 from everlearn.data.streams import ClassIncremental, Task
+from everlearn_runtime.decoding import IMAGE_SUFFIXES
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "Augmentation",
     "ClassIncremental",
+    "Found",
     "Images",
     "Task",
     "arrays",
@@ -28,6 +28,7 @@ __all__ = [
     "folder",
     "folder_splits",
     "load",
+    "look",
     "npz",
     "photographs",
     "sort_classes",
