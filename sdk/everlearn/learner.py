@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -25,7 +24,7 @@ from everlearn import precision as precisions
 from everlearn.backbones import BUNDLED, Backbone, load_backbone, resolve
 from everlearn.checkpoint import Lesson, State, Unfinished
 from everlearn.checks import whole
-from everlearn.data import Augmentation, ClassIncremental, Images, as_images, photographs
+from everlearn.data import Augmentation, ClassIncremental, Images, any_images, as_images, photographs
 from everlearn.data.loader import Loader, Targets
 from everlearn.evaluation.metrics import AccuracyMatrix, accuracy
 from everlearn.evaluation.runner import measure
@@ -162,14 +161,15 @@ class Learner:
         return self.training.carry and bool(self.history) and bool(self.method.trainable())
 
     @processes.together()
-    def fit(self, data: object, *, checkpoint: str | Path | None = None) -> "Learner":
+    def fit(self, data: object, labels: object = None, *, checkpoint: str | Path | None = None) -> "Learner":
         """Learn a task: images of any classes, new and old ones alike.
 
         Whatever stops it, this learner is then as it was before the call; only when writing the
         last checkpoint fails has it learned the task, and `save` can be called again.
 
         Args:
-            data: anything that `as_images` takes.
+            data: anything that `as_images` takes: a data set, a loader, a path; or images, with
+            labels: one for each image, where the data has none.
             checkpoint: a folder to save to after every epoch. A learner loaded from it goes on
                 where it was when ``fit`` is called with the same data, bit for bit on a CPU.
 
@@ -177,7 +177,7 @@ class Learner:
             ValueError: for data that is no data set of labelled images, or other data than
                 those of the task that is to be resumed.
         """
-        images = as_images(data)
+        images = as_images(data, labels)
         processes.agree(
             hashlib.sha256(json.dumps(images.labels).encode()).digest(), "the labels of this task"
         )
@@ -225,12 +225,14 @@ class Learner:
         """Learn every task of a stream and measure all tasks seen so far after each: see `measure`."""
         return measure(self, stream, folder=checkpoint).accuracy
 
-    def evaluate(self, data: object) -> float:
+    def evaluate(self, data: object, labels: object = None) -> float:
         """Top-1 accuracy in [0, 1] on labelled images, over all classes known so far.
+
+        Data and labels are as in `fit`; of a folder with train/ and test/ the latter is taken.
 
         Images of a class that was never learned count as wrong, and a ``UserWarning`` names them.
         """
-        images = as_images(data)
+        images = as_images(data, labels, part="test")
         predicted = self._predict(images)
         if unknown := images.unknown_to(self.classes):
             some = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
@@ -241,25 +243,21 @@ class Learner:
             )
         return accuracy(predicted, images.labels)
 
-    def predict(self, images: Sequence[Any] | NDArray[np.uint8] | PIL.Image.Image) -> list[str]:
+    def predict(self, images: object, *, channels: str = "rgb") -> list[str]:
         """Name the class of each image.
 
         Args:
-            images: PIL images, or uint8 arrays (H, W, 3) or (H, W); or one of them, which gives a
-                list of one name. An array of three axes is a batch of grey images, unless its last
-                axis is that of the colours.
+            images: one picture or many, of any size, see `everlearn.data.any_images`: PIL images, paths,
+                arrays (H, W), (H, W, 3) or (B, H, W, 3), torch tensors (3, H, W) or (B, 3, H, W), a list of
+                such, or a data set, whose labels are left out. One gives a list of one name.
+            channels: the order in arrays, ``"rgb"`` or ``"bgr"`` (OpenCV).
         """
-        one = isinstance(images, PIL.Image.Image) or (
-            isinstance(images, np.ndarray)
-            and (images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (1, 3)))
-        )
-        given: Any = [images] if one else images
-        return self._predict(as_images([(image, "unlabelled") for image in given]))
+        return self._predict(any_images(images, channels=channels)[0])
 
     @processes.together()
     def features(self, data: object) -> NDArray[np.float32]:
-        """What the head sees, float32 (N, F), of anything that `as_images` takes."""
-        loader = self._loader(as_images(data))
+        """What the head sees, float32 (N, F), of anything that `predict` takes."""
+        loader = self._loader(any_images(data)[0])
         self.method.eval()
         parts = [np.zeros((0, sum(self.method.sections)), np.float32)]  # a process may have no batch
         with torch.inference_mode():
@@ -305,10 +303,10 @@ class Learner:
 
         Args:
             path: folder to write.
-            images: images to verify the graph on (any that `as_images` takes); by default those
-                of the last task when it was learned by this object, otherwise photographs. A lower
-                precision takes up to 512 of them, the more and the more like the device's the better: its
-                scales are found on them, the head's statistics follow, and where all their classes are
+            images: images to verify the graph on, with labels or without (any that `predict` takes); by
+                default those of the last task when it was learned by this object, otherwise photographs. A
+                lower precision takes up to 512 of them, the more and the more like the device's the better:
+                its scales are found on them, the head's statistics follow, and where all their classes are
                 known the loss of accuracy is held to a limit.
             precision: of the graph. ``"fp16"``, half the size, is for GPUs. ``"int8"`` is a quarter, and
                 about twice as fast on CPUs with the instructions for it; there an image's features
@@ -340,7 +338,9 @@ class Learner:
         if not self.classes:
             raise ValueError("nothing has been learned yet, so there is nothing to export; call fit first")
         head = self.head.to_removable() if removable else self.head
-        sample = as_images(images) if images is not None else self._seen or photographs(64)
+        sample, labelled = self._seen or photographs(64), True
+        if images is not None:
+            sample, labelled = any_images(images)
         spread = _spread(len(sample), 64 if precision == "fp32" else LOWER_PRECISION_IMAGES)
         pixels = self._loader(sample).pixels(spread)
         labels = [sample.labels[index] for index in spread]
@@ -367,7 +367,7 @@ class Learner:
             training=record,
             precision=precision,
             target=target,
-            labels=labels if set(labels) <= set(self.classes) else None,
+            labels=labels if labelled and set(labels) <= set(self.classes) else None,
             tolerance=tolerance,
             replaces=replaced,
             overwrite=overwrite,

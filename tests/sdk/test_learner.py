@@ -80,7 +80,7 @@ def test_shapes_and_types_of_what_comes_out() -> None:
     right = np.mean([a == b for a, b in zip(predicted, unseen.labels, strict=True)])
     assert learner.evaluate(unseen) == right
     grey = np.random.default_rng(0).integers(0, 256, size=(3, 20, 50), dtype=np.uint8)
-    assert len(learner.predict(grey)) == 3
+    assert len(learner.predict(grey[..., None])) == len(learner.predict(list(grey))) == 3
     assert learner.fit(coloured("c", 2)) is learner
 
 

@@ -13,6 +13,7 @@ from everlearn.data.sources import (
     photographs,
 )
 from everlearn.data.streams import ClassIncremental, Task
+from everlearn.data.unlabelled import any_images
 from everlearn_runtime.decoding import IMAGE_SUFFIXES
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Found",
     "Images",
     "Task",
+    "any_images",
     "arrays",
     "as_images",
     "digits",

@@ -14,7 +14,7 @@ from PIL import Image
 
 from everlearn.data import looking
 from everlearn.data.augmentation import Augmentation
-from everlearn.data.folders import folder_splits, in_few_words
+from everlearn.data.folders import folder, folder_splits, in_few_words, split_folders
 from everlearn.data.images import Images, rgb_of
 from everlearn.data.labels import class_name, label_list
 from everlearn.data.looking import Left, Say
@@ -175,6 +175,19 @@ def load(
         f"'{source}' is not a data set; expected 'digits', a .npz file, or a folder that exists "
         f"(of class folders, or of train/ and test/ or val/ with class folders in each)"
     )
+
+
+def load_part(source: str | Path, part: str) -> Images:
+    """The training or the test images of a source by name, see `load`; all of what is not divided.
+
+    Args:
+        source: as `load` takes it; a folder without train/ and test/ is one data set.
+        part: ``"train"`` or ``"test"``.
+    """
+    if source != "digits" and Path(source).is_dir():
+        parts = split_folders(Path(source))
+        return folder(source if parts is None else parts[part == "test"])
+    return load(source)[part == "test"]
 
 
 def _array_content(images: NDArray[np.uint8], index: int) -> bytes:

@@ -73,7 +73,7 @@ class ClassIncremental:
         first: int | None = None,
         seed: int | None = None,
     ) -> None:
-        self._train, self._test = as_images(train), as_images(test)
+        self._train, self._test = as_images(train), as_images(test, part="test")
         names = self._train.classes
         _check_classes(self._train, self._test)
         first = classes_per_task if first is None else first
