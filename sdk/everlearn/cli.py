@@ -186,7 +186,7 @@ def _load(arguments: argparse.Namespace, source: str, seed: int = 0) -> tuple[Im
 def _learning_options(command: argparse.ArgumentParser, recipe: str = "") -> None:
     """The options of commands that learn; ``recipe`` ends the help of what a recipe has, too."""
     command.add_argument("--backbone", help=f"any timm model; default: {BUNDLED}{recipe}")
-    command.add_argument("--weights", help="'pretrained', the default, 'random', or a .safetensors")
+    command.add_argument("--weights", help="'pretrained', the default, 'random', or a file")
     command.add_argument(
         "--classes-per-task", type=int, metavar="N", help=f"default: enough for five tasks{recipe}"
     )

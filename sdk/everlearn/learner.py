@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from everlearn import checkpoint as checkpoints
 from everlearn import methods, processes
 from everlearn import precision as precisions
-from everlearn.backbones import BUNDLED, Backbone, load_backbone, resolve
+from everlearn.backbones import BUNDLED, load_backbone, resolve
 from everlearn.checkpoint import Lesson, State, Unfinished
 from everlearn.checks import whole
 from everlearn.data import Augmentation, ClassIncremental, Images, any_images, as_images, photographs
 from everlearn.data.loader import Loader, Targets
 from everlearn.evaluation.metrics import AccuracyMatrix, accuracy
-from everlearn.evaluation.runner import measure
+from everlearn.evaluation.runner import HEADS, measure
 from everlearn.methods.base import Method, TaskInfo
 from everlearn_export.bundle import export_bundle
 from everlearn_runtime.bundle import Bundle, Manifest
@@ -49,9 +49,10 @@ class Learner:
     """A backbone, a method and a head that learn one task after another.
 
     Args:
-        backbone: a name (the bundled one, or any timm model) or a `Backbone`.
-        method: what adapts the backbone; NTK-CL when none is given. It is this learner's alone.
-        head: what turns features into classes; the method's own when none is given. Likewise.
+        backbone: a name (the bundled one, or any timm model), a timm model, or a `Backbone`.
+        method: what adapts the backbone, or its name; NTK-CL when none is given. It is this learner's alone.
+        head: what turns features into classes, or its name among `HEADS`; the method's own when none is
+            given. Likewise.
         weights: of a backbone given by name, see `load_backbone`; the pretrained ones when left out.
         epochs, batch_size, lr, optimizer, momentum, weight_decay, carry: see `Training`; what is
             left out is the method's own.
@@ -75,10 +76,10 @@ class Learner:
 
     def __init__(
         self,
-        backbone: str | Backbone = BUNDLED,
-        method: Method | None = None,
+        backbone: str | nn.Module = BUNDLED,
+        method: Method | str | None = None,
         *,
-        head: Head | None = None,
+        head: Head | str | None = None,
         weights: str | Path | None = None,
         epochs: int | None = None,
         batch_size: int | None = None,
@@ -94,16 +95,9 @@ class Learner:
         workers: int = 0,
         progress: bool | None = None,
     ) -> None:
-        if head is not None and not isinstance(head, Head):
-            raise ValueError(
-                f"head is a {type(head).__name__}, which is no head; give one of everlearn_runtime.heads, "
-                "for example LDA() or, where a method has its name, everlearn_runtime.heads.FeCAM()"
-            )
-        self.method = methods.NTKCL() if method is None else method
-        if not isinstance(self.method, Method):
-            raise ValueError(
-                f"method is {method!r}, which is no method; give an instance, for example NTKCL() or Frozen()"
-            )
+        self.seed = whole("seed", seed, least=0)
+        head = _head(head, self.seed)
+        self.method = _method(method)
         _check_free(self.method, "method")
         if head is not None:
             _check_free(head, "head")
@@ -120,7 +114,6 @@ class Learner:
             self.method.defaults, **{name: value for name, value in given.items() if value is not None}
         )
         self.augmentation = augmentation
-        self.seed = whole("seed", seed, least=0)
         self.device = processes.join(device)
         self.precision = precisions.resolve(precision, self.device)
         self.workers = whole("workers", workers, least=0)
@@ -408,7 +401,7 @@ class Learner:
         cls,
         path: str | Path,
         *,
-        backbone: Backbone | None = None,
+        backbone: nn.Module | None = None,
         method: Method | None = None,
         weights: str | Path | None = None,
         device: str | torch.device | None = None,
@@ -621,6 +614,44 @@ def _spread(count: int, most: int) -> list[int]:
     """Positions, evenly spread over so many, and no more than ``most``."""
     positions: list[int] = np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
     return positions
+
+
+def _method(given: object) -> Method:
+    """A method, of an instance or a name; the default for None."""
+    if given is None:
+        return methods.NTKCL()
+    if isinstance(given, str):
+        named = {name.casefold(): name for name in methods.__all__}
+        if (key := given.casefold().replace("-", "")) not in named:
+            raise ValueError(f"no method is named {given!r}; take one of {', '.join(methods.__all__)}")
+        made: Method = getattr(methods, named[key])()
+        return made
+    if not isinstance(given, Method):
+        raise ValueError(
+            f"method is {_what(given)}; give a method, for example NTKCL() or Frozen(), or its name"
+        )
+    return given
+
+
+def _head(given: object, seed: int) -> Head | None:
+    """A head, of an instance or a name; None for None."""
+    if isinstance(given, str):
+        if given.casefold() not in HEADS:
+            raise ValueError(f"no head is named {given!r}; take one of {', '.join(HEADS)}")
+        return HEADS[given.casefold()](seed)
+    if given is not None and not isinstance(given, Head):
+        raise ValueError(
+            f"head is {_what(given)}; give one of everlearn_runtime.heads, for example LDA() or, where a "
+            "method has its name, everlearn_runtime.heads.FeCAM(), or its name"
+        )
+    return given
+
+
+def _what(given: object) -> str:
+    """What somebody gave in place of an instance."""
+    if isinstance(given, type) and issubclass(given, (Method, Head)):
+        return f"the class {given.__name__}, and an instance is needed, {given.__name__}()"
+    return f"a {type(given).__name__}, which is none"
 
 
 def _check_free(part: Method | Head, what: str) -> None:

@@ -244,7 +244,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     ),
     "weights": (
         options("--backbone", "resnet10t", "--weights", "w.safetensors"),
-        "existing .safetensors file",
+        "an existing file (.safetensors, .pth, .pt, .bin)",
     ),
     "needs tokens": (
         options("--backbone", "resnet10t", "--weights", "random"),

@@ -7,5 +7,15 @@ torchvision_guard.make_importable()  # before timm, which every module here impo
 from everlearn.backbones.backbone import BUNDLED, Backbone, BackboneSpec  # noqa: E402
 from everlearn.backbones.load import load_backbone, resolve  # noqa: E402
 from everlearn.backbones.vit import attend, feed_forward  # noqa: E402
+from everlearn.backbones.weights import load_weights  # noqa: E402
 
-__all__ = ["BUNDLED", "Backbone", "BackboneSpec", "attend", "feed_forward", "load_backbone", "resolve"]
+__all__ = [
+    "BUNDLED",
+    "Backbone",
+    "BackboneSpec",
+    "attend",
+    "feed_forward",
+    "load_backbone",
+    "load_weights",
+    "resolve",
+]
