@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -55,7 +56,8 @@ def _run(argv: Sequence[str] | None) -> int:
     parsed = _parser().parse_args(arguments)
     try:
         processes.join(getattr(parsed, "device", None))  # first, so that each hears of another's mistake
-        with processes.together():
+        with processes.together(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"\d+ of \d+ classes have no test image")  # `_load` says it
             parsed.run(parsed)
     except (ValueError, OSError, MissingExtra, FloatingPointError, processes.ElsewhereError) as error:
         print(f"everlearn: {' '.join(str(error).split())}", file=sys.stderr)
@@ -87,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--method", choices=methods.__all__, help="default: NTKCL")
     train.add_argument("--head", choices=list(HEADS), help="default: the method's own")
     train.add_argument("--seed", type=int, metavar="N", help="default: 0")
+    _data_options(train)
     _learning_options(train, ", or the recipe's")
 
     bench = commands.add_parser(
@@ -120,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
         help="export after every task, and measure what a device would make of it: "
         f"{', '.join(GRAPH_PRECISIONS)}",
     )
+    _data_options(bench)
     _learning_options(bench)
 
     export = commands.add_parser("export", help="write the bundle that a device opens")
@@ -157,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
         "carried over to the new one",
     )
     export.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
+    _data_options(export)
 
     report = commands.add_parser(
         "report",
@@ -175,15 +180,28 @@ def _parser() -> argparse.ArgumentParser:
         "--readouts", type=int, default=8, metavar="K", help="random readouts of the features; default 8"
     )
     report.add_argument("--seed", type=int, default=0, help="of the sample and the readouts")
+    _data_options(report)
 
     commands.add_parser("predict", help="classify images with a bundle: predict BUNDLE IMAGES...")
     return parser
 
 
+def _data_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--skip-bad", action="store_true", help="leave out images that cannot be read, rather than stop"
+    )
+
+
+def _load(arguments: argparse.Namespace, source: str, seed: int = 0) -> tuple[Images, Images]:
+    """Training and test images; what there is to say of them goes to stderr."""
+    on_error = "skip" if arguments.skip_bad else "raise"
+    return load(source, seed, on_error=on_error, say=lambda text: print(text, file=sys.stderr))
+
+
 def _learning_options(command: argparse.ArgumentParser, recipe: str = "") -> None:
     """The options of commands that learn; ``recipe`` ends the help of what a recipe has, too."""
     command.add_argument("--backbone", help=f"any timm model; default: {BUNDLED}{recipe}")
-    command.add_argument("--weights", help="'pretrained', the default, 'random', or a .safetensors")
+    command.add_argument("--weights", help="'pretrained', the default, 'random', or a file")
     command.add_argument(
         "--classes-per-task", type=int, metavar="N", help=f"default: enough for five tasks{recipe}"
     )
@@ -226,7 +244,7 @@ def _train(arguments: argparse.Namespace) -> None:
         raise ValueError(f"recipes are for NTKCL, got --method {arguments.method}; leave one of them out")
     begun = _begun(arguments, recipe)
     learner = begun or _fresh(arguments, recipe)
-    train, test = load(arguments.data, learner.seed)
+    train, test = _load(arguments, arguments.data, learner.seed)
     stream = _stream(arguments, recipe, train, test, learner)
     if begun is not None:
         done = len(learner.tasks)
@@ -307,15 +325,20 @@ def _stream(
     learner: Learner,
 ) -> ClassIncremental:
     """The stream that is asked for, or else the one that the learner has begun with."""
-    per_task, first = arguments.classes_per_task, None
+    per_task = arguments.classes_per_task
     if recipe and per_task is None:
         return recipe.stream(train, test)
+    seed = recipe.seed if recipe else learner.seed
     if per_task is None and learner.started and (Path(arguments.out) / RUN).is_file():
-        first, *later = Run.read(arguments.out).tasks
-        per_task = later[0] if later else first
-    elif per_task is None:
-        per_task = _fifth(train)
-    return ClassIncremental(train, test, per_task, first=first, seed=recipe.seed if recipe else learner.seed)
+        # The tasks say how many classes each was to have, but for those that were joined to another.
+        begun = Run.read(arguments.out).tasks
+        for number in (_fifth(train), *begun):
+            if max(number, begun[0]) > len(train.classes):
+                continue
+            stream = ClassIncremental(train, test, number, first=begun[0], seed=seed)
+            if [len(classes) for classes in stream.tasks] == begun:
+                return stream
+    return ClassIncremental(train, test, _fifth(train) if per_task is None else per_task, seed=seed)
 
 
 def _fifth(images: Images) -> int:
@@ -326,7 +349,7 @@ def _bench(arguments: argparse.Namespace) -> None:
     if min(arguments.seeds) < 0:
         raise ValueError(f"--seeds has {min(arguments.seeds)}; give whole numbers of at least 0")
     # The same images are held out for all seeds, so that methods can share what never changes.
-    train, test = load(arguments.data)
+    train, test = _load(arguments, arguments.data)
     found = bench(
         train,
         test,
@@ -345,7 +368,7 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 def _export(arguments: argparse.Namespace) -> None:
     learner = Learner.load(arguments.learner)
-    images = load(arguments.images)[1] if arguments.images else None
+    images = _load(arguments, arguments.images)[1] if arguments.images else None
     held_out = images if images is not None and set(images.classes) & set(learner.classes) else None
     manifest = learner.export(
         arguments.out,
@@ -395,13 +418,14 @@ def _report(arguments: argparse.Namespace) -> None:
             f"{arguments.learner} is a benchmark, which keeps no learner; leave {arguments.data} out"
         )
     learner = Learner.load(arguments.learner)
-    train, test = load(arguments.data, learner.seed)  # split as it was for training
+    train, test = _load(arguments, arguments.data, learner.seed)  # split as it was for training
     tasks = [train.of_classes(classes) for classes in learner.tasks]
     found = diagnose_run(
         learner, tasks, samples=arguments.samples, readouts=arguments.readouts, seed=arguments.seed
     )
     known = [[name for name in classes if name in learner.classes] for classes in learner.tasks]
-    own = method_report(learner, [test.of_classes(classes) for classes in known if classes])
+    tested = [[name for name in classes if name in test.classes] for classes in known]
+    own = method_report(learner, [test.of_classes(classes) for classes in tested if classes])
     diagnosis = "\n\n".join(text for text in (found.text(), own) if text)
     sureness = how_sure(learner, test)
     print("\n\n".join([diagnosis, *([sureness.text()] if sureness else [])]))

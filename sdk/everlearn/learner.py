@@ -13,22 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from everlearn import checkpoint as checkpoints
 from everlearn import methods, processes
 from everlearn import precision as precisions
-from everlearn.backbones import BUNDLED, Backbone, load_backbone, resolve
+from everlearn.backbones import BUNDLED, load_backbone, resolve
 from everlearn.checkpoint import Lesson, State, Unfinished
 from everlearn.checks import whole
-from everlearn.data import Augmentation, ClassIncremental, Images, as_images, photographs
+from everlearn.data import Augmentation, ClassIncremental, Images, any_images, as_images, photographs
 from everlearn.data.loader import Loader, Targets
 from everlearn.evaluation.metrics import AccuracyMatrix, accuracy
-from everlearn.evaluation.runner import measure
+from everlearn.evaluation.runner import HEADS, measure
 from everlearn.methods.base import Method, TaskInfo
 from everlearn_export.bundle import HeldOut, export_bundle
 from everlearn_runtime.bundle import Bundle, Manifest
@@ -51,9 +50,10 @@ class Learner:
     """A backbone, a method and a head that learn one task after another.
 
     Args:
-        backbone: a name (the bundled one, or any timm model) or a `Backbone`.
-        method: what adapts the backbone; NTK-CL when none is given. It is this learner's alone.
-        head: what turns features into classes; the method's own when none is given. Likewise.
+        backbone: a name (the bundled one, or any timm model), a timm model, or a `Backbone`.
+        method: what adapts the backbone, or its name; NTK-CL when none is given. It is this learner's alone.
+        head: what turns features into classes, or its name among `HEADS`; the method's own when none is
+            given. Likewise.
         weights: of a backbone given by name, see `load_backbone`; the pretrained ones when left out.
         epochs, batch_size, lr, optimizer, momentum, weight_decay, carry: see `Training`; what is
             left out is the method's own.
@@ -77,10 +77,10 @@ class Learner:
 
     def __init__(
         self,
-        backbone: str | Backbone = BUNDLED,
-        method: Method | None = None,
+        backbone: str | nn.Module = BUNDLED,
+        method: Method | str | None = None,
         *,
-        head: Head | None = None,
+        head: Head | str | None = None,
         weights: str | Path | None = None,
         epochs: int | None = None,
         batch_size: int | None = None,
@@ -96,16 +96,9 @@ class Learner:
         workers: int = 0,
         progress: bool | None = None,
     ) -> None:
-        if head is not None and not isinstance(head, Head):
-            raise ValueError(
-                f"head is a {type(head).__name__}, which is no head; give one of everlearn_runtime.heads, "
-                "for example LDA() or, where a method has its name, everlearn_runtime.heads.FeCAM()"
-            )
-        self.method = methods.NTKCL() if method is None else method
-        if not isinstance(self.method, Method):
-            raise ValueError(
-                f"method is {method!r}, which is no method; give an instance, for example NTKCL() or Frozen()"
-            )
+        self.seed = whole("seed", seed, least=0)
+        head = _head(head, self.seed)
+        self.method = _method(method)
         _check_free(self.method, "method")
         if head is not None:
             _check_free(head, "head")
@@ -122,7 +115,6 @@ class Learner:
             self.method.defaults, **{name: value for name, value in given.items() if value is not None}
         )
         self.augmentation = augmentation
-        self.seed = whole("seed", seed, least=0)
         self.device = processes.join(device)
         self.precision = precisions.resolve(precision, self.device)
         self.workers = whole("workers", workers, least=0)
@@ -163,14 +155,15 @@ class Learner:
         return self.training.carry and bool(self.history) and bool(self.method.trainable())
 
     @processes.together()
-    def fit(self, data: object, *, checkpoint: str | Path | None = None) -> "Learner":
+    def fit(self, data: object, labels: object = None, *, checkpoint: str | Path | None = None) -> "Learner":
         """Learn a task: images of any classes, new and old ones alike.
 
         Whatever stops it, this learner is then as it was before the call; only when writing the
         last checkpoint fails has it learned the task, and `save` can be called again.
 
         Args:
-            data: anything that `as_images` takes.
+            data: anything that `as_images` takes: a data set, a loader, a path; or images, with
+            labels: one for each image, where the data has none.
             checkpoint: a folder to save to after every epoch. A learner loaded from it goes on
                 where it was when ``fit`` is called with the same data, bit for bit on a CPU.
 
@@ -178,7 +171,7 @@ class Learner:
             ValueError: for data that is no data set of labelled images, or other data than
                 those of the task that is to be resumed.
         """
-        images = as_images(data)
+        images = as_images(data, labels)
         processes.agree(
             hashlib.sha256(json.dumps(images.labels).encode()).digest(), "the labels of this task"
         )
@@ -226,12 +219,14 @@ class Learner:
         """Learn every task of a stream and measure all tasks seen so far after each: see `measure`."""
         return measure(self, stream, folder=checkpoint).accuracy
 
-    def evaluate(self, data: object) -> float:
+    def evaluate(self, data: object, labels: object = None) -> float:
         """Top-1 accuracy in [0, 1] on labelled images, over all classes known so far.
+
+        Data and labels are as in `fit`; of a folder with train/ and test/ the latter is taken.
 
         Images of a class that was never learned count as wrong, and a ``UserWarning`` names them.
         """
-        images = as_images(data)
+        images = as_images(data, labels, part="test")
         predicted = self._predict(images)
         if unknown := images.unknown_to(self.classes):
             some = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
@@ -242,25 +237,21 @@ class Learner:
             )
         return accuracy(predicted, images.labels)
 
-    def predict(self, images: Sequence[Any] | NDArray[np.uint8] | PIL.Image.Image) -> list[str]:
+    def predict(self, images: object, *, channels: str = "rgb") -> list[str]:
         """Name the class of each image.
 
         Args:
-            images: PIL images, or uint8 arrays (H, W, 3) or (H, W); or one of them, which gives a
-                list of one name. An array of three axes is a batch of grey images, unless its last
-                axis is that of the colours.
+            images: one picture or many, of any size, see `everlearn.data.any_images`: PIL images, paths,
+                arrays (H, W), (H, W, 3) or (B, H, W, 3), torch tensors (3, H, W) or (B, 3, H, W), a list of
+                such, or a data set, whose labels are left out. One gives a list of one name.
+            channels: the order in arrays, ``"rgb"`` or ``"bgr"`` (OpenCV).
         """
-        one = isinstance(images, PIL.Image.Image) or (
-            isinstance(images, np.ndarray)
-            and (images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (1, 3)))
-        )
-        given: Any = [images] if one else images
-        return self._predict(as_images([(image, "unlabelled") for image in given]))
+        return self._predict(any_images(images, channels=channels)[0])
 
     @processes.together()
     def features(self, data: object) -> NDArray[np.float32]:
-        """What the head sees, float32 (N, F), of anything that `as_images` takes."""
-        loader = self._loader(as_images(data))
+        """What the head sees, float32 (N, F), of anything that `predict` takes."""
+        loader = self._loader(any_images(data)[0])
         self.method.eval()
         parts = [np.zeros((0, sum(self.method.sections)), np.float32)]  # a process may have no batch
         with torch.inference_mode():
@@ -308,10 +299,10 @@ class Learner:
 
         Args:
             path: folder to write.
-            images: images to verify the graph on (any that `as_images` takes); by default those
-                of the last task when it was learned by this object, otherwise photographs. A lower
-                precision takes up to 512 of them, the more and the more like the device's the better: its
-                scales are found on them, the head's statistics follow, and where all their classes are
+            images: images to verify the graph on, with labels or without (any that `predict` takes); by
+                default those of the last task when it was learned by this object, otherwise photographs. A
+                lower precision takes up to 512 of them, the more and the more like the device's the better:
+                its scales are found on them, the head's statistics follow, and where all their classes are
                 known the loss of accuracy is held to a limit.
             precision: of the graph. ``"fp16"``, half the size, is for GPUs. ``"int8"`` is a quarter, and
                 about twice as fast on CPUs with the instructions for it; there an image's features
@@ -352,7 +343,9 @@ class Learner:
             raise ValueError("nothing has been learned yet, so there is nothing to export; call fit first")
         head = self.head.to_removable() if removable else self.head
         held_out = self._held_out(calibration, canaries)
-        sample = as_images(images) if images is not None else self._seen or photographs(64)
+        sample, labelled = self._seen or photographs(64), True
+        if images is not None:
+            sample, labelled = any_images(images)
         spread = _spread(len(sample), 64 if precision == "fp32" else LOWER_PRECISION_IMAGES)
         pixels = self._loader(sample).pixels(spread)
         labels = [sample.labels[index] for index in spread]
@@ -379,7 +372,7 @@ class Learner:
             training=record,
             precision=precision,
             target=target,
-            labels=labels if set(labels) <= set(self.classes) else None,
+            labels=labels if labelled and set(labels) <= set(self.classes) else None,
             tolerance=tolerance,
             replaces=replaced,
             held_out=held_out,
@@ -421,7 +414,7 @@ class Learner:
         cls,
         path: str | Path,
         *,
-        backbone: Backbone | None = None,
+        backbone: nn.Module | None = None,
         method: Method | None = None,
         weights: str | Path | None = None,
         device: str | torch.device | None = None,
@@ -655,6 +648,44 @@ def _spread(count: int, most: int) -> list[int]:
     """Positions, evenly spread over so many, and no more than ``most``."""
     positions: list[int] = np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
     return positions
+
+
+def _method(given: object) -> Method:
+    """A method, of an instance or a name; the default for None."""
+    if given is None:
+        return methods.NTKCL()
+    if isinstance(given, str):
+        named = {name.casefold(): name for name in methods.__all__}
+        if (key := given.casefold().replace("-", "")) not in named:
+            raise ValueError(f"no method is named {given!r}; take one of {', '.join(methods.__all__)}")
+        made: Method = getattr(methods, named[key])()
+        return made
+    if not isinstance(given, Method):
+        raise ValueError(
+            f"method is {_what(given)}; give a method, for example NTKCL() or Frozen(), or its name"
+        )
+    return given
+
+
+def _head(given: object, seed: int) -> Head | None:
+    """A head, of an instance or a name; None for None."""
+    if isinstance(given, str):
+        if given.casefold() not in HEADS:
+            raise ValueError(f"no head is named {given!r}; take one of {', '.join(HEADS)}")
+        return HEADS[given.casefold()](seed)
+    if given is not None and not isinstance(given, Head):
+        raise ValueError(
+            f"head is {_what(given)}; give one of everlearn_runtime.heads, for example LDA() or, where a "
+            "method has its name, everlearn_runtime.heads.FeCAM(), or its name"
+        )
+    return given
+
+
+def _what(given: object) -> str:
+    """What somebody gave in place of an instance."""
+    if isinstance(given, type) and issubclass(given, (Method, Head)):
+        return f"the class {given.__name__}, and an instance is needed, {given.__name__}()"
+    return f"a {type(given).__name__}, which is none"
 
 
 def _check_free(part: Method | Head, what: str) -> None:

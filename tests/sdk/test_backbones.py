@@ -227,7 +227,7 @@ def fill(path: Path) -> None:
     [
         (cut, "no readable safetensors file"),
         (fill, "no readable safetensors file"),
-        (Path.unlink, "existing"),
+        (Path.unlink, r"existing file \(\.safetensors, \.pth, \.pt, \.bin\)"),
     ],
 )
 def test_damaged_weights_are_refused(tmp_path: Path, spoil: Callable[[Path], None], says: str) -> None:
@@ -245,12 +245,10 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         ValueError, match=r"does not fit VisionTransformer: missing \['blocks\.2.*name and opt"
     ):
         load_backbone("vit_tiny_patch16_224", weights=path, img_size=32, depth=3, **size)
-    with pytest.raises(ValueError, match=r"missing nothing, other shapes at \['pos_embed'\]"):
-        load_backbone("vit_tiny_patch16_224", weights=path, img_size=64, depth=2, **size)
-    pickled = tmp_path / "weights.pth"
-    pickled.write_bytes(path.read_bytes())
-    with pytest.raises(ValueError, match=r"existing \.safetensors file, got .*weights\.pth"):
-        load_backbone("vit_tiny_patch16_224", weights=pickled)
+    with pytest.raises(ValueError, match=r"more than the model has \['blocks\.1\.attn\.proj\.bias'"):
+        load_backbone("vit_tiny_patch16_224", weights=path, img_size=32, depth=1, **size)
+    with pytest.raises(ValueError, match=r"missing nothing, other shapes at \['patch_embed\.proj\.weight'\]"):
+        load_backbone("vit_tiny_patch16_224", weights=path, img_size=16, depth=2, **size | {"patch_size": 4})
     with pytest.raises(ValueError, match="got 'pretraind'"):
         load_backbone("vit_tiny_patch16_224", weights="pretraind")
 
@@ -270,7 +268,7 @@ def test_a_name_or_a_backbone_is_what_can_be_asked_for() -> None:
     )
     made = vit()
     assert resolve(made) is made
-    with pytest.raises(ValueError, match=r"existing \.safetensors file, got '/no/such/file'"):
+    with pytest.raises(ValueError, match=r"existing file .*, got '/no/such/file'"):
         resolve(BUNDLED, "/no/such/file")
 
 
@@ -291,13 +289,183 @@ def test_weights_beside_a_backbone_that_has_its_own_are_refused(
         resolve(vit(), weights, **options)
 
 
-def test_what_is_neither_a_name_nor_a_backbone_is_refused() -> None:
+def test_what_is_neither_a_name_nor_a_model_is_refused() -> None:
+    for model in (nn.Linear(2, 2), nn.Sequential(vit().model)):
+        with pytest.raises(
+            ValueError, match=rf"a {type(model).__name__}, which is no timm model; .*Backbone\(mo"
+        ):
+            resolve(model)
     with pytest.raises(
-        ValueError, match=r"backbone is a VisionTransformer; give a name .* Backbone\(model\)"
+        ValueError, match=r"backbone is a NoneType; give a name .*, a timm model or a Backbone"
     ):
-        resolve(cast(Any, vit().model))
-    with pytest.raises(ValueError, match="backbone is a NoneType"):
         resolve(cast(Any, None))
+
+
+# Models at hand
+
+
+def trained(seed: int = 5, **options: Any) -> Any:
+    """A timm model with a classifier, in training, as somebody has it who trained it."""
+    size = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 3}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return timm.create_model("vit_tiny_patch16_224", **{**size, "num_classes": 7, **options}).train()
+
+
+def features(model: Any, images: Tensor) -> Tensor:
+    model = model.eval()
+    with torch.no_grad():
+        found: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # torch.compile's own import
+@pytest.mark.parametrize(
+    "around", [lambda model: model, nn.DataParallel, torch.compile], ids=["", "DP", "compile"]
+)
+def test_a_timm_model_is_a_backbone_and_stays_as_it_is(around: Callable[[Any], Any], tmp_path: Path) -> None:
+    model, images = trained(), noise(2, 3, 32, 32)
+    learner = Learner(around(model), Frozen(), device="cpu").fit(coloured("ab"))
+    assert model.training
+    assert model.head.out_features == 7
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    torch.testing.assert_close(learner.backbone.features(images), features(model, images), rtol=0, atol=1e-6)
+    learner.save(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"saved with a backbone of the caller's own; pass it as backbone="):
+        Learner.load(tmp_path / "run")
+    again = Learner.load(tmp_path / "run", backbone=model)
+    assert again.predict(coloured("ab", seed=1)) == learner.predict(coloured("ab", seed=1))
+    with pytest.raises(ValueError, match="is made already, so weights='random' would change nothing"):
+        Learner(model, Frozen(), weights="random")
+
+
+def test_a_cnn_at_hand_is_one_too() -> None:
+    model = timm.create_model("resnet10t", num_classes=3).half()
+    backbone = resolve(model)
+    assert backbone.width == 512
+    assert backbone.features(noise(1, 3, 176, 176)).dtype == torch.float32
+
+
+# Checkpoints of all kinds
+
+SIZE = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 3}
+
+
+def named(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in weights.items()}
+
+
+CHECKPOINTS: dict[str, Callable[[dict[str, Tensor], dict[str, Tensor]], Any]] = {
+    "plain": lambda own, other: own,
+    "module.": lambda own, other: named("module.", own),
+    "model.": lambda own, other: named("model.", own),
+    "backbone.": lambda own, other: {**named("backbone.", own), **named("neck.", other)},
+    "several": lambda own, other: named("module._orig_mod.model.", own),
+    "timm": lambda own, other: {"epoch": 3, "arch": "vit", "state_dict": own, "optimizer": {"state": {}}},
+    "timm with an average": lambda own, other: {"state_dict": other, "state_dict_ema": own},
+    "lightning": lambda own, other: {"state_dict": named("model.", own), "hyper_parameters": {"lr": 0.1}},
+    "dino": lambda own, other: {
+        "student": named("module.backbone.", other),
+        "teacher": named("backbone.", own),
+    },
+    "deit": lambda own, other: {"model": own, "model_ema": own, "scaler": {"scale": torch.tensor(1.0)}},
+    "moco": lambda own, other: {
+        "state_dict": {**named("module.base_encoder.", other), **named("module.momentum_encoder.", own)}
+    },
+    "deep": lambda own, other: {"checkpoint": {"weights": {"net": own}}},
+}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".tar", ".safetensors"])
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_weights_are_found_in_what_was_saved_around_them(tmp_path: Path, kind: str, suffix: str) -> None:
+    model, path = trained(), tmp_path / f"weights{suffix}"
+    saved = CHECKPOINTS[kind](model.state_dict(), trained(6).state_dict())
+    if suffix == ".safetensors":
+        if not all(isinstance(value, Tensor) for value in saved.values()):
+            pytest.skip("this form has tensors only")
+        save_file(saved, path)
+    else:
+        torch.save(saved, path)
+    backbone = load_backbone("vit_tiny_patch16_224", weights=path, **SIZE)
+    images = noise(2, 3, 32, 32)
+    torch.testing.assert_close(backbone.features(images), features(model, images), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"class_token": False, "global_pool": "avg"}, {"reg_tokens": 2}], ids=str
+)
+def test_another_input_size_resamples_the_position_embedding_and_says_so(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    model, path = trained(**options), tmp_path / "weights.pth"
+    torch.save(model.state_dict(), path)
+    with pytest.warns(UserWarning, match=r"trained on 4 x 4 patches, and the model has 8 x 8; its position"):
+        backbone = load_backbone("vit_tiny_patch16_224", weights=path, **SIZE | {"img_size": 64}, **options)
+    model.set_input_size(img_size=(64, 64))  # timm's own
+    images = noise(2, 3, 64, 64)
+    torch.testing.assert_close(backbone.features(images), features(model, images), rtol=0, atol=1e-5)
+    odd = dict(trained(**options).state_dict())
+    odd["pos_embed"] = odd["pos_embed"][:, :-3]
+    torch.save(odd, path)
+    with pytest.raises(ValueError, match=r"other shapes at \['pos_embed'\]"):
+        load_backbone("vit_tiny_patch16_224", weights=path, **SIZE, **options)
+
+
+class Evil:
+    """Unpickled, it would write a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.write_text, (self.path, "owned")
+
+
+def test_nothing_is_unpickled_but_tensors_and_what_holds_them(tmp_path: Path) -> None:
+    path, owned = tmp_path / "weights.pth", tmp_path / "owned"
+    for saved in (
+        {"state_dict": trained().state_dict(), "args": Evil(owned)},
+        trained(),
+    ):
+        torch.save(saved, path)
+        with pytest.raises(
+            ValueError, match=r"holds more than tensors.*nothing else is unpickled.*state_dict\(\)"
+        ):
+            load_backbone("vit_tiny_patch16_224", weights=path, **SIZE)
+        with pytest.raises(ValueError, match="holds more than tensors"):
+            load_backbone("vit_tiny_patch16_224", weights=path, **SIZE)
+    assert not owned.exists()
+
+
+@pytest.mark.parametrize(
+    ("saved", "says"),
+    [
+        ([torch.zeros(2)], "holds a list; expected tensors by name"),
+        ({"epoch": 3}, "holds no tensors by name"),
+        ({"x": torch.zeros(2)}, r"missing \['blocks\.0"),
+        (b"\xff" * 64, r"neither a \.safetensors file nor written by torch\.save"),
+        (b"", r"neither a \.safetensors file nor"),
+        (b"PK\x03\x04" + bytes(60), "cannot be read"),
+        (b"\x80\x02" + bytes(60), "holds more than tensors|cannot be read"),
+    ],
+)
+def test_files_without_weights_are_refused(tmp_path: Path, saved: Any, says: str) -> None:
+    path = tmp_path / "weights.pth"
+    if isinstance(saved, bytes):
+        path.write_bytes(saved)
+    else:
+        torch.save(saved, path)
+    with pytest.raises(ValueError, match=says):
+        load_backbone("vit_tiny_patch16_224", weights=path, **SIZE)
+
+
+def test_a_learner_finds_the_weights_of_a_file_again(tmp_path: Path) -> None:
+    torch.save({"state_dict": named("module.", trained().state_dict())}, tmp_path / "weights.pth")
+    backbone = load_backbone("vit_tiny_patch16_224", weights=tmp_path / "weights.pth", **SIZE)
+    learner = Learner(backbone, Frozen(), device="cpu").fit(coloured("ab"))
+    learner.save(tmp_path / "run")
+    assert Learner.load(tmp_path / "run").backbone.fingerprint() == backbone.fingerprint()
 
 
 def test_a_learner_by_default_adapts_the_bundled_backbone() -> None:

@@ -46,6 +46,11 @@ def train(data: Path, run: Path, *more: str) -> int:
     return main(["train", str(data), "--out", str(run), *quick, *more])
 
 
+def last(err: str) -> str:
+    """The last line on stderr; what there is to say of the data stands before it."""
+    return err.splitlines()[-1]
+
+
 def test_train_export_and_predict(data: Path, tmp_path: Path, capsys: Output) -> None:
     run, bundle = tmp_path / "run", tmp_path / "bundle"
     assert train(data, run, "--method", "Frozen", "--head", "lda", "--classes-per-task", "3") == 0
@@ -104,15 +109,15 @@ def test_the_same_command_goes_on(
     assert train(data, tmp_path / "whole", "--classes-per-task", "2") == 0
     expected = table()
 
-    def stopping(*given: Any) -> tuple[Images, Images]:
-        images, test = load_data(*given)
+    def stopping(*given: Any, **more: Any) -> tuple[Images, Images]:
+        images, test = load_data(*given, **more)
         return Clock(20).watch(images), test
 
     with monkeypatch.context() as patch:
         patch.setattr(cli, "load", stopping)
         assert train(data, tmp_path / "run", "--classes-per-task", "2") == 130
     out, err = capsys.readouterr()
-    assert err == "everlearn: interrupted; the same command goes on where this one stopped\n"
+    assert last(err) == "everlearn: interrupted; the same command goes on where this one stopped"
     assert out == ""
 
     assert train(data, tmp_path / "run", "--classes-per-task", "2") == 0
@@ -164,6 +169,33 @@ def test_other_images_of_the_same_names_are_refused(data: Path, tmp_path: Path, 
     assert "was begun with other images" in capsys.readouterr().err
 
 
+def test_what_is_in_a_folder_is_said_before_training(data: Path, tmp_path: Path, capsys: Output) -> None:
+    (data / "a" / "notes.txt").write_text("text")
+    (data / "b" / "broken.png").write_bytes(b"hello")
+    assert train(data, tmp_path / "run", "--method", "Frozen") == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == f"{data}: not used are"
+    assert [line.split()[:2] for line in said[1:3]] == [["broken", "1"], ["ignored", "1"]]
+    assert said[3].startswith(f"everlearn: 1 of 26 images in '{data}' cannot be read: b/broken.png (not a")
+    assert not (tmp_path / "run").exists()
+
+    for path in sorted((data / "c").iterdir())[1:]:
+        path.unlink()
+    assert train(data, tmp_path / "run", "--method", "Frozen", "--skip-bad", "--seed", "3") == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[3].endswith("fifth to test, 17 and 4 images, drawn with seed 3")
+    assert said[4] == f"{data}: learned but not tested, with one image only: 'c'"
+    learner = Learner.load(tmp_path / "run", device="cpu")
+    assert set(learner.classes) == set("abcde")
+    assert sorted(map(len, learner.tasks)) == [1, 1, 1, 2]
+    assert main(["train", str(data), "--out", str(tmp_path / "run"), "--skip-bad"]) == 0
+    assert "has 4 of 4 tasks" in capsys.readouterr().out
+    bundle = ["--out", str(tmp_path / "bundle"), "--images", str(data), "--skip-bad"]
+    assert main(["export", str(tmp_path / "run"), *bundle]) == 0
+    (tmp_path / "run" / "run.json").unlink()  # as if it had been fitted by hand
+    assert main(["report", str(tmp_path / "run"), str(data), "--skip-bad", "--samples", "4"]) == 0
+
+
 def test_an_npz_file_is_data_too(tmp_path: Path, capsys: Output) -> None:
     encoded, labels = [], []
     for number, (image, label) in enumerate(coloured("ab", 4)):
@@ -185,7 +217,8 @@ def test_an_npz_file_is_data_too(tmp_path: Path, capsys: Output) -> None:
 
 
 def no_images(data: Path) -> list[str]:
-    (data / "empty").mkdir()
+    for file in data.rglob("*.png"):
+        file.unlink()
     return ["train", str(data), "--out", str(data / "../run")]
 
 
@@ -205,15 +238,15 @@ def bench_options(*more: str) -> Callable[[Path], list[str]]:
 
 MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "data": (lambda _: ["train", "nowhere", "--out", "run"], "'nowhere' is not a data set"),
-    "empty class": (no_images, "has no image directly in it"),
-    "no image": (not_an_image, "not a readable image"),
+    "empty class": (no_images, "has no image in its class folders"),
+    "no image": (not_an_image, "5 of 25 images in "),
     "backbone": (
         options("--backbone", "vit_bsae_patch16_224"),
         "no backbone is named 'vit_bsae_patch16_224'",
     ),
     "weights": (
         options("--backbone", "resnet10t", "--weights", "w.safetensors"),
-        "existing .safetensors file",
+        "an existing file (.safetensors, .pth, .pt, .bin)",
     ),
     "needs tokens": (
         options("--backbone", "resnet10t", "--weights", "random"),
@@ -246,9 +279,9 @@ def test_a_mistake_is_one_line(
     assert main(given) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("everlearn: " if given[0] != "predict" else "everlearn-device: ")
-    assert says in err
-    assert err.count("\n") == 1
+    assert last(err).startswith("everlearn: " if given[0] != "predict" else "everlearn-device: ")
+    assert says in last(err)
+    assert not any(line.startswith("everlearn") for line in err.splitlines()[:-1])
 
 
 def test_a_run_on_other_data_is_refused(data: Path, tmp_path: Path, capsys: Output) -> None:
@@ -303,16 +336,15 @@ def test_a_stopped_bench_says_that_it_goes_on(
 ) -> None:
     clock = Clock(80)
 
-    def watched(*given: Any) -> tuple[Images, Images]:
-        train, test = load_data(*given)
+    def watched(*given: Any, **more: Any) -> tuple[Images, Images]:
+        train, test = load_data(*given, **more)
         return clock.watch(train), clock.watch(test)
 
     with monkeypatch.context() as patch:
         patch.setattr(cli, "load", watched)
         assert compare(data, tmp_path / "run", "--seeds", "0") == 130
-    assert capsys.readouterr().err == (
-        "everlearn: interrupted; the same command goes on where this one stopped\n"
-    )
+    interrupted = "everlearn: interrupted; the same command goes on where this one stopped"
+    assert last(capsys.readouterr().err) == interrupted
     assert compare(data, tmp_path / "run", "--seeds", "0") == 0
     assert "1 of 2 runs reused" in capsys.readouterr().out
     assert compare(data, tmp_path / "run", "--precision", "bf16") == 2

@@ -81,7 +81,7 @@ def test_shapes_and_types_of_what_comes_out() -> None:
     right = np.mean([a == b for a, b in zip(predicted, unseen.labels, strict=True)])
     assert learner.evaluate(unseen) == right
     grey = np.random.default_rng(0).integers(0, 256, size=(3, 20, 50), dtype=np.uint8)
-    assert len(learner.predict(grey)) == 3
+    assert len(learner.predict(grey[..., None])) == len(learner.predict(list(grey))) == 3
     assert learner.fit(coloured("c", 2)) is learner
 
 
@@ -312,10 +312,31 @@ def test_one_picture_gives_one_name() -> None:
     assert learner.predict(image) == learner.predict(array) == [label]
 
 
-@pytest.mark.parametrize("method", ["NTKCL", NTKCL, 3])
-def test_what_is_no_method_is_told_of(method: Any) -> None:
-    with pytest.raises(ValueError, match=r"which is no method; give an instance, for example NTKCL\(\)"):
-        Learner(vit(), method)
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        (
+            {"method": NTKCL},
+            r"method is the class NTKCL, and an instance is needed, NTKCL\(\); give a method",
+        ),
+        ({"method": LDA()}, r"method is a LDA, which is none; give a method, for example NTKCL\(\)"),
+        ({"method": "NTKLC"}, "no method is named 'NTKLC'; take one of APER, NTKCL, "),
+        ({"head": LDA}, r"head is the class LDA, and an instance is needed, LDA\(\)"),
+        ({"head": NTKCL()}, r"head is a NTKCL, which is none; give one of everlearn_runtime\.heads"),
+        ({"head": "LDB"}, "no head is named 'LDB'; take one of prototypes, lda, "),
+    ],
+)
+def test_what_is_no_method_or_head_is_told_of(parts: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Learner(vit(), **parts)
+
+
+def test_methods_and_heads_go_by_their_names() -> None:
+    for name in ("NTKCL", "ntkcl", "ntk-cl"):
+        assert isinstance(Learner(vit(), name, device="cpu").method, NTKCL)
+    learner = Learner(vit(), "Frozen", head="random-ridge", seed=7, device="cpu")
+    assert isinstance(learner.method, Frozen)
+    assert learner.head.options == Ridge(projection=2000, seed=7).options
 
 
 def test_a_head_that_cannot_be_saved_is_told_of_at_once() -> None:

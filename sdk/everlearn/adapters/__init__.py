@@ -5,6 +5,7 @@ from everlearn.adapters.gated import GatedLinear, GatedLoRA
 from everlearn.adapters.hybrid import Hybrid
 from everlearn.adapters.lora import LoRA, insert_lora
 from everlearn.adapters.merge import merge
+from everlearn.adapters.peft import load_peft, save_peft
 from everlearn.adapters.prompt import PromptGenerator
 from everlearn.adapters.ssf import ScaleShift, insert_ssf
 from everlearn.adapters.vpt import DeepPrompts
@@ -21,5 +22,7 @@ __all__ = [
     "ScaleShift",
     "insert_lora",
     "insert_ssf",
+    "load_peft",
     "merge",
+    "save_peft",
 ]

@@ -64,13 +64,13 @@ class LoRA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., d_in) to (..., d_out)."""
-        down, up = self._factors()
+        down, up = self.factors()
         added: Tensor = self.linear(x) + self.scale * F.linear(F.linear(x, down), up)
         return added
 
     def delta(self) -> Tensor:
         """Give what is added to the layer's weights, (d_out, d_in)."""
-        down, up = self._factors()
+        down, up = self.factors()
         return self.scale * up @ down
 
     def merged(self) -> nn.Linear:
@@ -83,8 +83,8 @@ class LoRA(nn.Module):
             self.down.lerp_(other.down, share)
             self.up.lerp_(other.up, share)
 
-    def _factors(self) -> tuple[Tensor, Tensor]:
-        """Both factors as one matrix each: (parts r, d_in), and (d_out, parts r), zero off the blocks."""
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Give both factors as one matrix each: (parts r, d_in), and (d_out, parts r) with zeros."""
         none = self.up.new_zeros(self.up.shape[1], 0)
         blocks = [self.up[self.parts.index(i)] if i in self.parts else none for i in range(self.of)]
         return self.down.flatten(0, 1), torch.block_diag(*blocks)  # type: ignore[no-untyped-call]

@@ -8,6 +8,7 @@ from everlearn.backbones.backbone import BUNDLED, Backbone, BackboneSpec  # noqa
 from everlearn.backbones.load import load_backbone, resolve  # noqa: E402
 from everlearn.backbones.parts import Depths, Part  # noqa: E402
 from everlearn.backbones.vit import attend, feed_forward  # noqa: E402
+from everlearn.backbones.weights import load_weights  # noqa: E402
 
 __all__ = [
     "BUNDLED",
@@ -18,5 +19,6 @@ __all__ = [
     "attend",
     "feed_forward",
     "load_backbone",
+    "load_weights",
     "resolve",
 ]

@@ -25,7 +25,7 @@ class BackboneSpec:
     Attributes:
         name: the bundled backbone's name, or any name that timm knows.
         weights: ``"pretrained"`` (the bundled file, or timm's hub), ``"random"`` (seeded, for
-            tests and baselines), or the path of a ``.safetensors`` file with timm's keys.
+            tests and baselines), or the path of a file with timm's keys.
         options: further keyword arguments of the model, such as ``img_size`` or ``depth``.
     """
 

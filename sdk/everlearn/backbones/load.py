@@ -1,5 +1,6 @@
 """Backbones by name: the bundled one, any timm model, and weights from a file."""
 
+import copy
 import difflib
 import json
 from importlib.resources import as_file, files
@@ -8,12 +9,11 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from everlearn.backbones.backbone import BUNDLED, Backbone, BackboneSpec
+from everlearn.backbones.weights import load_weights
 
 _BUNDLED_ARCHITECTURE: dict[str, Any] = {
     "img_size": 64,
@@ -36,7 +36,8 @@ def load_backbone(name: str = BUNDLED, *, weights: str | Path = "pretrained", **
 
     Args:
         name: ``"everlearn_vit_tiny_p8_64"``, which comes with the package, or any timm model.
-        weights: ``"pretrained"``, ``"random"``, or the path of a ``.safetensors`` file.
+        weights: ``"pretrained"``, ``"random"``, or the path of a file: ``.safetensors``, or what
+            ``torch.save`` wrote (``.pth``, ``.pt``, ``.bin``), see `everlearn.backbones.load_weights`.
         options: keyword arguments for the timm model, e.g. ``img_size=64``; plain values, so that
             a saved learner can write them down. ``pretrained_cfg_overlay`` replaces timm's input
             settings: ``mean`` and ``std`` of the pixels, ``crop_pct``, ``interpolation``.
@@ -66,7 +67,7 @@ def load_backbone(name: str = BUNDLED, *, weights: str | Path = "pretrained", **
             except (RuntimeError, OSError) as error:
                 raise ValueError(
                     f"backbone {name!r} cannot be made with weights={spec.weights!r}: {error}; check the "
-                    "name, or pass weights='random' or the path of a .safetensors file"
+                    "name, or pass weights='random' or the path of a file"
                 ) from error
         else:
             close = _close(name)
@@ -76,33 +77,36 @@ def load_backbone(name: str = BUNDLED, *, weights: str | Path = "pretrained", **
             )
     if name == BUNDLED and spec.weights == "pretrained":
         with as_file(files("everlearn.backbones") / "weights" / f"{BUNDLED}.safetensors") as path:
-            _load_weights(model, path)
+            load_weights(model, path)
     elif spec.weights not in ("pretrained", "random"):
-        _load_weights(model, Path(weights))
+        load_weights(model, Path(weights))
     return Backbone(model, spec)
 
 
 def resolve(
-    backbone: str | Backbone = BUNDLED, weights: str | Path | None = None, **options: Any
+    backbone: str | nn.Module = BUNDLED, weights: str | Path | None = None, **options: Any
 ) -> Backbone:
     """Give the backbone that somebody asks for, by name or as an object.
 
     Args:
-        backbone: a name, see `load_backbone`, or a `Backbone`, which is given back as it is.
+        backbone: a name, see `load_backbone`; a `Backbone`, which is given back as it is; or a timm model,
+            of which a copy is taken, see `of_model`.
         weights: of the backbone with that name; None takes the pretrained ones.
         options: of the backbone with that name.
 
     Raises:
-        ValueError: as `load_backbone`, for something that is neither, and for weights or options
+        ValueError: as `load_backbone`, for something that is none of these, and for weights or options
             beside an object, which has its own already.
     """
     if isinstance(backbone, str):
         return load_backbone(backbone, weights="pretrained" if weights is None else weights, **options)
-    if not isinstance(backbone, Backbone):
+    if not isinstance(backbone, nn.Module):
         raise ValueError(
-            f"backbone is a {type(backbone).__name__}; give a name such as {BUNDLED!r}, or for a timm model "
-            "of your own Backbone(model)"
+            f"backbone is a {type(backbone).__name__}; give a name such as {BUNDLED!r}, a timm model or a "
+            "Backbone"
         )
+    if not isinstance(backbone, Backbone):
+        backbone = of_model(backbone)
     given = options if weights is None else {"weights": str(weights), **options}
     if given:
         names = " and ".join(f"{name}={value!r}" for name, value in given.items())
@@ -113,26 +117,24 @@ def resolve(
     return backbone
 
 
-def _load_weights(model: nn.Module, path: Path) -> None:
-    if path.suffix != ".safetensors" or not path.is_file():
+def of_model(model: nn.Module) -> Backbone:
+    """Make a backbone of a timm model that is at hand: of a copy, without the classifier.
+
+    Raises:
+        ValueError: for a model that is none of timm's, as nothing says how its images are to be prepared.
+    """
+    for name in ("_orig_mod", "module"):  # of torch.compile, and of DataParallel and its like
+        model = getattr(model, name, model)
+    if not hasattr(model, "pretrained_cfg") or not hasattr(model, "reset_classifier"):
         raise ValueError(
-            f"weights must be 'pretrained', 'random' or an existing .safetensors file, got {str(path)!r}"
+            f"backbone is a {type(model).__name__}, which is no timm model; give a name such as {BUNDLED!r}, "
+            "a model of timm.create_model, or for a module of your own that gives features (B, F) "
+            "Backbone(model)"
         )
-    try:
-        stored = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no readable safetensors file ({error}); fetch it again") from error
-    own = model.state_dict()
-    missing = sorted(own.keys() - stored.keys())
-    other_shape = sorted(name for name in own.keys() & stored.keys() if own[name].shape != stored[name].shape)
-    if missing or other_shape:
-        raise ValueError(
-            f"{path} does not fit {type(model).__name__}: "
-            f"missing {missing[:3] or 'nothing'}, other shapes at {other_shape[:3] or 'no tensor'}; "
-            "check that name and options are those the weights were saved from"
-        )
-    # A checkpoint's classifier is left out: the backbone has none.
-    model.load_state_dict({name: stored[name].to(own[name].dtype) for name in own})
+    own: Any = copy.deepcopy(model).to("cpu", torch.float32)
+    if own.num_classes:
+        own.reset_classifier(0)
+    return Backbone(own)
 
 
 def _close(name: str) -> list[str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,14 +16,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from everlearn.data.labels import checked_name, sort_classes
-from everlearn_runtime.images import to_rgb
+from everlearn_runtime.decoding import decode
+from everlearn_runtime.images import open_image, to_rgb
 
 SAMPLE = 256
 """Images that `Images.fingerprint` looks at where it would have to decode them all."""
 
 _FORMS = (
-    "a PIL image of 8 bits a channel, a uint8 array (H, W), (H, W, 1) or (H, W, 3), "
-    "or a uint8 torch tensor (H, W), (1, H, W) or (3, H, W)"
+    "a PIL image of 8 bits a channel, the path of an image file, a uint8 array (H, W), (H, W, 1) or "
+    "(H, W, 3), with values 0 to 255, or a torch tensor (H, W), (1, H, W) or (3, H, W), uint8 or as ToTensor "
+    "makes it, float from 0 to 1"
 )
 
 
@@ -224,10 +228,13 @@ class Images:
 
 def rgb_of(image: Any, what: str) -> Image.Image:
     """An image as `as_images` takes them in RGB; ``what`` names it in the ``ValueError`` of any other."""
-    pixels = image
-    if hasattr(image, "numpy"):  # a torch tensor, channels first
-        pixels = image.numpy()
-        pixels = pixels.transpose(1, 2, 0) if pixels.ndim == 3 else pixels
+    if isinstance(image, (str, Path)):
+        return to_rgb(_named(partial(open_image, image), what))
+    if isinstance(image, Mapping) and {"bytes", "path"} & image.keys():  # Hugging Face's, not decoded
+        inside = image.get("bytes")
+        read = partial(open_image, image["path"]) if inside is None else partial(decode, BytesIO(inside))
+        return to_rgb(_named(read, what))
+    pixels = _array_of(image) if is_tensor(image) else image
     came = type(image).__name__
     if isinstance(pixels, np.ndarray):
         came = f"{pixels.dtype} {tuple(image.shape)}"
@@ -237,9 +244,31 @@ def rgb_of(image: Any, what: str) -> Image.Image:
         return to_rgb(pixels)
     except ValueError as error:
         raise ValueError(
-            f"{what} is {came}; expected {_FORMS}, with values 0 to 255: "
-            "leave scaling and normalisation to the learner"
+            f"{what} is {came}; expected {_FORMS}: leave other scaling and normalisation to the learner"
         ) from error
+
+
+def is_tensor(image: object) -> bool:
+    """Whether this is a torch tensor, by what it can do."""
+    return hasattr(image, "numpy") and hasattr(image, "shape") and not isinstance(image, np.ndarray)
+
+
+def _array_of(tensor: Any) -> NDArray[Any]:
+    """A tensor's pixels, channels last; those that ``ToTensor`` has divided by 255 as they were, uint8."""
+    if hasattr(tensor, "detach"):
+        tensor = tensor.detach().cpu()
+        tensor = tensor.float() if tensor.is_floating_point() else tensor  # numpy has no bfloat16
+    array: NDArray[Any] = tensor.numpy()
+    if array.dtype.kind == "f" and array.size and array.min() >= 0 and array.max() <= 1:
+        array = np.rint(array * 255).astype(np.uint8)
+    return array.transpose(1, 2, 0) if array.ndim == 3 else array
+
+
+def _named(read: Callable[[], Image.Image], what: str) -> Image.Image:
+    try:
+        return read()
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
 
 
 def pixel_content(image: Image.Image) -> bytes:

@@ -76,9 +76,14 @@ def class_name(label: Any, classes: Sequence[Any] | None, index: int) -> str:
 def label_list(labels: Iterable[Any]) -> list[Any]:
     """Labels one by one, of any sequence, array, tensor or column of a table.
 
-    Raises `ValueError` where they are not one after the other: in a set, or for an array that is
-    neither (N,) nor (N, 1).
+    Raises `ValueError` where they are not one after the other: one text, a dict, a set, or an array
+    that is neither (N,) nor (N, 1).
     """
+    if isinstance(labels, str):
+        raise ValueError(
+            f"labels is {labels!r}, one text; give one label for each image, [{labels!r}] * len(images) "
+            "where all are of this class"
+        )
     if isinstance(labels, (set, frozenset, Mapping, bytes)) or not isinstance(labels, Iterable):
         raise ValueError(f"labels is {type(labels).__name__}; expected a list with one label for each image")
     shape = getattr(labels, "shape", None)

@@ -1,4 +1,4 @@
-"""Any map-style data set of `(image, label)` pairs as `Images`."""
+"""Images with labels as `Images`, from whatever data set, loader or table holds them."""
 
 from __future__ import annotations
 
@@ -11,66 +11,97 @@ from typing import Any
 
 import numpy as np
 
+from everlearn.data import wrappers
 from everlearn.data.images import Images, pixel_content, rgb_of
 from everlearn.data.labels import class_name, label_list
+from everlearn.data.sources import arrays, load_part
 
 Classes = tuple[Any, ...]
 
 _UNREAD = object()  # a label that only the item itself has
 
 
-def as_images(data: object) -> Images:
-    """Any map-style data set of `(image, label)` pairs as `Images`.
+def as_images(data: object, labels: Any = None, *, part: str = "train") -> Images:
+    """Images with labels as `Images`, from whatever holds them.
 
-    An image is a PIL image of 8 bits a channel, a uint8 array (H, W), (H, W, 1) or
-    (H, W, 3), or a uint8 torch tensor (H, W), (1, H, W) or (3, H, W), before any
-    normalisation. A label is a class name, or an int, which becomes
-    `data.classes[label]` where the data set has `classes`, else `str(label)`. Labels
-    come from `data.targets` or `data.labels` where there is one; otherwise every
-    item is read once. `Images` are handed back as they are.
+    Args:
+        data: One of
 
-    A part of a data set (`torch.utils.data.Subset`, or anything with `dataset` and
-    `indices`) and several in one (`torch.utils.data.ConcatDataset`) have the names and
-    labels of what they are made of, unless they have their own, however deep that lies.
+            - a map-style data set of `(image, label)` pairs, or of dicts with an image and a label (Hugging
+              Face's `datasets`), or a list of them; a part of one (`torch.utils.data.Subset`, or anything
+              with `dataset` and `indices`) and several in one (`ConcatDataset`), which have the
+              names and labels of what they are made of, unless they have their own, however deep that lies;
+            - a `DataLoader`: its data set, as batches are made here;
+            - images, with `labels` beside them: an array or tensor, or a list;
+            - the path of a folder or a `.npz` file, or "digits", see `load`: a folder without train/ and
+              test/ is taken whole;
+            - `Images`, which are handed back as they are.
+        labels: one for each image, where `data` has none.
+        part: of a source that is divided already, `"train"` or `"test"`.
 
-    Raises `ValueError` when there is no length or no item, or a label is none of
+    An image is a PIL image of 8 bits a channel, the path of an image file, a uint8 array (H, W), (H, W, 1)
+    or (H, W, 3), or a torch tensor (H, W), (1, H, W) or (3, H, W), uint8 or float from 0 to 1 as
+    `ToTensor` makes it, before any normalisation. A label is a class name, or an int, which becomes
+    `data.classes[label]` where the data set has `classes` or `class_to_idx`, else `str(label)`. Labels
+    come from `data.targets` or `data.labels` where there is one; otherwise every item is read once.
+
+    Raises `ValueError` when there is no length or no item, the transforms normalise, or a label is none of
     these. An image that is none of these raises `ValueError` when it is asked for.
     """
+    if labels is not None:
+        return _together(data, labels)
     if isinstance(data, Images):
         if len(data) == 0:
             raise ValueError("the data set is empty; give at least one image")
         return data
+    if isinstance(data, (str, Path)):
+        return load_part(data, part)
+    data = wrappers.unwrapped(data, part)
+    if isinstance(data, Images):
+        return as_images(data)
     _check_map_style(data)
+    wrappers.check_transforms(data)
     found = _labels(data)
     if not found:
         raise ValueError("the data set is empty; give at least one image")
-    labels = [_pair(data, i)[1] if label is _UNREAD else label for i, (label, _) in enumerate(found)]
+    own = [_pair(data, i)[1] if label is _UNREAD else label for i, (label, _) in enumerate(found)]
     classes = [names for _, names in found]
-    _check_all_named(labels, classes)
-    names = _names(labels, classes)
+    _check_all_named(own, classes)
+    names = _names(own, classes)
     content = partial(_content, data) if isinstance(data, (list, tuple)) else None
     return Images(names, partial(_load_item, data, classes, names), content)
 
 
+def _together(images: Any, labels: Any) -> Images:
+    """Images and their labels, given apart."""
+    if isinstance(images, np.ndarray):
+        return arrays(images, labels)
+    found = [class_name(label, None, i) for i, label in enumerate(label_list(labels))]
+    if isinstance(images, (Images, str, bytes, Path, Mapping)) or not hasattr(images, "__len__"):
+        raise ValueError(
+            f"images are {type(images).__name__} with labels beside them; expected an array (N, H, W, 3), a "
+            "tensor (N, 3, H, W) or a list of images, and what has labels of its own without others"
+        )
+    if not hasattr(images, "__getitem__") or hasattr(images, "iloc"):
+        images = list(images)  # a column of a table has positions of its own
+    if len(images) != len(found):
+        raise ValueError(f"{len(images)} images but {len(found)} labels; give one label for each image")
+    if not found:
+        raise ValueError("the data set is empty; give at least one image")
+    return Images(found, images.__getitem__, partial(_own_content, images))
+
+
 def _check_map_style(data: Any) -> None:
     what = type(data).__name__
-    if isinstance(data, (str, bytes, Path)):
-        raise ValueError(
-            f"{data!r} is not a data set; for a folder or a file give `everlearn.data.load(path)`, "
-            "which is training and test images"
-        )
     if isinstance(data, Mapping):
         raise ValueError(
             f"a {what} is not a data set; expected (image, label) pairs: of images by class name give "
             "[(image, name) for name, images in data.items() for image in images]"
         )
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
-        advice = "collect what an iterable gives with list(data)"
-        if hasattr(data, "dataset"):
-            advice = "give what it loads, its `dataset`: batches are made here"
         raise ValueError(
             f"{what} has no length or no items by index; expected a map-style data set "
-            f"of (image, label) pairs: {advice}"
+            f"of (image, label) pairs: collect what an iterable gives with list(data)"
         )
 
 
@@ -79,6 +110,9 @@ def _labels(data: Any) -> list[tuple[Any, Classes | None]]:
 
     What a data set says itself goes before what the data sets say that it is made of.
     """
+    if wrappers.is_table(data):
+        _, column = wrappers.columns(data.column_names, data)
+        return [(label, wrappers.class_names(data)) for label in label_list(data[column])]
     size, classes = len(data), _classes(data)
     labels = getattr(data, "targets", None)
     labels = getattr(data, "labels", None) if labels is None else labels
@@ -113,6 +147,10 @@ def _inner_labels(data: Any) -> list[tuple[Any, Classes | None]] | None:
 def _classes(data: Any) -> Classes | None:
     """The names that a data set has for its numbers, as a sequence."""
     classes = getattr(data, "classes", None)
+    if classes is None:
+        classes = getattr(data, "class_to_idx", None)
+    if classes is None:  # timm's data sets
+        classes = getattr(getattr(data, "reader", None), "class_to_idx", None)
     if classes is None:
         return None
     if isinstance(classes, Mapping):  # from position to name, or the other way round
@@ -170,10 +208,13 @@ def _pair(data: Any, index: int) -> tuple[Any, Any]:
             f"{type(data).__name__} has no item {index} of {len(data)} ({error!r}); expected a map-style "
             "data set of (image, label) pairs, by position from 0"
         ) from error
+    if isinstance(item, Mapping):
+        image, label = wrappers.columns(item, wrappers.innermost(data))
+        return item[image], item[label]
     if not isinstance(item, (tuple, list)) or len(item) != 2:
         raise ValueError(
             f"item {index} is {type(item).__name__}; expected an (image, label) pair "
-            f"(for an array of images and one of labels, use `everlearn.data.arrays`)"
+            f"(images and labels apart are two arguments: fit(images, labels), or `everlearn.data.arrays`)"
         )
     return item[0], item[1]
 
@@ -191,3 +232,7 @@ def _load_item(data: Any, classes: Sequence[Classes | None], names: Sequence[str
 
 def _content(data: Any, index: int) -> bytes:
     return pixel_content(rgb_of(_pair(data, index)[0], f"image {index}"))
+
+
+def _own_content(images: Any, index: int) -> bytes:
+    return pixel_content(rgb_of(images[index], f"image {index}"))

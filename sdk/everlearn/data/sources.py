@@ -1,10 +1,9 @@
-"""Where images come from: arrays, folders, `.npz` files, and what is at hand with scikit-learn."""
+"""Where images come from: arrays, `.npz` files, what is at hand with scikit-learn; by name, folders too."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -13,15 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from everlearn.data import looking
 from everlearn.data.augmentation import Augmentation
+from everlearn.data.folders import folder, folder_splits, in_few_words, split_folders
 from everlearn.data.images import Images, rgb_of
-from everlearn.data.labels import class_name, label_list, sort_classes
-from everlearn_runtime.decoding import decode
+from everlearn.data.labels import class_name, label_list
+from everlearn.data.looking import Left, Say
+from everlearn_runtime.decoding import decode, decoded, to_rgb
 from everlearn_runtime.heads.checks import check_label
-from everlearn_runtime.images import open_image
-
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""What `folder` takes for an image file, in lower or upper case."""
 
 _NPZ_PARTS = {
     "data": np.uint8,
@@ -59,78 +57,19 @@ def arrays(images: NDArray[np.uint8], labels: Iterable[str | int]) -> Images:
     return Images(names, images.__getitem__, partial(_array_content, images))
 
 
-def folder(path: str | Path) -> Images:
-    """Images from a folder of class folders: `path/mug/1.jpg` is an image of class `mug`.
-
-    Classes are in the order of `Images.classes`, files in that of their names. Hidden files
-    and folders, and files without one of `IMAGE_SUFFIXES`, are left out; folders inside a
-    class folder are not searched. Raises `ValueError` when there is no class folder, or one
-    has no image or a name that is no class name (blank, or not in UTF-8), and, when that
-    image is asked for, for a file that is not an image.
-    """
-    if not Path(path).is_dir():
-        raise ValueError(f"'{path}' is not a folder; expected one with a folder of images for each class")
-    classes = {entry.name: entry for entry in _visible(path) if entry.is_dir()}
-    if not classes:
-        raise ValueError(f"'{path}' has no class folders; expected one folder of images for each class")
-    files: list[Path] = []
-    for name in sort_classes(classes):
-        try:
-            check_label(name)
-        except ValueError as error:
-            raise ValueError(f"a class folder in '{path}' cannot be a class: {error}; rename it") from error
-        found = _images_in(classes[name])
-        if not found:
-            raise ValueError(
-                f"class folder '{classes[name]}' has no image directly in it; put images there "
-                f"({', '.join(IMAGE_SUFFIXES)}) or remove it"
-            )
-        files += found
-    return Images([file.parent.name for file in files], partial(_load_file, files), partial(_bytes_of, files))
-
-
-def folder_splits(path: str | Path, seed: int = 0) -> tuple[Images, Images]:
-    """Training and test images from a folder.
-
-    From `path/train` and `path/test`, or else `path/train` and `path/val`, where it has
-    them, each a folder as `folder` reads it; otherwise four fifths and one fifth
-    of every class of `folder(path)`, drawn with `seed`. Raises `ValueError` as `folder` does,
-    when only one of these two is there, and when a class that is to be divided has one image only.
-    """
-    train = Path(path, "train")
-    for test in (Path(path, "test"), Path(path, "val")):
-        if train.is_dir() and test.is_dir():
-            return folder(train), folder(test)
-    for part in (train, Path(path, "test"), Path(path, "val")):
-        # A class may have that name, too, but then its images lie directly in it.
-        if part.is_dir() and not _images_in(part) and any(entry.is_dir() for entry in _visible(part)):
-            raise ValueError(
-                f"'{path}' has {part.name}/ with folders in it, but not both train/ and test/ or val/; add "
-                f"what is missing, or give '{part}' to have its classes divided"
-            )
-    images = folder(path)
-    single = [name for name, count in sorted(Counter(images.labels).items()) if count == 1]
-    if single:
-        more = f" and {len(single) - 5} more classes" if len(single) > 5 else ""
-        raise ValueError(
-            f"'{path}' has one image only of {', '.join(map(repr, single[:5]))}{more}; a class needs one to "
-            "learn and one to test: add images, or remove the class folder"
-        )
-    return images.split(0.8, seed)
-
-
-def npz(path: str | Path) -> tuple[Images, Images]:
+def npz(path: str | Path, *, on_error: str = "raise", say: Say | None = None) -> tuple[Images, Images]:
     """Training and test images from a `.npz` file of encoded images.
 
     It holds `data` (uint8, all files' bytes joined, JPEG or another format PIL
     reads), `offsets` (int, (N + 1,); image i is `data[offsets[i]:offsets[i + 1]]`), `labels`
     (int, (N,), positions in `classes`), `is_test` (bool, (N,)) and `classes` (str).
-    The bytes are read at once, an image is decoded when it is asked for.
+    The bytes are kept, and an image is decoded when it is asked for; but first every image is read once,
+    and `on_error` and `say` are as in `everlearn.data.folder`.
 
     Raises `ValueError` when the file cannot be read, a part is missing or contradicts
-    another, or there are no training or no test images; and, when that image is
-    asked for, for bytes that are not an image.
+    another, there are no training or no test images, or images cannot be read.
     """
+    looking.check_on_error(on_error)
     try:
         # np.load leaves a file open that it cannot read, unless it is given one.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -172,7 +111,16 @@ def npz(path: str | Path) -> tuple[Images, Images]:
         partial(_load_encoded, str(path), data, offsets),
         partial(_encoded, data, offsets),
     )
-    return images.subset(np.flatnonzero(~is_test)), images.subset(np.flatnonzero(is_test))
+    usable = np.ones(len(images), np.bool_)
+    if on_error != "later":
+        bad = looking.broken(partial(_look, data, offsets), len(images))
+        left = [Left(f"image {index}", why, "broken", loss=True) for index, why in bad.items()]
+        if on_error == "raise":
+            looking.refuse(left, len(images), str(path))
+        looking.tell(left, str(path), say)
+        usable[list(bad)] = False
+        require(usable[is_test].any() and usable[~is_test].any(), "no image of one part can be read")
+    return tuple(images.subset(np.flatnonzero(part & usable)) for part in (~is_test, is_test))  # type: ignore[return-value]
 
 
 def digits(seed: int = 0) -> tuple[Images, Images]:
@@ -208,23 +156,38 @@ def photographs(count: int, seed: int = 0) -> Images:
     return Images(["photograph"] * count, crops.__getitem__)
 
 
-def load(source: str | Path, seed: int = 0) -> tuple[Images, Images]:
+def load(
+    source: str | Path, seed: int = 0, *, on_error: str = "raise", say: Say | None = None
+) -> tuple[Images, Images]:
     """Training and test images by name: "digits", a `.npz` file, or a folder.
 
-    See `digits`, `npz` and `folder_splits`; `seed` draws the test images where the source
-    has none of its own. Raises `ValueError` for anything else.
+    See `digits`, `npz` and `folder_splits`, and `folder` for `on_error` and `say`; `seed` draws the test
+    images where the source has none of its own. Raises `ValueError` for anything else.
     """
     if source == "digits":
         return digits(seed)
     path = Path(source)
     if path.suffix.lower() == ".npz":
-        return npz(path)
+        return npz(path, on_error=on_error, say=say)
     if path.is_dir():
-        return folder_splits(path, seed)
+        return folder_splits(path, seed, on_error=on_error, say=say)
     raise ValueError(
         f"'{source}' is not a data set; expected 'digits', a .npz file, or a folder that exists "
         f"(of class folders, or of train/ and test/ or val/ with class folders in each)"
     )
+
+
+def load_part(source: str | Path, part: str) -> Images:
+    """The training or the test images of a source by name, see `load`; all of what is not divided.
+
+    Args:
+        source: as `load` takes it; a folder without train/ and test/ is one data set.
+        part: ``"train"`` or ``"test"``.
+    """
+    if source != "digits" and Path(source).is_dir():
+        parts = split_folders(Path(source))
+        return folder(source if parts is None else parts[part == "test"])
+    return load(source)[part == "test"]
 
 
 def _array_content(images: NDArray[np.uint8], index: int) -> bytes:
@@ -233,17 +196,6 @@ def _array_content(images: NDArray[np.uint8], index: int) -> bytes:
     rgb = pixels if pixels.shape[2] == 3 else pixels.repeat(3, axis=2)
     size = json.dumps([images.shape[2], images.shape[1]]).encode()
     return b"".join([size, rgb.tobytes()])
-
-
-def _load_file(files: Sequence[Path], index: int) -> Image.Image:
-    return rgb_of(open_image(files[index]), f"'{files[index]}'")
-
-
-def _bytes_of(files: Sequence[Path], index: int) -> bytes:
-    try:
-        return files[index].read_bytes()
-    except OSError as error:
-        raise ValueError(f"cannot read '{files[index]}': {error}") from error
 
 
 def _load_encoded(path: str, data: NDArray[np.uint8], offsets: NDArray[np.int64], index: int) -> Image.Image:
@@ -256,13 +208,12 @@ def _load_encoded(path: str, data: NDArray[np.uint8], offsets: NDArray[np.int64]
     return rgb_of(image, what)
 
 
+def _look(data: NDArray[np.uint8], offsets: NDArray[np.int64], index: int) -> None:
+    try:
+        to_rgb(decoded(BytesIO(_encoded(data, offsets, index)), small=True))
+    except ValueError as error:
+        raise ValueError(in_few_words(error)) from error
+
+
 def _encoded(data: NDArray[np.uint8], offsets: NDArray[np.int64], index: int) -> bytes:
     return bytes(data[offsets[index] : offsets[index + 1]])
-
-
-def _images_in(directory: Path) -> list[Path]:
-    return [file for file in _visible(directory) if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
-
-
-def _visible(directory: str | Path) -> list[Path]:
-    return sorted(entry for entry in Path(directory).iterdir() if not entry.name.startswith("."))

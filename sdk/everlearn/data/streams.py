@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -35,27 +36,28 @@ class Task:
     @cached_property
     def test(self) -> Images:
         """Test images of the new classes."""
-        return self._test.of_classes(self.classes)
+        return _tested(self._test, self.classes)
 
     @cached_property
     def test_so_far(self) -> Images:
         """Test images of all classes up to and including this task."""
-        return self._test.of_classes(self.classes_so_far)
+        return _tested(self._test, self.classes_so_far)
 
 
 class ClassIncremental:
     """Splits a data set into tasks with disjoint classes: the field's standard benchmark.
 
-    `train` and `test` are anything that `as_images` takes, with the same classes.
-    Every task brings `classes_per_task` new classes, the first one `first` where
-    given (7 and then 5 at a time, say); the last may bring fewer. `seed` shuffles
-    the sorted classes (`Images.classes`: whole numbers in numeric order, other names
+    `train` and `test` are anything that `as_images` takes. A class without a test image is learned and
+    not tested, and a `UserWarning` names it; a task of such classes only is joined to the one before it, or
+    at the beginning to the next. Every task brings `classes_per_task` new classes, the first one
+    `first` where given (7 and then 5 at a time, say); the last may bring fewer. `seed` shuffles the
+    sorted classes (`Images.classes`: whole numbers in numeric order, other names
     as text) as the published code does (`np.random.seed(seed)`, then
     `np.random.permutation`), so that a seed means the same class order here as
     there; None keeps them sorted.
 
-    Raises `ValueError` when train and test differ in their classes, or when
-    `classes_per_task` or `first` is not between 1 and the number of classes.
+    Raises `ValueError` when there are test images of classes without a training image, or none of
+    the others, or when `classes_per_task` or `first` is not between 1 and the number of classes.
 
     >>> from everlearn.data import digits
     >>> stream = ClassIncremental(*digits(), classes_per_task=4, seed=1993)
@@ -71,9 +73,9 @@ class ClassIncremental:
         first: int | None = None,
         seed: int | None = None,
     ) -> None:
-        self._train, self._test = as_images(train), as_images(test)
+        self._train, self._test = as_images(train), as_images(test, part="test")
         names = self._train.classes
-        _check_same_classes(self._train, self._test)
+        _check_classes(self._train, self._test)
         first = classes_per_task if first is None else first
         for argument, value in (("classes_per_task", classes_per_task), ("first", first)):
             number = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
@@ -86,7 +88,7 @@ class ClassIncremental:
             names = tuple(names[i] for i in order)
         self.classes: tuple[str, ...] = names
         """All classes, in the order in which they arrive."""
-        self._ends = [*range(first, len(names), classes_per_task), len(names)]
+        self._ends = self._with_a_test([*range(first, len(names), classes_per_task), len(names)])
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -115,21 +117,38 @@ class ClassIncremental:
     def __iter__(self) -> Iterator[Task]:
         return (self[index] for index in range(len(self)))
 
-
-def _check_same_classes(train: Images, test: Images) -> None:
-    for only, here, there in (
-        (test.unknown_to(train.classes), "test", "train"),
-        (train.unknown_to(test.classes), "train", "test"),
-    ):
-        if not only:
-            continue
-        advice = "both must have the same classes (`Images.of_classes` leaves classes out)"
-        single = [name for name in only if here == "train" and len(train.of_classes([name])) == 1]
-        if single:
-            advice += f"; {_some(single)} with one image only, which is not enough to learn and to test"
-        raise ValueError(f"classes in {here} but not in {there}: {_some(only)}; {advice}")
+    def _with_a_test(self, ends: list[int]) -> list[int]:
+        """Where tasks end, so that each has a class with a test image."""
+        tested = frozenset(self._test.classes)
+        kept: list[int] = []
+        for start, end in zip([0, *ends[:-1]], ends, strict=True):
+            if not tested.isdisjoint(self.classes[start:end]):
+                kept.append(end)
+            elif kept:
+                kept[-1] = end
+        return kept
 
 
-def _some(names: tuple[str, ...] | list[str]) -> str:
+def _tested(test: Images, classes: tuple[str, ...]) -> Images:
+    known = frozenset(test.classes)
+    return test.of_classes(name for name in classes if name in known)
+
+
+def _check_classes(train: Images, test: Images) -> None:
+    unlearned, untested = test.unknown_to(train.classes), train.unknown_to(test.classes)
+    if unlearned:
+        raise ValueError(
+            f"classes in test but not in train: {_some(unlearned)}; all that are tested must be learned "
+            "(`Images.of_classes` leaves classes out)"
+        )
+    if untested:
+        warnings.warn(
+            f"{len(untested)} of {len(train.classes)} classes have no test image, so they are learned "
+            f"and not tested: {_some(untested)}",
+            stacklevel=3,
+        )
+
+
+def _some(names: tuple[str, ...]) -> str:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(repr(name) for name in names[:5]) + more

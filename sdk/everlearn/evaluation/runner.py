@@ -113,8 +113,13 @@ def as_it_stands(learner: Learner, test: Images) -> Run:
     if not learner.classes:
         raise ValueError("the learner knows no class, so there is nothing to measure; call fit first")
     known = set(learner.classes)  # a class that was forgotten is in a task, and is not known
-    tasks = [names for task in learner.tasks if (names := [name for name in task if name in known])]
     images = test.of_classes(name for name in test.classes if name in known)
+    tasks: list[list[str]] = []
+    for names in ([name for name in task if name in known] for task in learner.tasks):
+        if tasks and not all(map(set(images.classes).intersection, (names, tasks[-1]))):
+            tasks[-1] += names  # as a stream has it: no task without a test image
+        elif names:
+            tasks.append(names)
     run = Run(
         method=type(learner.method).__name__,
         seed=learner.seed,
