@@ -14,6 +14,7 @@ from everlearn_runtime import BalancedRidge, Ridge
 from .test_heads import WIDTH, learned, make_samples
 from .test_heads_distances import class_means, within
 from .test_heads_exact import ladder
+from .test_heads_whitened import by_number
 
 Array = NDArray[np.float64]
 
@@ -30,7 +31,7 @@ def test_balanced_is_the_formula(seed: int, n: int, regularisation: float | str)
     means, scatter, classes = class_means(x, y, head.classes), within(x, y), len(set(y))
     trace = float(np.trace(scatter))
     if isinstance(regularisation, str):
-        share = max(1e-3, (WIDTH / (WIDTH + n - classes)) ** 1.5)
+        share = by_number(scatter, n - classes)
         strength = ladder(share / (1 - share) * trace) / WIDTH
     else:
         strength = regularisation * ladder(trace) / WIDTH
