@@ -698,7 +698,7 @@ def test_dropout_of_the_fusion_is_off_outside_training() -> None:
 @pytest.mark.parametrize("patches", [True, False])
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2"])
 def test_the_averaged_view_is_cls_and_the_mean_patch_of_one_pass(name: str, patches: bool) -> None:
-    method = stirred(backbone=vit(name, depth=3), view="averaged", scale=0.1, patches=patches)
+    method = stirred(backbone=vit(name, depth=3), view="averaged", scale=0.1, patches=patches, depths=())
     backbone, images = method.backbone, noise(3, 3, 32, 32)
     method.train().eval()
     with torch.no_grad():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from everlearn.adapters.bottleneck import beside_mlps, first_block
-from everlearn.backbones import Part
+from everlearn.backbones import Depths, Part
 from everlearn.methods.ntkcl.form import Form, Seen
 from everlearn_runtime.heads import LDA, Head
 
@@ -27,6 +27,7 @@ class OnePass(Form):
     hidden: ClassVar[int] = 64
     scale: ClassVar[float] = 1.0
     sharpness: ClassVar[float] = 12.0
+    depths: ClassVar[Depths] = "auto"
 
     def sections(self, method: NTKCL) -> tuple[int, ...]:
         """CLS, the mean patch, and the depths."""
