@@ -16,6 +16,7 @@ from everlearn_runtime.heads import (
     Prototypes,
     Ridge,
     StreamingLDA,
+    WhitenedCosine,
     from_state,
 )
 from everlearn_runtime.images import InputSpec, open_image, prepare, prepare_batch
@@ -47,6 +48,7 @@ __all__ = [
     "StateError",
     "StreamingLDA",
     "Version",
+    "WhitenedCosine",
     "from_state",
     "open_image",
     "prepare",

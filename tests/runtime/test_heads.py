@@ -23,6 +23,7 @@ from everlearn_runtime import (
     Prototypes,
     Ridge,
     StreamingLDA,
+    WhitenedCosine,
     from_state,
 )
 from everlearn_runtime.bundle import dump_arrays, load_arrays
@@ -36,6 +37,9 @@ HEADS: dict[str, Callable[[], Head]] = {
     "lda removable": lambda: LDA(removable=True),
     "ridge removable": lambda: Ridge(1e-3, projection=16, removable=True),
     "lda with evidence": lambda: EvidenceLDA(tasks=1),
+    "lda by number": lambda: LDA("auto", correction=0.7),
+    "whitened cosine": WhitenedCosine,
+    "whitened cosine removable": lambda: WhitenedCosine(0.1, 0.0, removable=True),
     "lda 1e-4": lambda: LDA(shrinkage=1e-4),
     "ridge gcv": Ridge,
     "ridge 0.1": lambda: Ridge(regularisation=0.1),
@@ -452,6 +456,13 @@ def test_a_state_that_does_not_fit_is_refused(new: Callable[[], Head]) -> None:
         lambda: LDA(shrinkage=0),
         lambda: LDA(shrinkage=1.1),
         lambda: LDA(shrinkage=np.nan),
+        lambda: LDA("oas"),
+        lambda: LDA(correction=1.5),
+        lambda: WhitenedCosine(shrinkage=0),
+        lambda: WhitenedCosine("oas"),
+        lambda: WhitenedCosine(correction=-0.1),
+        lambda: WhitenedCosine(correction=np.nan),
+        lambda: StreamingLDA("auto"),  # type: ignore[arg-type]
         lambda: EvidenceLDA(tasks=0),
         lambda: EvidenceLDA(strength=-1),
         lambda: EvidenceLDA(margin=1.1),

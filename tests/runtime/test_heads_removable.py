@@ -23,6 +23,7 @@ from everlearn_runtime import (
     Prototypes,
     Ridge,
     StreamingLDA,
+    WhitenedCosine,
 )
 from everlearn_runtime.heads import SharedAggregate, from_state
 
@@ -33,6 +34,8 @@ seeds = st.integers(0, 2**32 - 1)
 
 HEADS: dict[str, Callable[[bool], Head]] = {
     "lda": lambda removable: LDA(0.1, removable=removable),
+    "whitened cosine": lambda removable: WhitenedCosine(removable=removable),
+    "lda by number": lambda removable: LDA("auto", removable, 0.7),
     "evidence lda": lambda removable: EvidenceLDA(0.1, tasks=2, removable=removable),
     "ridge": lambda removable: Ridge(0.03, removable=removable),
     "ridge gcv": lambda removable: Ridge(removable=removable),
@@ -49,7 +52,14 @@ HEADS: dict[str, Callable[[bool], Head]] = {
     ),
 }
 # Of these, what a class takes more in a state, in numbers of eight bytes.
-MORE = {"lda": [6], "evidence lda": [4], "ridge": [6], "ridge projected": [20], "aggregate": [2, 9]}
+MORE = {
+    "lda": [6],
+    "whitened cosine": [6],
+    "evidence lda": [4],
+    "ridge": [6],
+    "ridge projected": [20],
+    "aggregate": [2, 9],
+}
 
 Step = tuple[str, Any]
 

@@ -12,13 +12,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from everlearn_runtime import LDA, FeCAM, Head, HeadState, HeldOutRidge, Ridge, StreamingLDA, from_state
+from everlearn_runtime import (
+    LDA,
+    FeCAM,
+    Head,
+    HeadState,
+    HeldOutRidge,
+    Ridge,
+    StreamingLDA,
+    WhitenedCosine,
+    from_state,
+)
 
 Array = NDArray[np.float64]
 WIDTH, CLASSES = 6, 5
 HEADS: dict[str, Callable[[], Head]] = {
     "lda": LDA,
     "lda 1": lambda: LDA(shrinkage=1.0),
+    "lda by number": lambda: LDA("auto", correction=0.7),
+    "lda corrected": lambda: LDA(correction=1.0),
+    "whitened cosine": WhitenedCosine,
+    "whitened cosine 0.01": lambda: WhitenedCosine(0.01, 1.0),
+    "whitened cosine 1": lambda: WhitenedCosine(1.0),
     "ridge 0.03": lambda: Ridge(0.03),
     "ridge projected": lambda: Ridge(0.03, projection=20),
     "ridge gcv": Ridge,
@@ -99,7 +114,7 @@ def test_whatever_happens_in_between_the_scores_follow_from_the_sums(
 
 
 @pytest.mark.parametrize("every", [1, 7, 100, 10_000])
-@pytest.mark.parametrize("name", ["lda", "ridge 0.03", "ridge projected"])
+@pytest.mark.parametrize("name", ["lda", "whitened cosine", "lda by number", "ridge 0.03", "ridge projected"])
 def test_ten_thousand_updates_do_not_drift(name: str, every: int) -> None:
     """From the batch solution, however often somebody asks."""
     head, probes = HEADS[name](), samples(1, 9)[0]
@@ -116,7 +131,7 @@ def test_ten_thousand_updates_do_not_drift(name: str, every: int) -> None:
     assert_close(head.scores(probes)[:, order], batch.scores(probes))
 
 
-@pytest.mark.parametrize("name", ["lda", "ridge 0.03", "ridge projected"])
+@pytest.mark.parametrize("name", ["lda", "whitened cosine", "lda by number", "ridge 0.03", "ridge projected"])
 def test_a_settled_head_and_its_copy_give_the_same_scores(name: str) -> None:
     head, probes = HEADS[name](), samples(1, 9)[0]
     head.update(*samples(0, 50))
@@ -131,7 +146,7 @@ def test_a_settled_head_and_its_copy_give_the_same_scores(name: str) -> None:
     assert_close(deep.scores(probes), wanted, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["lda", "ridge 0.03"])
+@pytest.mark.parametrize("name", ["lda", "whitened cosine", "lda by number", "ridge 0.03"])
 def test_single_samples_are_learned_without_solving_anew_each_time(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,7 +173,7 @@ def test_single_samples_are_learned_without_solving_anew_each_time(
 
 
 @pytest.mark.parametrize("asks", [False, True])
-@pytest.mark.parametrize("name", ["lda", "ridge 0.03"])
+@pytest.mark.parametrize("name", ["lda", "whitened cosine", "lda by number", "ridge 0.03"])
 def test_memory_does_not_grow_with_the_samples(name: str, asks: bool) -> None:
     head = HEADS[name]()
     x, y = samples(0, 3000)

@@ -17,6 +17,7 @@ from everlearn_runtime.heads.registry import HeadState, from_state
 from everlearn_runtime.heads.ridge import Ridge
 from everlearn_runtime.heads.shared_aggregate import SharedAggregate
 from everlearn_runtime.heads.streaming_lda import StreamingLDA
+from everlearn_runtime.heads.whitened_cosine import WhitenedCosine
 
 __all__ = [
     "LDA",
@@ -32,5 +33,6 @@ __all__ = [
     "Ridge",
     "SharedAggregate",
     "StreamingLDA",
+    "WhitenedCosine",
     "from_state",
 ]

@@ -132,6 +132,11 @@ class Aggregate(Head):
         scores, _ = aggregate(np.stack(each), self._gamma)
         return scores
 
+    def _distances(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The sum of the sections' own."""
+        each = [head.distances(rows[:, columns]) for head, columns in self._parts()]
+        return np.asarray(sum(each), dtype=np.float64)
+
     def _parts(self) -> Iterator[tuple[Head, slice]]:
         """Each head, and the columns that it sees."""
         start = 0

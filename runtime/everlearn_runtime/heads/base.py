@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -16,7 +16,7 @@ from everlearn_runtime.heads.classes import Classes
 from everlearn_runtime.heads.drift import Drift, affine_drift
 from everlearn_runtime.heads.growing import GrowingRows, PerClass
 from everlearn_runtime.heads.registry import HeadState, from_state, make, own_kind, register
-from everlearn_runtime.heads.sums import Joined, group_sums, join, join_each
+from everlearn_runtime.heads.sums import Joined, group_sums, join, join_each, squared_distances
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -339,15 +339,44 @@ class Head(ABC):
             ValueError: The head knows no class, the features are not as in :meth:`update`, or its
                 statistics contradict each other so that a score would not be finite.
         """
+        return self._answer(features, self._score, "scores")
+
+    def distances(self, features: ArrayLike) -> NDArray[np.float64]:
+        """How far each row lies from each class: what tells the known from the unknown.
+
+        Unlike a score, a distance compares a row with a class without a look at the other classes. It
+        does not grow with the number of samples. Heads with a within-class scatter give the squared
+        Mahalanobis distance to the class's mean, under the shrunk covariance that they score with,
+        which lies about F for a row of the class; `FeCAM` under the class's own correlations. For all
+        others it is the squared Euclidean distance to the class's mean.
+
+        Args:
+            features: (B, F), any real dtype.
+
+        Returns:
+            float64 (B, C), at least 0, columns in the order of ``classes``.
+
+        Raises:
+            ValueError: As in :meth:`scores`.
+        """
+        return self._answer(features, self._distances, "distances")
+
+    def _answer(
+        self,
+        features: ArrayLike,
+        answer: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+        what: str,
+    ) -> NDArray[np.float64]:
+        """What is asked of checked rows, all samples having been worked in."""
         if not self._classes:
             raise ValueError("this head knows no class yet; update it with labelled features first")
         rows = self._rows(features)
         self._catch_up()
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            scores = self._score(rows)
-        if not np.isfinite(scores).all():
-            raise ValueError("the head's statistics give scores that are not finite; restore an older state")
-        return scores
+            found = answer(rows)
+        if not np.isfinite(found).all():
+            raise ValueError(f"the head's statistics give {what} that are not finite; restore an older state")
+        return found
 
     def predict(self, features: ArrayLike) -> list[str]:
         """The best class of each row of features (B, F); raises like :meth:`scores`."""
@@ -546,6 +575,10 @@ class Head(ABC):
         weights, bias, factor = self._solution
         scores: NDArray[np.float64] = (self._map(rows) @ weights + bias) * factor
         return scores
+
+    def _distances(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Distances (B, C) of checked features (B, F)."""
+        return squared_distances(rows, self._means)
 
     def _solve(self) -> Solution:
         """Weights (M, C), bias (C,) and a factor, from the statistics alone."""

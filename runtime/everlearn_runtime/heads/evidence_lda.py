@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from everlearn_runtime.heads.drift import Drift, affine_drift, side_by_side, still
 from everlearn_runtime.heads.lda import LDA
+from everlearn_runtime.heads.scatter import WithinClass
 from everlearn_runtime.heads.sums import Joined
 
 # An image that looks like none of a class's tasks costs it this much, and no more: log(1e-6).
@@ -121,7 +122,7 @@ class EvidenceLDA(LDA):
         gaps, earlier = super()._join_each(rows, places)
         return self._map(gaps).copy(), earlier
 
-    def _merge_shared(self, other: LDA, joined: Joined) -> None:
+    def _merge_shared(self, other: WithinClass, joined: Joined) -> None:
         super()._merge_shared(other, self._joined(joined))
 
     def _joined(self, joined: Joined) -> Joined:

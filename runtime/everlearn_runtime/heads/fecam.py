@@ -138,6 +138,9 @@ class FeCAM(Head):
             np.einsum("bf,bf->b", gap @ self._inverse(place), gap, out=scores[:, place])
         return -scores
 
+    def _distances(self, rows: Array) -> Array:
+        return np.maximum(-self._score(rows), 0.0)
+
     def _inverse(self, place: int) -> Array:
         inverse = self._inverses[place]
         if inverse is None:

@@ -76,6 +76,7 @@ class RunningSolution:
         self._carried = 0
         self._keep(np.zeros((0, 0)), np.zeros((0, 0)))
         self._inverse: NDArray[np.float64] | None = None
+        self._trace = 0.0
         self._gone = np.zeros((0, 0))
         self._rows = 0
 
@@ -108,6 +109,7 @@ class RunningSolution:
         ridge: float,
         targets: Callable[[], NDArray[np.float64]],
         targets_at: Callable[[list[int]], NDArray[np.float64]],
+        inverse: bool = False,
     ) -> NDArray[np.float64]:
         """W (C, M); to be read, not written.
 
@@ -117,16 +119,17 @@ class RunningSolution:
             ridge: r.
             targets: gives T (C, M).
             targets_at: gives some rows of T (m, M), as a new array.
+            inverse: make P as well, whoever asked before; then :meth:`apply` can be asked.
         """
         steps = self._steps
-        if steps is None:
+        if steps is None and not inverse:
             system = regularised(gram.value(), weight, ridge)
             solved: NDArray[np.float64] = np.linalg.solve(system, targets().T)
             self._weights = GrowingRows(solved.T)
             self._products = GrowingRows(row_products(targets(), solved.T))
         elif self._inverse is None or self._system != (weight, ridge) or self._carried > CARRY_ROWS:
             self._invert(regularised(gram.value(), weight, ridge), targets())
-        elif len(steps) == 1 and steps[0].gain is not None:
+        elif steps and len(steps) == 1 and steps[0].gain is not None:
             self._work_in_one(steps[0], steps[0].gain, weight, targets_at(steps[0].places))
         elif steps:
             self._work_in(steps, weight, targets_at)
@@ -141,16 +144,22 @@ class RunningSolution:
         read, not written."""
         return self._products.values
 
+    @property
+    def trace(self) -> float:
+        """The trace of P, as of the last :meth:`weights`, which was asked for P."""
+        return self._trace
+
     def _invert(self, system: NDArray[np.float64], targets: NDArray[np.float64]) -> None:
         width = len(system)
         solved = np.linalg.solve(system, np.concatenate([np.eye(width), targets.T], axis=1))
         self._inverse = np.ascontiguousarray(solved[:, :width])
+        self._trace = float(np.trace(self._inverse))
         self._keep(np.ascontiguousarray(solved[:, width:].T), targets.copy())
         self._gone = np.empty((BLOCK_ROWS, width))
         self._rows = self._carried = 0
 
-    def _apply(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Rows (..., M) times P."""
+    def apply(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Rows (..., M) times P, as of the last :meth:`weights`, which was asked for P."""
         assert self._inverse is not None
         gone = self._gone[: self._rows]
         value: NDArray[np.float64] = rows @ self._inverse - (rows @ gone.T) @ gone
@@ -162,7 +171,7 @@ class RunningSolution:
         weights, targets, products = self._weights.values, self._targets.values, self._products.values
         if len(self._scratch) != len(weights):
             self._scratch = GrowingRows(np.empty_like(weights))
-        applied = self._apply(row)
+        applied = self.apply(row)
         growth = 1 + weight * float(row @ applied)
         gone = applied * math.sqrt(weight / growth)
         along = targets @ gone
@@ -186,7 +195,7 @@ class RunningSolution:
         weights, targets, products = self._weights.values, self._targets.values, self._products.values
         rows = np.concatenate([step.rows for step in steps])
         if len(rows):
-            applied = self._apply(rows)
+            applied = self.apply(rows)
             middle = np.eye(len(rows)) + weight * (applied @ rows.T)
             solved = np.linalg.solve(np.linalg.cholesky(middle), math.sqrt(weight) * applied)
             gone = np.asarray(solved, dtype=np.float64)
@@ -195,7 +204,7 @@ class RunningSolution:
             products -= row_products(along, along)
             self._subtract(gone)
         after = targets_at(places)
-        weights[places] += self._apply(after - targets[places])
+        weights[places] += self.apply(after - targets[places])
         targets[places] = after
         products[places] = row_products(after, weights[places])
 
@@ -214,6 +223,7 @@ class RunningSolution:
             self._inverse -= waiting.T @ waiting.copy()
             self._rows = 0
         self._gone[self._rows : self._rows + len(gone)] = gone
+        self._trace -= float(np.vdot(gone, gone))
         self._rows += len(gone)
         self._carried += len(gone)
 

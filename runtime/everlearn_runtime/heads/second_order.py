@@ -147,9 +147,9 @@ class SecondOrder(Head):
             self._gram.merge(other._gram)
             self._gram.add(rows)
 
-    def _solved(self, weight: float, ridge: float) -> NDArray[np.float64]:
+    def _solved(self, weight: float, ridge: float, inverse: bool = False) -> NDArray[np.float64]:
         """Targets times (w G + r I)^-1, (C, M); to be read, not written."""
-        return self._running.weights(self._gram, weight, ridge, self._targets, self._targets_at)
+        return self._running.weights(self._gram, weight, ridge, self._targets, self._targets_at, inverse)
 
     def _room(self) -> int:
         return self._gram.room

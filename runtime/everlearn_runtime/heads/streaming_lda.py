@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn_runtime.heads.lda import LDA
+from everlearn_runtime.heads.scatter import WithinClass
 from everlearn_runtime.heads.sums import Joined, groups
 
 COVARIANCES = ("stream", "base", "fixed")
@@ -50,6 +51,8 @@ class StreamingLDA(LDA):
     exact: ClassVar[bool] = False
 
     def __init__(self, shrinkage: float = 1e-4, covariance: str = "stream") -> None:
+        if isinstance(shrinkage, str):
+            raise ValueError(f"shrinkage is {shrinkage!r}; it must be a number above 0 and at most 1")
         super().__init__(shrinkage)
         if covariance not in COVARIANCES:
             known = ", ".join(map(repr, COVARIANCES))
@@ -63,7 +66,7 @@ class StreamingLDA(LDA):
         return {**super().options, "covariance": self._covariance}
 
     def _ridge(self, size: float) -> float:
-        return self._shrinkage * self._seen
+        return self._share * self._seen
 
     def _learn_shared(
         self,
@@ -93,8 +96,8 @@ class StreamingLDA(LDA):
         """How many times the scatter that is kept the one to be written down is."""
         return self._seen / self._scatter_of if self._covariance == "fixed" and self._scatter_of else 1.0
 
-    def _solved(self, weight: float, ridge: float) -> NDArray[np.float64]:
-        return super()._solved(weight * self._factor, ridge)
+    def _solved(self, weight: float, ridge: float, inverse: bool = False) -> NDArray[np.float64]:
+        return super()._solved(weight * self._factor, ridge, inverse)
 
     def _shared_arrays(self) -> dict[str, NDArray[Any]]:
         arrays = super()._shared_arrays()
@@ -116,7 +119,7 @@ class StreamingLDA(LDA):
         self._settle_shared()
         super()._carry_shared(before, after, drift)
 
-    def _merge_shared(self, other: LDA, joined: Joined) -> None:
+    def _merge_shared(self, other: WithinClass, joined: Joined) -> None:
         self._settle_shared()
         other._settle_shared()
         super()._merge_shared(other, joined)

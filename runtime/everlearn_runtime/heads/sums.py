@@ -135,6 +135,22 @@ def groups(places: NDArray[np.intp]) -> list[NDArray[np.intp]]:
     return np.split(order, np.flatnonzero(np.diff(places[order])) + 1)
 
 
+def squared_distances(rows: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Squared Euclidean distances of rows (B, F) to centres (C, F), (B, C).
+
+    >>> squared_distances(np.array([[3.0, 4.0]]), np.array([[0.0, 0.0], [3.0, 3.0]]))
+    array([[25.,  1.]])
+    """
+    middle = centres.mean(axis=0)  # so that what all have in common cancels before it is squared
+    left, right = rows - middle, centres - middle
+    distances: NDArray[np.float64] = left @ right.T
+    distances *= -2
+    distances += (left**2).sum(axis=1)[:, None]
+    distances += (right**2).sum(axis=1)
+    np.maximum(distances, 0.0, out=distances)
+    return distances
+
+
 def unit_rows(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rows (B, F) brought to length one; a row of zeros stays."""
     # Scaled first, so that squaring neither overflows nor vanishes.

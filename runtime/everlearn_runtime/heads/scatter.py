@@ -1,0 +1,168 @@
+"""What heads on class means and one within-class scatter share: their sums, and the metric made of them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from everlearn_runtime.heads.drift import Drift
+from everlearn_runtime.heads.gram import GramSum
+from everlearn_runtime.heads.running import Step, row_products, rung
+from everlearn_runtime.heads.second_order import SecondOrder
+from everlearn_runtime.heads.sums import Joined, squared_distances
+
+# The least share of the identity that "auto" takes.
+LEAST_SHRINKAGE = 1e-3
+
+
+class WithinClass(SecondOrder):
+    """A head on class means and the pooled within-class scatter S.
+
+    The metric is P, the inverse of the shrunk covariance (1 - s) S / f + s tr(S) / (f d) I, f = n - C
+    degrees of freedom of n images of C classes (`LDA` with a number for s takes n in place of f). With
+    ``shrinkage="auto"`` s follows from the number of images: in d dimensions,
+    with r = d / (d + f),
+
+        s = max(0.001, r^1.5),
+
+    nearly 1 for a handful of images, and .09 at f = 4 d.
+
+    A mean of n_c images is noisy, and noise lengthens it, in the metric by tr / n_c on the average,
+    with tr = tr(P S / f). That is what ``correction`` takes out, all of it at 1.
+    """
+
+    gram_name = "scatter"
+
+    def __init__(self, shrinkage: float | str, removable: bool, correction: float) -> None:
+        super().__init__(removable)
+        if isinstance(shrinkage, str):
+            if shrinkage != "auto":
+                raise ValueError(f"shrinkage is {shrinkage!r}; it must be 'auto', or above 0 and at most 1")
+        elif not 0 < float(shrinkage) <= 1:
+            raise ValueError(f"shrinkage is {shrinkage!r}; it must be above 0 and at most 1, or 'auto'")
+        else:
+            shrinkage = float(shrinkage)
+        if not 0 <= correction <= 1:
+            raise ValueError(f"correction is {correction!r}; it must be from 0 to 1")
+        self._shrinkage = shrinkage
+        self._correction = float(correction)
+
+    @property
+    def _free(self) -> int:
+        """The degrees of freedom of the scatter, f."""
+        return max(self._seen - len(self._counts), 1)
+
+    @property
+    def _share(self) -> float:
+        """s."""
+        if isinstance(self._shrinkage, float):
+            return self._shrinkage
+        width = self._gram.width
+        return max(LEAST_SHRINKAGE, math.pow(width / (width + self._free), 1.5))
+
+    def _metric(self, size: float) -> tuple[float, float, float]:
+        """w, r and a factor such that P is the factor times (w S + r I)^-1.
+
+        With "auto" s moves with every sample. What matters is s / (1 - s) tr(S), which is brought to the
+        ladder as a whole, so that r rests, while 1 - s goes into the factor.
+        """
+        share = self._share
+        if isinstance(self._shrinkage, float):
+            return 1 - share, self._ridge(size), self._free
+        ratio = share / (1 - share) * self._gram.trace
+        return 1.0, rung(ratio, self.ladder) / self._gram.width, self._free / (1 - share)
+
+    def _ridge(self, size: float) -> float:
+        """What is added to the diagonal of the scatter with a number for the shrinkage."""
+        return self._share * size / self._gram.width
+
+    def _noise(self, weight: float, ridge: float) -> float:
+        """tr((w S + r I)^-1 S) / f, by the inverse that :meth:`_solved` has made."""
+        if weight == 0:
+            return self._gram.trace / (ridge * self._free)
+        rest = self._gram.width - ridge * self._running.trace
+        return max(rest, 0.0) / (weight * self._free)
+
+    def _scatter_size(self) -> float:
+        """The trace of S on its ladder; 0 where S is zero or no more than rounding."""
+        size, means = self._size(), self._targets()
+        square = float(np.vdot(means, means)) / len(means)
+        return 0.0 if self._gram.trace <= self._seen * square * 1e-24 else size
+
+    def _distances(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Squared Mahalanobis distances under the covariance of n - C degrees of freedom, shrunk."""
+        mapped, means, size = self._map(rows), self._targets(), self._scatter_size()
+        if size == 0:
+            return squared_distances(mapped, means)
+        weight, ridge, factor = self._metric(size)
+        weights = self._solved(weight, ridge, inverse=True)
+        middle = means.mean(axis=0)  # so that what all have in common cancels before it is squared
+        gaps, apart = mapped - middle, weights - weights.mean(axis=0)
+        distances: NDArray[np.float64] = gaps @ apart.T
+        distances *= -2
+        distances += row_products(gaps, self._running.apply(gaps))[:, None]
+        distances += row_products(means - middle, apart)
+        distances *= factor
+        np.maximum(distances, 0.0, out=distances)
+        return distances
+
+    def _targets(self) -> NDArray[np.float64]:
+        return self._means
+
+    def _targets_at(self, places: list[int]) -> NDArray[np.float64]:
+        return self._means[places]
+
+    def _start_shared(self, width: int) -> None:
+        self._start_gram(width)
+
+    def _learn_shared(
+        self,
+        rows: NDArray[np.float64],
+        means: NDArray[np.float64],
+        codes: NDArray[np.intp],
+        joined: Joined,
+    ) -> None:
+        owners = np.concatenate([codes, owners_of_between(joined)])
+        self._grow(np.concatenate([rows - means, joined.between]), owners, joined.places)
+        self._seen += len(rows)
+
+    def _learn_each(self, rows: NDArray[np.float64], places: list[int]) -> None:
+        gaps, earlier = self._join_each(rows, places)
+        self._seen += len(rows)
+        gaps *= np.sqrt(earlier / (earlier + 1))[:, None]
+        later = [place for place, count in zip(places, earlier.tolist(), strict=True) if count]
+        self._add_each(gaps if earlier.all() else gaps[earlier > 0], later)
+        if self._running.follows:  # a mean moves along the row by which the scatter grows
+            for place, count, gap in zip(places, earlier.tolist(), gaps, strict=True):
+                gain = 1 / math.sqrt(count * (count + 1)) if count else None
+                self._running.note(Step(gap[None][: min(count, 1)], [place], gain))
+
+    def _gain(self, drift: Drift, places: list[int], gone: int) -> NDArray[np.float64]:
+        """A shift moves no scatter; what the map leaves over adds to it as other noise does."""
+        free = int(self._counts[places].sum()) + gone - len(places)  # a class of one sample has no scatter
+        return free * drift.left_over
+
+    @property
+    def movable(self) -> bool:
+        """Where no sums of each class are kept apart: means and a scatter."""
+        return self._own is None
+
+    def _since_shared(self, now: WithinClass, earlier: WithinClass, joined: Joined) -> None:
+        before = GramSum(self._gram.width)
+        before.merge(earlier._gram)
+        before.add(joined.between)
+        self._gram.merge(now._gram)
+        self._gram.subtract(before)
+        self._seen = now._seen - earlier._seen
+
+    def _merge_shared(self, other: WithinClass, joined: Joined) -> None:
+        self._merge_gram(other, joined.between, owners_of_between(joined), joined)
+        self._seen += other._seen
+        self._settle_shared()
+
+
+def owners_of_between(joined: Joined) -> NDArray[np.intp]:
+    """The place of the class of each row of ``joined.between``."""
+    return joined.places[joined.counts > 0]

@@ -1,0 +1,90 @@
+"""Class means compared by cosine, where the within-class covariance is white."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from everlearn_runtime.heads.base import Solution
+from everlearn_runtime.heads.running import row_products
+from everlearn_runtime.heads.scatter import WithinClass
+
+# No more of a mean's squared length than all but this share is taken for noise.
+LEAST_LENGTH = 0.1
+
+
+class WhitenedCosine(WithinClass):
+    """Cosine similarity to class means, around their common centre and in the metric of LDA.
+
+    With g the mean of the class means mu_c, and P the inverse of the shrunk within-class covariance
+    (see `WithinClass`),
+
+        score_c = (x - g)' P (mu_c - g) / (|x - g| |mu_c - g|),    |v|^2 = v' P v.
+
+    It keeps what `LDA` keeps. LDA takes half of |mu_c|^2 from a class's score, and the cosine divides by
+    |mu_c - g|, which a mean of few images has too large by its noise. Of L = |mu_c - g|^2 a part of that
+    is taken out again: L becomes max(L - correction tr / n_c, L / 10), tr = tr(P S / f). Without the
+    correction scores lie within -1 and 1; with it they lie within sqrt(10) times that.
+
+    A class whose mean is g (the only class, say) scores 0, and so does every class for x = g. While S
+    is zero or no more than rounding (one image a class), P is the identity: the plain cosine to the
+    centred means. What removing a class leaves behind, see `LDA`.
+
+    Args:
+        shrinkage: "auto", by the number of images, or a number above 0 and at most 1.
+        correction: from 0 to 1. Where old classes have many images and new ones few, 0 is best for all
+            images alike, and 1 finds new classes as often as old ones.
+        removable: as in `LDA`.
+
+    Raises:
+        ValueError: An argument out of range.
+
+    >>> head = WhitenedCosine()
+    >>> head.update(np.array([[0.0, 0.0], [0.0, 9.0], [1.0, 0.0], [1.0, 9.0]]), ["a", "a", "b", "b"])
+    >>> head.predict(np.array([[0.9, -3.0]]))
+    ['b']
+    """
+
+    kind: ClassVar[str] = "whitened_cosine"
+
+    def __init__(
+        self, shrinkage: float | str = "auto", correction: float = 0.7, removable: bool = False
+    ) -> None:
+        super().__init__(shrinkage, removable, correction)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The constructor's arguments, as JSON."""
+        own = {"shrinkage": self._shrinkage, "correction": self._correction}
+        return {**own, **self._removable_option}
+
+    def _score(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        means, size = self._targets(), self._scatter_size()
+        gaps = self._map(rows) - means.mean(axis=0)
+        near = gaps
+        if size:
+            weight, ridge, _ = self._metric(size)
+            self._solved(weight, ridge, inverse=True)
+            near = self._running.apply(gaps)
+        if self._solution is None:
+            self._solution = self._solve()
+        lengths = np.sqrt(np.maximum(row_products(gaps, near), 0.0))[:, None]
+        scores: NDArray[np.float64] = gaps @ self._solution[0]
+        return np.divide(scores, lengths, out=np.zeros_like(scores), where=lengths > 0)
+
+    def _solve(self) -> Solution:
+        means, size = self._targets(), self._scatter_size()
+        apart, noise = means - means.mean(axis=0), 0.0
+        weights = apart
+        if size:
+            weight, ridge, _ = self._metric(size)
+            solved = self._solved(weight, ridge, inverse=True)
+            weights, noise = solved - solved.mean(axis=0), self._noise(weight, ridge)
+        squares = row_products(apart, weights)
+        squares = np.maximum(squares - self._correction * noise / self._counts, LEAST_LENGTH * squares)
+        # What is less is the rounding of means that are alike.
+        real = (apart**2).sum(axis=1) > 1e-24 * (means**2).sum() / len(means)
+        scale = np.where(real & (squares > 0), 1 / np.sqrt(np.where(squares > 0, squares, 1.0)), 0.0)
+        return (weights * scale[:, None]).T, np.zeros(len(means)), 1
