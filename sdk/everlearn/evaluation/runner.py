@@ -14,7 +14,7 @@ from everlearn.data import ClassIncremental, Images, Task
 from everlearn.evaluation.beside import Beside
 from everlearn.evaluation.metrics import confusion, task_accuracy, within_task_accuracy
 from everlearn.evaluation.run import FILE, OWN, Figures, Run, Score
-from everlearn_runtime.heads import LDA, FeCAM, Head, HeldOutRidge, Prototypes, Ridge
+from everlearn_runtime.heads import LDA, FeCAM, Head, HeldOutRidge, Prototypes, Ridge, WhitenedCosine
 
 if TYPE_CHECKING:
     from everlearn.learner import Learner
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 HEADS: dict[str, Callable[[int], Head]] = {
     "prototypes": lambda seed: Prototypes(),
     "lda": lambda seed: LDA(),
+    "whitened-cosine": lambda seed: WhitenedCosine(),
     "ridge": lambda seed: Ridge(),
     "fecam": lambda seed: FeCAM(),
     "random-ridge": lambda seed: Ridge(projection=2000, seed=seed),

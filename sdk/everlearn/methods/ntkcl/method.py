@@ -168,7 +168,7 @@ class NTKCL(Method):
         return self.form.sections(self)
 
     def head(self) -> Head:
-        """LDA; in the hybrid view prototypes, section-weighted: PTM 1.0, pre 0.3, cur 0.1."""
+        """Whitened cosine; in the hybrid view prototypes, section-weighted: PTM 1.0, pre 0.3, cur 0.1."""
         return self.form.head(self)
 
     def train(self, mode: bool = True) -> "NTKCL":
