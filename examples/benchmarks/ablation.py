@@ -73,7 +73,7 @@ def run(change: str, seed: int, images: Images, arguments: argparse.Namespace) -
     crops = changed.pop("crops", None)
     method = NTKCL(**{name: value for name, value in changed.items() if name not in TRAINING})
     learner = Learner(
-        method=Frozen(patches=True) if change == "nothing trained" else method,
+        method=Frozen(patches=True, depths="auto") if change == "nothing trained" else method,
         augmentation=Augmentation(scale=(crops, 1.0)) if crops else Augmentation(),
         precision=arguments.precision,
         seed=seed,

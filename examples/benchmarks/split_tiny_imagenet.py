@@ -28,6 +28,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "Frozen": Frozen,
     "Frozen, CLS and patches": lambda: Frozen(patches=True),
     "NTK-CL": NTKCL,
+    "NTK-CL, CLS and patches": lambda: NTKCL(depths=()),
     "NTK-CL, CLS alone": lambda: NTKCL(patches=False),
     "NTK-CL, four passes": lambda: NTKCL(view="hybrid"),
 }

@@ -213,7 +213,7 @@ def test_contract(make: MakeMethod, check: Check, tmp_path: Path) -> None:
 def test_learners_saved_before_there_were_depths_load(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learner = make_learner(NTKCL()).fit(coloured("ab"))
+    learner = make_learner(NTKCL(depths=())).fit(coloured("ab"))
     config = learner.method.config()
     del config["depths"]
     with monkeypatch.context() as patch:

@@ -223,11 +223,11 @@ def test_what_is_left_out_is_the_methods_own() -> None:
 
 
 def test_a_head_of_another_width_is_refused_at_once() -> None:
-    with pytest.raises(ValueError, match=r"96 wide; the sections \[10, 10\] make 20"):
+    with pytest.raises(ValueError, match=r"192 wide; the sections \[10, 10\] make 20"):
         make_learner(NTKCL(), head=Prototypes([10, 10]))
     used = LDA()
     used.update(np.ones((2, 7)), ["a", "b"])
-    with pytest.raises(ValueError, match="96 wide; this head has learned from width 7"):
+    with pytest.raises(ValueError, match="192 wide; this head has learned from width 7"):
         make_learner(NTKCL(), head=used)
     assert make_learner(NTKCL()).classes == ()
 
@@ -267,7 +267,7 @@ def test_what_another_learner_has_is_refused(what: str) -> None:
 
 def test_a_refused_learner_takes_nothing_from_its_parts() -> None:
     method = NTKCL()
-    with pytest.raises(ValueError, match="96 wide; the sections"):
+    with pytest.raises(ValueError, match="192 wide; the sections"):
         make_learner(method, head=Prototypes([10, 10]))
     assert make_learner(method).method is method
 

@@ -698,7 +698,7 @@ def test_dropout_of_the_fusion_is_off_outside_training() -> None:
 @pytest.mark.parametrize("patches", [True, False])
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2"])
 def test_the_averaged_view_is_cls_and_the_mean_patch_of_one_pass(name: str, patches: bool) -> None:
-    method = stirred(backbone=vit(name, depth=3), view="averaged", scale=0.1, patches=patches)
+    method = stirred(backbone=vit(name, depth=3), view="averaged", scale=0.1, patches=patches, depths=())
     backbone, images = method.backbone, noise(3, 3, 32, 32)
     method.train().eval()
     with torch.no_grad():
@@ -715,7 +715,7 @@ def test_the_averaged_view_is_cls_and_the_mean_patch_of_one_pass(name: str, patc
 
 def test_a_backbone_that_pools_by_the_mean_has_one_section() -> None:
     backbone = vit("vit_medium_patch16_reg4_gap_256", init_values=0.5)
-    method = attached(backbone, view="averaged")
+    method = attached(backbone, view="averaged", depths=())
     assert method.sections == (48,)
     torch.testing.assert_close(method.features(noise(2, 3, 32, 32)), backbone.features(noise(2, 3, 32, 32)))
     learner = fit_all(make_learner(NTKCL(), backbone=backbone), [coloured("ab"), coloured("cd")])
@@ -723,7 +723,8 @@ def test_a_backbone_that_pools_by_the_mean_has_one_section() -> None:
 
 
 def test_the_averaged_view_has_a_classifier_for_each_of_its_ways_to_look() -> None:
-    method, images, targets = stirred(view="averaged"), noise(4, 3, 32, 32), torch.tensor([0, 0, 1, 1])
+    method, images = stirred(view="averaged", depths=()), noise(4, 3, 32, 32)
+    targets = torch.tensor([0, 0, 1, 1])
     begin(method, old=noise(3, 96), index=1)
     stir(method.cur, 0.01, seed=9)
     terms = method.loss(images, targets)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from everlearn.backbones import Depths
 from everlearn.methods.losses import overlap, supervised_info_nce
 from everlearn_runtime.heads import Head
 
@@ -39,12 +40,14 @@ class Form(ABC):
 
     Attributes:
         hidden, scale, sharpness: what `NTKCL` takes where the user gives none.
+        depths: likewise.
         steady: whether the averaged adapters stay in evaluation mode in training.
     """
 
     hidden: ClassVar[int]
     scale: ClassVar[float]
     sharpness: ClassVar[float]
+    depths: ClassVar[Depths] = ()
     steady: ClassVar[bool] = True
 
     def check(self, method: NTKCL) -> None:  # noqa: B027 - a form may take all

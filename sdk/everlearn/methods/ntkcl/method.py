@@ -55,7 +55,7 @@ class NTKCL(Method):
         patches: in the averaged view, False leaves CLS alone. On a backbone that pools by the mean
             there is one section anyway.
         depths: in the averaged view, further parts for the head, as in `Frozen`: behind CLS and the mean
-            patch, which alone the loss looks at.
+            patch, which alone the loss looks at. By default ``"auto"``, and none without ``patches``.
         ptm: in the hybrid view, put the frozen backbone's own features in front, as a third section.
         hidden: width of the bottlenecks; 64 in the averaged view, the paper's 16 in the hybrid one.
         scale: constant factor of the bottlenecks' output; 1 or the paper's 0.1, likewise.
@@ -113,7 +113,7 @@ class NTKCL(Method):
         regularisation: float = 1e-3,
         temperature: float = 0.1,
         rank: int = 40,
-        depths: Depths = (),
+        depths: Depths | None = None,
     ) -> None:
         super().__init__()
         if variant not in ("paper", "released"):
@@ -134,6 +134,8 @@ class NTKCL(Method):
         self.increment = increment
         self.view = view
         self.patches = patches
+        if depths is None:
+            depths = self.form.depths if patches else ()
         self.depths = given(depths)
         self.form.check(self)
         self.ptm = ptm
@@ -166,7 +168,7 @@ class NTKCL(Method):
         return self.form.sections(self)
 
     def head(self) -> Head:
-        """LDA; in the hybrid view prototypes, section-weighted: PTM 1.0, pre 0.3, cur 0.1."""
+        """Whitened cosine; in the hybrid view prototypes, section-weighted: PTM 1.0, pre 0.3, cur 0.1."""
         return self.form.head(self)
 
     def train(self, mode: bool = True) -> "NTKCL":

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from everlearn.adapters.bottleneck import beside_mlps, first_block
-from everlearn.backbones import Part
+from everlearn.backbones import Depths, Part
 from everlearn.methods.ntkcl.form import Form, Seen
-from everlearn_runtime.heads import LDA, Head
+from everlearn_runtime.heads import Head, WhitenedCosine
 
 if TYPE_CHECKING:
     from everlearn.methods.ntkcl.method import NTKCL
@@ -27,14 +27,15 @@ class OnePass(Form):
     hidden: ClassVar[int] = 64
     scale: ClassVar[float] = 1.0
     sharpness: ClassVar[float] = 12.0
+    depths: ClassVar[Depths] = "auto"
 
     def sections(self, method: NTKCL) -> tuple[int, ...]:
         """CLS, the mean patch, and the depths."""
         return method.backbone.sections(method.parts)
 
     def head(self, method: NTKCL) -> Head:
-        """LDA."""
-        return LDA()
+        """Whitened cosine."""
+        return WhitenedCosine()
 
     def begin_task(self, method: NTKCL, classes: int) -> None:
         """Make a classifier for CLS, and one for the mean patch where there is one."""
