@@ -8,6 +8,7 @@ from everlearn_runtime.guard import Canaries, DriftWatch, Suspect
 from everlearn_runtime.heads import (
     LDA,
     Aggregate,
+    BalancedRidge,
     Confidence,
     EvidenceLDA,
     FeCAM,
@@ -30,6 +31,7 @@ __all__ = [
     "LDA",
     "Aggregate",
     "Backend",
+    "BalancedRidge",
     "Bundle",
     "BundleError",
     "Canaries",
