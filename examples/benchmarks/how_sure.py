@@ -25,17 +25,16 @@ import everlearn
 from everlearn import LDA, Frozen, Images, Learner, Prototypes, Ridge, digits
 from everlearn.analysis.sureness import BINS, auroc, reliability
 from everlearn.data import load
-from everlearn_runtime import Canaries, DriftWatch, Head, from_state
+from everlearn_runtime import Canaries, DriftWatch, Head, WhitenedCosine, from_state
 from everlearn_runtime.guard import doubtful, refusal, suspects
 from everlearn_runtime.heads.confidence import Look
 
 HEADS: dict[str, Callable[[], Head]] = {
+    "WhitenedCosine": WhitenedCosine,
     "LDA": LDA,
     "Ridge(0.01)": lambda: Ridge(0.01),
     "Prototypes": Prototypes,
 }
-if hasattr(everlearn, "WhitenedCosine"):
-    HEADS["WhitenedCosine"] = everlearn.WhitenedCosine
 DARK = (0.5, 0.25, 0.1)
 RATES = (0.01, 0.05, 0.1)
 BASE, SOME_IMAGES, CANARIES = 150, 1000, 5

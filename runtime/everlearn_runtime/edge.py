@@ -489,7 +489,10 @@ class EdgeLearner:
         """What the head thinks before it learns, and its doubts; nothing if it would take long to answer."""
         if not (anyway or head.answers_soon):
             return None, ()
-        opinion = head.opinion(features, names)
+        try:
+            opinion = head.opinion(features, names)
+        except ValueError:  # statistics that give no finite score, which learning more may mend
+            return None, ()
         return opinion, suspects(head, opinion, self._false_alarm)
 
     def _forget(self, name: str, purge: bool) -> Version:

@@ -234,7 +234,7 @@ class DriftWatch:
         """
         if not confidence.calibrated:
             return
-        count = confidence.judged
+        count = confidence.weight
         far = confidence.remoteness_score(look.remoteness).clip(-MOST, MOST)
         for strangeness, remote in zip(look.strangeness.tolist(), far.tolist(), strict=True):
             beyond = (confidence.share_beyond(strangeness) * count + 0.5) / (count + 1)

@@ -15,6 +15,7 @@ from everlearn_runtime import LDA, Aggregate, FeCAM, Head, Linear, Prototypes, R
 from everlearn_runtime.heads import Confidence, HeadState, Judgement
 from everlearn_runtime.heads.confidence import (
     ENOUGH,
+    HALF_LIFE,
     LARGEST_BIN,
     TEMPERATURES,
     Look,
@@ -54,14 +55,15 @@ def same(one: Confidence, other: Confidence, rtol: float = 0.0) -> None:
     first, second = one.arrays(), other.arrays()
     assert set(first) == set(second)
     np.testing.assert_array_equal(first["bins"], second["bins"])
-    np.testing.assert_array_equal(first["counts"], second["counts"])
+    np.testing.assert_array_equal(first["judged"], second["judged"])
+    np.testing.assert_allclose(first["weights"], second["weights"], rtol=rtol)
     np.testing.assert_allclose(first["losses"], second["losses"], rtol=rtol)
     np.testing.assert_allclose(first["moments"], second["moments"], rtol=rtol, atol=1e-9 * bool(rtol))
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=6), st.randoms())
 @settings(deadline=None, max_examples=30)
-def test_figures_add_in_any_order_and_cut(sizes: list[int], random: Any) -> None:
+def test_figures_of_streams_add_in_any_order(sizes: list[int], random: Any) -> None:
     parts = [judged(size, seed) for seed, size in enumerate(sizes)]
     one, other = Confidence(), Confidence()
     for part in parts:
@@ -71,7 +73,42 @@ def test_figures_add_in_any_order_and_cut(sizes: list[int], random: Any) -> None
         other.merge(part)
     same(one, other, rtol=1e-12)
     assert one.judged == sum(sizes)
-    same(judged(24, parts=5), judged(24), rtol=1e-6)  # a judgement's losses are float32
+    assert one.weight == pytest.approx(sum(sizes))
+
+
+@given(st.integers(1, 40), st.randoms())
+@settings(deadline=None, max_examples=30)
+def test_the_order_within_a_judgement_does_not_matter(n: int, random: Any) -> None:
+    scores, truth, look = opinions(n)
+    order = list(range(n))
+    random.shuffle(order)
+    one, other = (
+        judge(scores, truth, look),
+        judge(scores[order], truth[order], Look(*(each[order] for each in look))),
+    )
+    assert one.bins == other.bins
+    np.testing.assert_allclose(one.losses, other.losses, rtol=1e-6)
+    np.testing.assert_allclose(one.moments, other.moments, rtol=1e-9, atol=1e-9)
+
+
+def test_earlier_images_count_for_less() -> None:
+    figures = Confidence()
+    figures.note(
+        judge(np.zeros((HALF_LIFE, 2)), np.zeros(HALF_LIFE, np.intp), plain(np.full(HALF_LIFE, 8.0)))
+    )
+    assert (figures.judged, figures.weight) == (HALF_LIFE, HALF_LIFE)
+    for _ in range(HALF_LIFE):
+        figures.note(judge(np.zeros((1, 2)), np.zeros(1, np.intp), plain([0.5])))
+    new = (1 - 0.5) / (1 - 0.5 ** (1 / HALF_LIFE))
+    assert figures.weight == pytest.approx(HALF_LIFE / 2 + new)
+    assert figures.share_beyond(1.0) == pytest.approx(HALF_LIFE / 2 / figures.weight)
+    assert figures.judged == 2 * HALF_LIFE
+    for _ in range(40):
+        figures.note(
+            judge(np.zeros((HALF_LIFE, 2)), np.zeros(HALF_LIFE, np.intp), plain(np.full(HALF_LIFE, 2.0)))
+        )
+    assert figures.arrays()["bins"].tolist() == [64]
+    same(Confidence.from_arrays(figures.arrays()), figures)
 
 
 def test_a_merge_leaves_the_other_alone() -> None:
@@ -144,27 +181,32 @@ def test_what_is_no_judgement(says: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "says"),
     [
-        ("losses", lambda array: array[:3], "float64 of shape"),
-        ("losses", lambda array: array.astype(np.float32), "float64 of shape"),
+        ("losses", lambda array: array[:3], "expected float64 of shape"),
+        ("losses", lambda array: array.astype(np.float32), "expected float64 of shape"),
         ("losses", lambda array: array * np.nan, "negative, nor larger"),
         ("losses", lambda array: -array, "negative, nor larger"),
         ("losses", lambda array: array + 1e9, "negative, nor larger"),
-        ("moments", lambda array: array[:1], "two numbers"),
-        ("moments", lambda array: array * np.inf, "two numbers"),
+        ("moments", lambda array: array[:1], "expected float64 of shape"),
+        ("moments", lambda array: array * np.inf, "infinite"),
         ("bins", lambda array: array[::-1], "ascend"),
         ("bins", lambda array: array * 0, "ascend"),
-        ("bins", lambda array: array[:-1], "one length"),
-        ("bins", lambda array: array.astype(np.float64), "int64"),
+        ("bins", lambda array: array[:-1], "expected float64 of shape"),
+        ("bins", lambda array: array.astype(np.float64), "expected int64"),
         ("bins", lambda array: array + (1 << 30), "within"),
-        ("counts", lambda array: array * 0, "from 1"),
-        ("counts", lambda array: array * (1 << 50), "from 1"),
+        ("bins", lambda array: array[:0], "expected int64"),
+        ("weights", lambda array: array * 0, "above 0"),
+        ("weights", lambda array: array * np.nan, "above 0"),
+        ("weights", lambda array: array * 2, "no more than the 20"),
+        ("judged", lambda array: array - 5, "no more than the 15"),
+        ("judged", lambda array: array * 0, "above 0"),
+        ("judged", lambda array: array.astype(np.int32), "expected int64"),
     ],
 )
 def test_arrays_that_no_judgements_add_up_to(name: str, change: Any, says: str) -> None:
     arrays = judged(20).arrays()
     with pytest.raises(ValueError, match=says):
         Confidence.from_arrays({**arrays, name: change(arrays[name])})
-    with pytest.raises(ValueError, match="expected bins, counts, losses, moments"):
+    with pytest.raises(ValueError, match="expected bins, judged, losses, moments, weights"):
         Confidence.from_arrays({key: array for key, array in arrays.items() if key != name})
 
 
@@ -353,7 +395,7 @@ def test_a_state_of_an_earlier_version_has_no_figures() -> None:
     head = from_state(HeadState(state.kind, state.classes, state.options, arrays))
     assert not head.confidence.calibrated
     assert head.temperature == LDA.usual_temperature
-    with pytest.raises(ValueError, match="expected bins, counts, losses, moments"):
+    with pytest.raises(ValueError, match="expected bins, judged, losses, moments, weights"):
         from_state(
             HeadState(state.kind, state.classes, state.options, {**arrays, "confidence.odd": arrays["means"]})
         )

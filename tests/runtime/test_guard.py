@@ -119,6 +119,16 @@ def test_predict_then_learn_calibrates_the_device(learner: EdgeLearner, make_ima
     assert learner.predict(make_images("mug")).calibrated
 
 
+def test_a_head_that_cannot_answer_still_learns(
+    learner: EdgeLearner, make_images: MakeImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LDA, "_score", lambda self, rows: np.full((len(rows), len(self.classes)), np.nan))
+    with pytest.raises(ValueError, match="not finite"):
+        learner.predict(make_images("mug"))
+    assert learner.learn(make_images("mug"), ["mug"] * 4).suspects == ()
+    assert learner.counts["mug"] == 8
+
+
 def test_suspects_are_named(edge: EdgeLearner, make_images: MakeImages) -> None:
     learned = edge.learn(
         np.concatenate([make_images("mug", 9, seed=60), make_images("pen", 1, seed=60)]), ["mug"] * 10

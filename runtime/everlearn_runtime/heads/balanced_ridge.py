@@ -49,6 +49,7 @@ class BalancedRidge(WithinClass):
     """
 
     kind: ClassVar[str] = "balanced_ridge"
+    usual_temperature: ClassVar[float] = 0.06
 
     def __init__(
         self, regularisation: float | str = "auto", balanced: bool = True, removable: bool = False

@@ -53,7 +53,8 @@ class Head(ABC):
         kind: its name in a :class:`HeadState`, of this class alone.
         exact: updates are sums: independent of the order and of the cut into batches, and
             mergeable. A head that cannot promise that says False, and its docstring why.
-        usual_temperature: T of softmax(scores / T) for as long as too few images were judged.
+        usual_temperature: T of softmax(scores / T) for as long as too few images were judged: what others
+            came to on the bundled backbone's features.
     """
 
     kind: ClassVar[str]

@@ -10,7 +10,8 @@ images that the head had not seen, and no image has to be kept for them. They ar
 - mean and variance of how far from all classes they lay (:func:`remoteness`): a stream of images that lie
   elsewhere has drifted.
 
-All are sums: those of two streams add, and the order of the images does not matter.
+All are sums, in which an image counts half as much once 250 more have been judged, for the head that judged
+it is not the one that is there now: it has learned all of them. Those of two streams add.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 # Scores of cosines want a temperature of some .1, of ridge regression of some .05, of LDA of some 10.
 TEMPERATURES = np.logspace(-3, 3, 40)
@@ -33,8 +34,12 @@ BINS = 64
 LARGEST_BIN = 1100 * BINS  # all that float64 holds
 # Images from which on the figures say something.
 ENOUGH = 200
+# And after which earlier ones count half.
+HALF_LIFE = 250
+# What counts less is left out of the histogram.
+LEAST_WEIGHT = 1e-4
 MOST = 1 << 40
-ARRAYS = ("bins", "counts", "losses", "moments")
+ARRAYS = ("bins", "judged", "losses", "moments", "weights")
 
 
 @dataclass(frozen=True)
@@ -176,8 +181,8 @@ def remoteness(plain: NDArray[np.float64]) -> NDArray[np.float64]:
     >>> remoteness(np.array([[3.0, 5.0]]))
     array([2.])
     """
-    means: NDArray[np.float64] = np.maximum(plain.mean(axis=1), np.finfo(np.float64).tiny)
-    return np.log2(means)
+    logs: NDArray[np.float64] = np.log2(np.maximum(plain.mean(axis=1), np.finfo(np.float64).tiny))
+    return logs
 
 
 def strangeness(distances: NDArray[np.float64], plain: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -218,18 +223,24 @@ class Confidence:
 
     def __init__(self) -> None:
         self._losses = np.zeros(len(TEMPERATURES))
-        self._histogram: dict[int, int] = {}
+        self._histogram: dict[int, float] = {}  # the weight of the images in each bin that is not empty
         self._moments = np.zeros(2)
+        self._judged = 0
 
     @property
     def judged(self) -> int:
         """How many images were judged."""
+        return self._judged
+
+    @property
+    def weight(self) -> float:
+        """For how many images these count: the earlier ones for less."""
         return sum(self._histogram.values())
 
     @property
     def calibrated(self) -> bool:
         """Whether these were enough, 200, for temperature and threshold to say something."""
-        return self.judged >= ENOUGH
+        return self._judged >= ENOUGH
 
     @property
     def temperature(self) -> float:
@@ -254,7 +265,7 @@ class Confidence:
         return float(TEMPERATURES[place] * math.exp(shift * step))
 
     def threshold(self, false_alarm: float = 0.05) -> float:
-        """The strangeness that only a share of the judged images, all of known classes, exceeded.
+        """The strangeness that only a share of the judged images, all of known classes, exceeded by weight.
 
         Within a bin the images are taken to be spread evenly over the logarithm.
 
@@ -267,7 +278,7 @@ class Confidence:
         check_false_alarm(false_alarm)
         if not self._histogram:
             raise ValueError("no image was judged yet, so no threshold is known")
-        left = false_alarm * self.judged
+        left = false_alarm * self.weight
         for place in sorted(self._histogram, reverse=True):
             count = self._histogram[place]
             if left < count:
@@ -276,59 +287,66 @@ class Confidence:
         return float(2.0 ** min((place + 1 - left / count) / BINS, 1023.0))
 
     def share_beyond(self, strangeness: float) -> float:
-        """The share of judged images that were stranger, in [0, 1]; 1 before there are any."""
+        """The share of judged images that were stranger, by weight, in [0, 1]; 1 before there are any."""
         if not self._histogram:
             return 1.0
         at = BINS * math.log2(max(strangeness, float(np.finfo(np.float64).tiny)))
         place = math.floor(at)
         more = sum(count for other, count in self._histogram.items() if other > place)
-        return (more + self._histogram.get(place, 0) * (place + 1 - at)) / self.judged
+        return (more + self._histogram.get(place, 0) * (place + 1 - at)) / self.weight
 
     def remoteness_score(self, remoteness: NDArray[np.float64]) -> NDArray[np.float64]:
         """Remoteness (B,) less the mean of judged images, in standard deviations; 0 before there are two."""
-        count = self.judged
-        if count < 2:
+        if self._judged < 2:
             return np.zeros(len(remoteness))
-        mean, square = (self._moments / count).tolist()
+        mean, square = (self._moments / self.weight).tolist()
         deviation = math.sqrt(max(square - mean * mean, 1e-12))
         score: NDArray[np.float64] = (remoteness - mean) / deviation
         return score
 
     def note(self, judgement: Judgement) -> None:
-        """Add what was said of some images."""
-        self._add(judgement.losses, judgement.moments, ((place, 1) for place in judgement.bins))
+        """Add what was said of some images, which all count alike; those before count for less."""
+        keep = 0.5 ** (len(judgement.bins) / HALF_LIFE)
+        self._losses = keep * self._losses + judgement.losses
+        self._moments = keep * self._moments + np.array(judgement.moments)
+        faded = {place: keep * weight for place, weight in self._histogram.items()}
+        self._histogram = {place: weight for place, weight in faded.items() if weight >= LEAST_WEIGHT}
+        self._count((place, 1.0) for place in judgement.bins)
+        self._judged += len(judgement.bins)
 
     def merge(self, other: Confidence) -> None:
         """Add the figures of another stream; the other's stay as they are."""
-        self._add(other._losses, other._moments, list(other._histogram.items()))
+        self._losses = self._losses + other._losses
+        self._moments = self._moments + other._moments
+        self._count(list(other._histogram.items()))
+        self._judged += other._judged
 
-    def _add(self, losses: NDArray[Any], moments: ArrayLike, counts: Iterable[tuple[int, int]]) -> None:
-        self._losses = self._losses + losses
-        self._moments = self._moments + np.asarray(moments, dtype=np.float64)
-        for place, count in counts:
-            self._histogram[place] = self._histogram.get(place, 0) + count
+    def _count(self, weights: Iterable[tuple[int, float]]) -> None:
+        for place, weight in weights:
+            self._histogram[place] = self._histogram.get(place, 0.0) + weight
 
     @property
     def nbytes(self) -> int:
         """Bytes of :meth:`arrays`."""
-        if not self._histogram:
+        if not self._judged:
             return 0
-        return self._losses.nbytes + self._moments.nbytes + 16 * len(self._histogram)
+        return self._losses.nbytes + self._moments.nbytes + 8 + 16 * len(self._histogram)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The figures as arrays, by which they come back to the bit; none if nothing was judged.
 
-        ``losses`` float64 (40,); ``moments`` float64 (2,); of the k bins that are not empty ``bins`` int64
-        (k,), ascending, and ``counts`` int64 (k,).
+        ``losses`` float64 (40,), ``moments`` float64 (2,), ``judged`` int64 (1,); of the k bins that are not
+        empty ``bins`` int64 (k,), ascending, and ``weights`` float64 (k,).
         """
-        if not self._histogram:
+        if not self._judged:
             return {}
         places = sorted(self._histogram)
         return {
             "losses": self._losses.copy(),
             "moments": self._moments.copy(),
+            "judged": np.array([self._judged], dtype=np.int64),
             "bins": np.array(places, dtype=np.int64),
-            "counts": np.array([self._histogram[place] for place in places], dtype=np.int64),
+            "weights": np.array([self._histogram[place] for place in places]),
         }
 
     @classmethod
@@ -343,25 +361,36 @@ class Confidence:
             return figures
         if set(arrays) != set(ARRAYS):
             raise ValueError(f"the figures are {sorted(arrays)}; expected {', '.join(ARRAYS)}")
-        places, counts, losses, moments = (np.asarray(arrays[name]) for name in ARRAYS)
-        if losses.dtype != np.float64 or losses.shape != TEMPERATURES.shape:
-            raise ValueError(
-                f"losses is {losses.dtype} of shape {losses.shape}; expected float64 of shape (40,)"
-            )
-        if moments.dtype != np.float64 or moments.shape != (2,) or not np.isfinite(moments).all():
-            raise ValueError("moments must be two numbers, float64")
-        whole = places.dtype == counts.dtype == np.int64
-        if not whole or places.ndim != 1 or places.shape != counts.shape or not len(places):
-            raise ValueError("bins and counts must be int64 of one length, at least 1")
+        places, judged, losses, moments, weights = (np.asarray(arrays[name]) for name in ARRAYS)
+        kept = len(places) if places.ndim == 1 else 0
+        wanted: dict[str, tuple[type, tuple[int, ...]]] = {
+            "bins": (np.int64, (kept,)),
+            "judged": (np.int64, (1,)),
+            "losses": (np.float64, TEMPERATURES.shape),
+            "moments": (np.float64, (2,)),
+            "weights": (np.float64, (kept,)),
+        }
+        for name, (dtype, shape) in wanted.items():
+            array = np.asarray(arrays[name])
+            if array.dtype != dtype or array.shape != shape or not array.size:
+                raise ValueError(
+                    f"{name} is {array.dtype} of shape {array.shape}; "
+                    f"expected {np.dtype(dtype)} of shape {shape}"
+                )
         if (np.diff(places) <= 0).any() or np.abs(places).max() > LARGEST_BIN:
             raise ValueError(f"bins must ascend, within {-LARGEST_BIN} and {LARGEST_BIN}")
-        if counts.min() < 1 or counts.max() > MOST:
-            raise ValueError(f"counts must be from 1 to {MOST}")
-        most = float(LARGEST_LOSS) * float(counts.sum()) * (1 + 1e-6)
-        if not (losses.min() >= 0 and losses.max() <= most):  # nor NaN
+        total = float(weights.sum())
+        if not (1 <= judged[0] <= MOST and weights.min() > 0 and total <= judged[0] * (1 + 1e-9)):  # nor NaN
+            raise ValueError(
+                f"weights must be above 0, and come to no more than the {judged[0]} images judged"
+            )
+        if not (losses.min() >= 0 and losses.max() <= LARGEST_LOSS * (total + 1)):
             raise ValueError("losses must not be negative, nor larger than so many images can have had")
+        if not np.isfinite(moments).all():
+            raise ValueError("moments hold NaN or infinite values")
         figures._losses, figures._moments = losses.copy(), moments.copy()
-        figures._histogram = dict(zip(places.tolist(), counts.tolist(), strict=True))
+        figures._judged = int(judged[0])
+        figures._histogram = dict(zip(places.tolist(), weights.tolist(), strict=True))
         return figures
 
 

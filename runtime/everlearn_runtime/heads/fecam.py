@@ -63,6 +63,7 @@ class FeCAM(Head):
     """
 
     kind: ClassVar[str] = "fecam"
+    usual_temperature: ClassVar[float] = 0.05
     _learned_means = PerClass[np.float64]()
 
     def __init__(self, alpha1: float = 1.0, alpha2: float = 0.0) -> None:

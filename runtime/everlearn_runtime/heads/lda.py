@@ -47,6 +47,7 @@ class LDA(WithinClass):
     """
 
     kind: ClassVar[str] = "lda"
+    usual_temperature: ClassVar[float] = 8.0
 
     def __init__(
         self, shrinkage: float | str = 1e-2, removable: bool = False, correction: float = 0.0

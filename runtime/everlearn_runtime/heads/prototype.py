@@ -41,6 +41,7 @@ class Prototypes(Head):
     """
 
     kind: ClassVar[str] = "prototypes"
+    usual_temperature: ClassVar[float] = 0.05
 
     def __init__(self, sections: Sequence[int] | None = None, weights: Sequence[float] | None = None) -> None:
         super().__init__()

@@ -73,6 +73,7 @@ class Ridge(SecondOrder):
     """
 
     kind: ClassVar[str] = "ridge"
+    usual_temperature: ClassVar[float] = 0.06
     _sums = PerClass[np.float64]()
 
     def __init__(

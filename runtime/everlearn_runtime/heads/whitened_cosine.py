@@ -50,6 +50,7 @@ class WhitenedCosine(WithinClass):
     """
 
     kind: ClassVar[str] = "whitened_cosine"
+    usual_temperature: ClassVar[float] = 0.06
 
     def __init__(
         self, shrinkage: float | str = "auto", correction: float = 0.7, removable: bool = False
