@@ -174,6 +174,11 @@ def split_folders(path: Path) -> tuple[Path, Path] | None:
     return None
 
 
+def loose_images(path: Path) -> list[Path]:
+    """The images directly in a folder that has no folders in it; none where it has."""
+    return [] if any(entry.is_dir() for entry in _visible(path)) else _images_in(path)
+
+
 def _is_part(entry: Path) -> bool:
     """Whether this is no class, though it may have the name of one: then its images lie directly in it."""
     if entry.name.casefold() not in (*TRAIN, *TEST) or not entry.is_dir():
@@ -186,18 +191,16 @@ def _find(path: Path) -> Found:
     if not path.is_dir():
         raise ValueError(f"'{path}' is not a folder; expected one with a folder of images for each class")
     files: list[Path] = []
-    left: list[Left] = []
     folders, loose = {}, []
     for entry in _entries(path):
         if entry.is_dir() and not _is_hidden(entry):
             folders[entry.name] = entry
         else:
             loose.append(entry)
-    inside = [entry for entry in loose if _reason(entry) is None]
-    left += [Left(entry.name, "an image in no class folder", loss=True) for entry in inside]
-    left += [_left(entry, path) for entry in loose if entry not in inside]
+    images, left = _told_apart(loose, path)
+    left += [Left(entry.name, "an image in no class folder", loss=True) for entry in images]
     if not folders:
-        here = f" but {len(inside)} images directly in it" if inside else ""
+        here = f" but {len(images)} images directly in it" if images else ""
         raise ValueError(f"'{path}' has no class folders{here}; expected one folder of images for each class")
     for name in sort_classes(folders):
         try:
@@ -220,9 +223,8 @@ def _find(path: Path) -> Found:
 def _of_class(folder: Path, path: Path) -> tuple[list[Path], list[Left]]:
     """The images of a class and what is left out of its folder."""
     entries = _entries(folder)
-    inner = [entry for entry in entries if entry.is_dir() and not _is_hidden(entry)]
-    files = [entry for entry in entries if entry not in inner and _reason(entry) is None]
-    left = [_left(entry, path) for entry in entries if entry not in inner and entry not in files]
+    inner = {entry: None for entry in entries if entry.is_dir() and not _is_hidden(entry)}
+    files, left = _told_apart([entry for entry in entries if entry not in inner], path)
     name = str(folder.relative_to(path))
     counts = {entry: sum(1 for _ in _images_below(entry)) for entry in inner}
     holding = [entry for entry, count in counts.items() if count]
@@ -247,9 +249,16 @@ def _of_class(folder: Path, path: Path) -> tuple[list[Path], list[Left]]:
     )
 
 
-def _left(entry: Path, path: Path) -> Left:
-    why, loss = _reason(entry) or ("", False)
-    return Left(str(entry.relative_to(path)), why, loss=loss)
+def _told_apart(entries: Sequence[Path], path: Path) -> tuple[list[Path], list[Left]]:
+    """The image files among these, and why the others are none."""
+    files, left = [], []
+    for entry in entries:
+        reason = _reason(entry)
+        if reason is None:
+            files.append(entry)
+        else:
+            left.append(Left(str(entry.relative_to(path)), reason[0], loss=reason[1]))
+    return files, left
 
 
 def _reason(entry: Path) -> tuple[str, bool] | None:

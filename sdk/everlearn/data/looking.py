@@ -120,7 +120,7 @@ def tell(left: Sequence[Left], where: str, say: Say | None) -> None:
         return
     missed = [one for one in left if one.loss]
     if missed:
-        warnings.warn(f"{printable(where)}: not used are\n{table(missed)}", stacklevel=4)
+        warnings.warn(f"{printable(where)}: not used are\n{table(missed)}", stacklevel=3)
     if left:
         _log.info("%s: not used are\n%s", printable(where), table(left))
 
