@@ -57,6 +57,9 @@ def test_many_of_mixed_kinds_and_sizes(learner: Learner, large: Any, tmp_path: P
         torch.from_numpy(large[0]).permute(2, 0, 1),
     ]
     assert learner.predict(mixed) == ["a", "b", "c", "a"]
+    Image.fromarray(large[2]).save(tmp_path / "c.jpg", quality=95)
+    (tmp_path / "notes.txt").write_text("text")
+    assert learner.predict(tmp_path) == learner.predict(str(tmp_path)) == ["a", "c"]
     assert learner.predict(large) == learner.predict(list(large)) == ["a", "b", "c"]
     assert learner.predict(torch.from_numpy(large).permute(0, 3, 1, 2)) == ["a", "b", "c"]
     data = coloured("abc", 2, seed=3)

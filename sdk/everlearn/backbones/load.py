@@ -123,8 +123,9 @@ def of_model(model: nn.Module) -> Backbone:
     Raises:
         ValueError: for a model that is none of timm's, as nothing says how its images are to be prepared.
     """
-    for name in ("_orig_mod", "module"):  # of torch.compile, and of DataParallel and its like
-        model = getattr(model, name, model)
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
     if not hasattr(model, "pretrained_cfg") or not hasattr(model, "reset_classifier"):
         raise ValueError(
             f"backbone is a {type(model).__name__}, which is no timm model; give a name such as {BUNDLED!r}, "

@@ -141,7 +141,7 @@ def _resampled(stored: Tensor, own: Tensor, model: Any, path: Path) -> Tensor:
     warnings.warn(
         f"{path} was trained on {side} x {side} patches, and the model has {grid[0]} x {grid[1]}; its "
         "position embedding is resampled",
-        stacklevel=5,
+        stacklevel=4,
     )
     resampled: Tensor = resample_abs_pos_embed(stored, new_size=list(grid), num_prefix_tokens=prefix)
     return resampled

@@ -1,7 +1,8 @@
 """Labelled images, where they come from, and how they become tasks and batches."""
 
 from everlearn.data.augmentation import Augmentation
-from everlearn.data.folders import Found, folder, folder_splits, look
+from everlearn.data.finding import Found
+from everlearn.data.folders import folder, folder_splits, look
 from everlearn.data.images import Images
 from everlearn.data.labels import sort_classes
 from everlearn.data.pairs import as_images

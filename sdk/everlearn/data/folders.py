@@ -2,66 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
-from PIL import Image
-
 from everlearn.data import looking
-from everlearn.data.images import Images, rgb_of
-from everlearn.data.labels import sort_classes
-from everlearn.data.looking import Left, Say, printable
-from everlearn_runtime.decoding import IMAGE_SUFFIXES, decoded, to_rgb
-from everlearn_runtime.heads.checks import check_label
-from everlearn_runtime.images import open_image
+from everlearn.data.finding import Found, find, images_in, visible
+from everlearn.data.images import Images
+from everlearn.data.looking import Say, printable
 
 TRAIN = ("train", "training")
 TEST = ("test", "testing", "val", "valid", "validation")
 """Names of folders that divide a data set, in lower or upper case; of several to test on the first."""
-
-_HEIC = (".heic", ".heif")
-_NO_HEIC = "HEIC, which needs: pip install pillow-heif"
-
-
-@dataclass(frozen=True)
-class Found:
-    """What is in a folder of class folders.
-
-    Attributes:
-        path: of the folder.
-        files: the images, class by class.
-        left: what is not used, and why.
-    """
-
-    path: Path
-    files: tuple[Path, ...]
-    left: tuple[Left, ...]
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The class name of every image."""
-        return tuple(file.relative_to(self.path).parts[0] for file in self.files)
-
-    def looked_at(self) -> Found:
-        """The same after a look at every image; those that cannot be read are among ``left``."""
-        bad = looking.broken(partial(_look, self.files), len(self.files))
-        names = {index: str(self.files[index].relative_to(self.path)) for index in bad}
-        gone = [Left(names[index], why, "broken", loss=True) for index, why in bad.items()]
-        kept = tuple(file for index, file in enumerate(self.files) if index not in bad)
-        return replace(self, files=kept, left=(*self.left, *gone))
-
-    def images(self) -> Images:
-        """The images with their labels."""
-        return Images(self.labels, partial(_load_file, self.files), partial(_bytes_of, self.files))
-
-    def table(self) -> str:
-        """What is not used: a row for each reason, with the number of files and the first names."""
-        return looking.table(self.left) if self.left else ""
 
 
 def look(path: str | Path) -> Found:
@@ -73,7 +23,7 @@ def look(path: str | Path) -> Found:
 
     Raises `ValueError` as `folder` does, but not for images that cannot be read.
     """
-    return _find(Path(path)).looked_at()
+    return find(Path(path)).looked_at()
 
 
 def folder(path: str | Path, *, on_error: str = "raise", say: Say | None = None) -> Images:
@@ -99,7 +49,7 @@ def folder(path: str | Path, *, on_error: str = "raise", say: Say | None = None)
     it is not clear what class they are of, or has a name that is no class name (blank, or not in UTF-8).
     """
     looking.check_on_error(on_error)
-    found = _find(Path(path))
+    found = find(Path(path))
     if on_error != "later":
         count, found = len(found.files), found.looked_at()
         if on_error == "raise":
@@ -132,9 +82,9 @@ def folder_splits(
     if parts is not None:
         train, test = (folder(part, on_error=on_error, say=say) for part in parts)
         tell(f"{printable(str(path))}: {parts[0].name}/ to learn, {parts[1].name}/ to test")
-        others = [entry.name for entry in _visible(path) if entry not in parts]
+        others = [entry.name for entry in visible(path) if entry not in parts]
         if others:
-            tell(f"{printable(str(path))}: not used are {printable(looking._some(others))}")
+            tell(f"{printable(str(path))}: not used are {printable(looking.some(others))}")
         untested, where = train.unknown_to(test.classes), f"no image in {parts[1].name}/"
     else:
         images = folder(path, on_error=on_error, say=say)
@@ -150,7 +100,7 @@ def folder_splits(
             f"{len(train)} and {len(test)} images, drawn with seed {seed}"
         )
     if untested:
-        names = looking._some([repr(name) for name in untested])
+        names = looking.some([repr(name) for name in untested])
         tell(f"{printable(str(path))}: learned but not tested, with {where}: {names}")
     return train, test
 
@@ -160,7 +110,7 @@ def split_folders(path: Path) -> tuple[Path, Path] | None:
 
     Raises `ValueError` when it has one of them only, or two to learn from.
     """
-    entries = {entry.name.casefold(): entry for entry in _visible(path) if _is_part(entry)}
+    entries = {entry.name.casefold(): entry for entry in visible(path) if _is_part(entry)}
     train, test = ([entries[name] for name in names if name in entries] for names in (TRAIN, TEST))
     if len(train) > 1:
         raise ValueError(f"'{path}' has {train[0].name}/ and {train[1].name}/; keep one of them")
@@ -174,170 +124,13 @@ def split_folders(path: Path) -> tuple[Path, Path] | None:
     return None
 
 
+def loose_images(path: Path) -> list[Path]:
+    """The images directly in a folder that has no folders in it; none where it has."""
+    return [] if any(entry.is_dir() for entry in visible(path)) else images_in(path)
+
+
 def _is_part(entry: Path) -> bool:
     """Whether this is no class, though it may have the name of one: then its images lie directly in it."""
     if entry.name.casefold() not in (*TRAIN, *TEST) or not entry.is_dir():
         return False
-    return not _images_in(entry) and any(inside.is_dir() for inside in _visible(entry))
-
-
-def _find(path: Path) -> Found:
-    """The images and what is left out, by names alone."""
-    if not path.is_dir():
-        raise ValueError(f"'{path}' is not a folder; expected one with a folder of images for each class")
-    files: list[Path] = []
-    left: list[Left] = []
-    folders, loose = {}, []
-    for entry in _entries(path):
-        if entry.is_dir() and not _is_hidden(entry):
-            folders[entry.name] = entry
-        else:
-            loose.append(entry)
-    inside = [entry for entry in loose if _reason(entry) is None]
-    left += [Left(entry.name, "an image in no class folder", loss=True) for entry in inside]
-    left += [_left(entry, path) for entry in loose if entry not in inside]
-    if not folders:
-        here = f" but {len(inside)} images directly in it" if inside else ""
-        raise ValueError(f"'{path}' has no class folders{here}; expected one folder of images for each class")
-    for name in sort_classes(folders):
-        try:
-            check_label(name)
-        except ValueError as error:
-            raise ValueError(
-                f"a class folder in '{printable(str(path))}' cannot be a class: {error}; rename it"
-            ) from error
-        own, others = _of_class(folders[name], path)
-        files += own
-        left += others
-    if not files:
-        raise ValueError(
-            f"'{path}' has no image in its class folders ({looking._some(list(folders))}); expected files "
-            f"that end in {', '.join(IMAGE_SUFFIXES)}{_told(left)}"
-        )
-    return Found(path, tuple(files), tuple(left))
-
-
-def _of_class(folder: Path, path: Path) -> tuple[list[Path], list[Left]]:
-    """The images of a class and what is left out of its folder."""
-    entries = _entries(folder)
-    inner = [entry for entry in entries if entry.is_dir() and not _is_hidden(entry)]
-    files = [entry for entry in entries if entry not in inner and _reason(entry) is None]
-    left = [_left(entry, path) for entry in entries if entry not in inner and entry not in files]
-    name = str(folder.relative_to(path))
-    counts = {entry: sum(1 for _ in _images_below(entry)) for entry in inner}
-    holding = [entry for entry, count in counts.items() if count]
-    if files or not holding:
-        left += [
-            Left(str(entry.relative_to(path)), f"a folder in a class folder, {count} images", loss=count > 0)
-            for entry, count in counts.items()
-        ]
-        if not files:
-            missed = any(one.loss for one in left)
-            left.append(Left(name, "a class folder without an image that can be used", loss=missed))
-        return files, left
-    if len(holding) == 1:
-        deeper, more = _of_class(holding[0], path)
-        return deeper, [*left, *more]
-    named = looking._some([entry.name for entry in holding])
-    raise ValueError(
-        printable(
-            f"class folder '{folder}' has no image directly in it, but folders with images: {named}; give "
-            f"'{folder}' where these are the classes, or move the images up where '{folder.name}' is one"
-        )
-    )
-
-
-def _left(entry: Path, path: Path) -> Left:
-    why, loss = _reason(entry) or ("", False)
-    return Left(str(entry.relative_to(path)), why, loss=loss)
-
-
-def _reason(entry: Path) -> tuple[str, bool] | None:
-    """Why something is no image file, by its name, and whether it may be missed; None where it is one."""
-    if _is_hidden(entry):
-        return "what macOS puts into archives" if entry.name == "__MACOSX" else "hidden", False
-    if not entry.exists():
-        return "a link to nowhere", True
-    if not entry.is_file():
-        return "no ordinary file", False
-    suffix = entry.suffix.lower()
-    if suffix in _HEIC and not find_spec("pillow_heif"):
-        return _NO_HEIC, True
-    if suffix in IMAGE_SUFFIXES:
-        return None
-    form = _form(entry)
-    return ("no image by its name", False) if form is None else (f"{form} by its content: rename it", True)
-
-
-def _form(entry: Path) -> str | None:
-    """The format of an image file, whatever its name says."""
-    try:
-        with Image.open(entry, formats=["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"]) as image:
-            return str(image.format)
-    except Exception:  # whatever a file that is no image makes Pillow raise
-        return None
-
-
-def _told(left: Sequence[Left]) -> str:
-    missed = [one for one in left if one.loss]
-    reasons = Counter(one.why for one in missed).most_common(1)
-    return f"; {reasons[0][1]} are not used: {reasons[0][0]}" if reasons else ""
-
-
-def _images_below(folder: Path) -> Iterator[str]:
-    for _, folders, names in os.walk(folder):  # which follows no links, that may lead round in a circle
-        folders[:] = [name for name in folders if not _is_hidden(Path(name))]
-        yield from (name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES and name[0] != ".")
-
-
-def _images_in(directory: Path) -> list[Path]:
-    return [entry for entry in _visible(directory) if not entry.is_dir() and _reason(entry) is None]
-
-
-def _visible(directory: Path) -> list[Path]:
-    return [entry for entry in _entries(directory) if not _is_hidden(entry)]
-
-
-def _entries(directory: Path) -> list[Path]:
-    try:
-        return sorted(directory.iterdir())
-    except OSError as error:
-        raise ValueError(f"cannot look into '{printable(str(directory))}': {error.strerror}") from error
-
-
-def _is_hidden(entry: Path) -> bool:
-    return entry.name.startswith(".") or entry.name == "__MACOSX"
-
-
-def _look(files: Sequence[Path], index: int) -> None:
-    """Read a file as `_load_file` does, but small; ``ValueError`` in few words where it cannot be read."""
-    file = files[index]
-    try:
-        if file.stat().st_size == 0:
-            raise ValueError("empty")
-        to_rgb(decoded(file, small=True))
-    except OSError as error:
-        raise ValueError(str(error.strerror)) from error
-    except ValueError as error:
-        raise ValueError(in_few_words(error, str(file))) from error
-
-
-def in_few_words(error: ValueError, file: str = "") -> str:
-    """Why an image cannot be read, without the file's name and numbers, so that the same is one reason."""
-    text = " ".join(str(error).split())
-    if "cannot identify image file" in text:
-        return "not a readable image, whatever its name says"
-    if "image file is truncated" in text or "unrecognized data stream" in text:
-        return "not a readable image: cut short"
-    return text.replace(f": '{file}'", "").replace(f" '{file}'", "") if file else text
-
-
-def _load_file(files: Sequence[Path], index: int) -> Image.Image:
-    return rgb_of(open_image(files[index]), f"'{files[index]}'")
-
-
-def _bytes_of(files: Sequence[Path], index: int) -> bytes:
-    try:
-        return files[index].read_bytes()
-    except OSError as error:
-        raise ValueError(f"cannot read '{files[index]}': {error}") from error
+    return not images_in(entry) and any(inside.is_dir() for inside in visible(entry))

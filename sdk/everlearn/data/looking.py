@@ -92,7 +92,7 @@ def table(left: Sequence[Left]) -> str:
     rows: dict[tuple[str, str], list[str]] = {}
     for one in sorted(left, key=lambda one: (one.state, one.why)):
         rows.setdefault((one.state, one.why), []).append(one.name)
-    shown = [[state, str(len(names)), why, _some(names)] for (state, why), names in rows.items()]
+    shown = [[state, str(len(names)), why, some(names)] for (state, why), names in rows.items()]
     more = sum(int(row[1]) for row in shown[_ROWS:])
     if more:
         shown = [*shown[:_ROWS], ["and", str(more), "more for other reasons", ""]]
@@ -103,7 +103,7 @@ def refuse(left: Sequence[Left], count: int, where: str) -> None:
     """Raise ``ValueError`` that names the broken images among ``count``, if there are any."""
     bad = [one for one in left if one.state == "broken"]
     if bad:
-        named = _some([f"{one.name} ({one.why})" for one in bad])
+        named = some([f"{one.name} ({one.why})" for one in bad])
         raise ValueError(
             printable(
                 f"{len(bad)} of {count} images in '{where}' cannot be read: {named}; mend or remove them, or "
@@ -120,7 +120,7 @@ def tell(left: Sequence[Left], where: str, say: Say | None) -> None:
         return
     missed = [one for one in left if one.loss]
     if missed:
-        warnings.warn(f"{printable(where)}: not used are\n{table(missed)}", stacklevel=4)
+        warnings.warn(f"{printable(where)}: not used are\n{table(missed)}", stacklevel=3)
     if left:
         _log.info("%s: not used are\n%s", printable(where), table(left))
 
@@ -135,7 +135,8 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first of the names, and how many more there are."""
     more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
     return ", ".join(names[:_NAMES]) + more
 

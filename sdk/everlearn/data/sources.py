@@ -14,7 +14,8 @@ from PIL import Image
 
 from everlearn.data import looking
 from everlearn.data.augmentation import Augmentation
-from everlearn.data.folders import folder, folder_splits, in_few_words, split_folders
+from everlearn.data.finding import in_few_words
+from everlearn.data.folders import folder, folder_splits, split_folders
 from everlearn.data.images import Images, rgb_of
 from everlearn.data.labels import class_name, label_list
 from everlearn.data.looking import Left, Say

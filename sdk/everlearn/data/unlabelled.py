@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from everlearn.data.folders import loose_images
 from everlearn.data.images import Images, is_tensor
 from everlearn.data.pairs import as_images
 from everlearn_runtime.images import CHANNELS, _pictures
@@ -24,7 +25,8 @@ def any_images(images: Any, *, channels: str = "rgb") -> tuple[Images, bool]:
 
             - one picture: a PIL image, the path of an image file, a uint8 array (H, W), (H, W, 1) or
               (H, W, 3), or a torch tensor (H, W), (1, H, W) or (3, H, W), uint8 or float from 0 to 1;
-            - a list or tuple of such pictures, of mixed kinds and sizes;
+            - a list or tuple of such pictures, of mixed kinds and sizes, or the path of a folder with image
+              files and no folders in it, in the order of their names;
             - a uint8 array (B, H, W, 1) or (B, H, W, 3), or a tensor (B, 1, H, W) or (B, 3, H, W);
             - anything that `as_images` takes: a data set with labels, which has its test images in a
               folder with train/ and test/.
@@ -38,6 +40,8 @@ def any_images(images: Any, *, channels: str = "rgb") -> tuple[Images, bool]:
     """
     if channels not in CHANNELS:
         raise ValueError(f"channels is {channels!r}; give 'rgb' or 'bgr'")
+    if isinstance(images, (str, Path)) and Path(images).is_dir():
+        images = loose_images(Path(images)) or images
     if _is_labelled(images):
         if channels != "rgb":
             raise ValueError(
