@@ -362,10 +362,11 @@ def pictures(out: Path, name: str, sets: Sets, draws: list[Draw], curve: dict[in
     for shots, values in curve.items():
         middle.plot((0, 50, 100, 200, 400, 1000), values, marker="o", label=f"{shots} images a class")
     middle.set(xlabel="images judged", ylabel="calibration error, %", xscale="symlog", title="calibration")
+    middle.set_xticks([0, 50, 100, 200, 400, 1000], ["0", "50", "", "200", "", "1,000"])
     middle.legend()
     shown = {"known": draws[0].test, "near": draws[0].near, **sets.far}
     strange = {label: head.strangeness(rows) for label, rows in shown.items()}
-    edges = np.linspace(0, np.percentile(np.concatenate(list(strange.values())), 99.5), 50).tolist()
+    edges = np.linspace(*np.percentile(np.concatenate(list(strange.values())), [0.5, 99.8]), 50).tolist()
     for label, found in strange.items():
         right.hist(found, edges, density=True, histtype="step", label=label)
     right.axvline(head.confidence.threshold(), color="k", linestyle="--", label="threshold, 5 %")
