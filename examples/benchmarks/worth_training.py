@@ -43,7 +43,7 @@ def main() -> None:
     train, test = load(arguments.data)
 
     def keep_size(run: Run, learner: Learner) -> None:
-        write_json(size_file(arguments.out, run), float32_bytes(learner))
+        write_json(size_file(arguments.out, run), {"bytes": float32_bytes(learner)})
 
     found = bench(
         train,
@@ -68,7 +68,7 @@ def main() -> None:
         cells = spread([run.scores[head].last for run in runs]), spread(ahead, sign="+") if ahead else "-"
         line = f"{method:10}{name:18}{cells[0]:>14}{cells[1]:>22}{runs[0].scores[head].bytes / 1e6:>8.2f}"
         if head == OWN:
-            sizes = [read_json(size_file(arguments.out, run), "a size") for run in runs]
+            sizes = [read_json(size_file(arguments.out, run), "a size")["bytes"] for run in runs]
             line += f"{np.mean(sizes) / 1e6:>12.2f}"
         print(line)
 
@@ -86,8 +86,8 @@ def size_file(out: Path, run: Run) -> Path:
 
 def float32_bytes(learner: Learner) -> int:
     """Of adapters and head, all numbers in four bytes."""
-    arrays = [*learner.method.learned().values(), *learner.head.state().arrays.values()]
-    return sum(4 * int(np.prod(array.shape)) for array in arrays)
+    numbers = sum(value.numel() for value in learner.method.learned().values())
+    return 4 * (numbers + sum(array.size for array in learner.head.state().arrays.values()))
 
 
 if __name__ == "__main__":

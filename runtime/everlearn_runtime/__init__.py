@@ -2,7 +2,7 @@
 
 from everlearn_runtime.backends import Backend, OnnxRuntime
 from everlearn_runtime.bundle import FORMAT, Bundle, Manifest, write_bundle
-from everlearn_runtime.edge import EdgeLearner, Learned, Prediction
+from everlearn_runtime.edge import EdgeLearner
 from everlearn_runtime.errors import BundleError, GuardError, MissingExtra, StateError
 from everlearn_runtime.guard import Canaries, DriftWatch, Suspect
 from everlearn_runtime.heads import (
@@ -24,6 +24,7 @@ from everlearn_runtime.heads import (
 )
 from everlearn_runtime.images import InputSpec, open_image, prepare, prepare_batch
 from everlearn_runtime.migration import Migrated
+from everlearn_runtime.prediction import Learned, Prediction
 from everlearn_runtime.state import Version
 
 __all__ = [

@@ -7,7 +7,6 @@ import json
 import os
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -20,11 +19,12 @@ from everlearn_runtime.backends import Backend, Provider, open_backend
 from everlearn_runtime.bundle import FEATURES, HEAD, Bundle
 from everlearn_runtime.errors import BundleError, OtherModel, StateError
 from everlearn_runtime.guard import Canaries, DriftWatch, Suspect, check_guard, doubtful, refusal, suspects
-from everlearn_runtime.heads import Confidence, Head
+from everlearn_runtime.heads import Head
 from everlearn_runtime.heads.checks import check_label, check_labels
-from everlearn_runtime.heads.confidence import Look, Opinion, check_false_alarm
+from everlearn_runtime.heads.confidence import Opinion, check_false_alarm
 from everlearn_runtime.images import prepare_batch
 from everlearn_runtime.migration import Migrated, Replaced
+from everlearn_runtime.prediction import Learned, Prediction
 from everlearn_runtime.state import RETENTION, Memory, Owner, Reader, Version
 from everlearn_runtime.turns import RightOfWay, Turns
 
@@ -37,63 +37,6 @@ Result = TypeVar("Result")
 PART_IMAGES = 16
 
 FALSE_ALARM = 0.05
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a learner makes of a batch.
-
-    Args:
-        labels: The best class of each image, B names.
-        scores: float64 (B, C); larger is better, on the head's own scale.
-        classes: The names of the columns.
-        probabilities: float64 (B, C), each row adding up to 1: of an image of a known class to be of
-            this one. They keep what they say only if ``calibrated``.
-        calibrated: Whether enough images, 200, were judged before they were learned, on this device, or held
-            out by the workstation, to say how sure the learner may be.
-        known: Whether each image looks like one of a known class, bool (B,). Of images of known classes about
-            5 %, or what ``EdgeLearner.open(false_alarm=...)`` says, are called unknown. True as long as the
-            learner is not ``calibrated``.
-        strangeness: float64 (B,), at least 0, what ``known`` is decided by, see `Head.strangeness`.
-    """
-
-    labels: list[str]
-    scores: NDArray[np.float64]
-    classes: tuple[str, ...]
-    probabilities: NDArray[np.float64]
-    calibrated: bool
-    known: NDArray[np.bool_]
-    strangeness: NDArray[np.float64]
-
-    def top(self, k: int = 5) -> list[list[tuple[str, float]]]:
-        """The k most probable classes of each image with their probabilities, the best first.
-
-        Args:
-            k: How many; of fewer classes all are given.
-
-        Raises:
-            ValueError: k is no whole number of at least 1.
-        """
-        if type(k) is not int or k < 1:
-            raise ValueError(f"k is {k!r}; give a whole number, at least 1")
-        # By scores, for probabilities of zero are all alike; of equal scores the first, as in ``labels``.
-        order = np.argsort(-self.scores, axis=1, kind="stable")[:, :k]
-        return [
-            [(self.classes[column], float(row[column])) for column in columns]
-            for row, columns in zip(self.probabilities, order.tolist(), strict=True)
-        ]
-
-
-@dataclass(frozen=True)
-class Learned(Version):
-    """What was learned: a version, and the images that raise doubts.
-
-    Args:
-        suspects: Images whose label is to be checked; `EdgeLearner.undo` takes back all of the call.
-            Empty until the figures are calibrated, and for classes that were not known.
-    """
-
-    suspects: tuple[Suspect, ...] = ()
 
 
 class EdgeLearner:
@@ -449,25 +392,19 @@ class EdgeLearner:
         found = self._keeper.use(lambda head: self._look(head, features) if head.classes else None)
         if found is None:
             raise ValueError("no class is known yet; learn some first")
-        prediction, confidence, look = found
-        self._watch.see(confidence, look)
-        return prediction
+        return found
 
-    def _look(self, head: Head, features: NDArray[np.float32]) -> tuple[Prediction, Confidence, Look]:
-        scores, look, confidence = head.scores(features), head.look(features), head.confidence
-        known = np.ones(len(scores), dtype=np.bool_)
-        if confidence.calibrated:
-            known = look.strangeness <= confidence.threshold(self._false_alarm)
-        prediction = Prediction(
-            [head.classes[column] for column in scores.argmax(axis=1)],
-            scores,
-            head.classes,
-            head.probabilities(scores),
-            confidence.calibrated,
-            known,
-            look.strangeness,
-        )
-        return prediction, confidence, look
+    def _look(self, head: Head, features: NDArray[np.float32]) -> Prediction:
+        scores, classes, confidence = head.scores(features), head.classes, head.confidence
+        labels = [classes[column] for column in scores.argmax(axis=1)]
+        if not confidence.calibrated:  # then nothing is decided by a look, which takes as long as the scores
+            count = len(labels)
+            known, strangeness = np.ones(count, dtype=np.bool_), np.full(count, np.nan)
+            return Prediction(labels, scores, classes, head.temperature, False, known, strangeness)
+        look = head.look(features)
+        self._watch.see(confidence, look)
+        known = look.strangeness <= confidence.threshold(self._false_alarm)
+        return Prediction(labels, scores, classes, head.temperature, True, known, look.strangeness)
 
     def _learn(self, features: NDArray[np.float32], names: list[str], guard: float | None) -> Learned:
         self._keeper.head.check(features, names)
