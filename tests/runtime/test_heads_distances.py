@@ -53,9 +53,7 @@ def mahalanobis(probes: Array, means: Array, covariance: Array) -> Array:
     return np.asarray(np.einsum("bcf,fg,bcg->bc", gaps, np.linalg.inv(covariance), gaps))
 
 
-@pytest.mark.parametrize(
-    "new", [Prototypes, Linear, Ridge, lambda: Ridge(1e-2, projection=16), HeldOutRidge], ids=str
-)
+@pytest.mark.parametrize("new", [Prototypes, Linear, Ridge, lambda: Ridge(1e-2, projection=16), HeldOutRidge])
 def test_heads_without_a_scatter_give_the_euclidean_distance(new: Callable[[], Head]) -> None:
     x, y = make_samples(0, 40)
     head, probes = learned(new, (x, y)), make_samples(1, 7)[0]
@@ -95,7 +93,7 @@ def test_an_aggregate_adds_up_its_sections() -> None:
     np.testing.assert_allclose(head.distances(probes), wanted, rtol=1e-10)
 
 
-@pytest.mark.parametrize("new", [LDA, StreamingLDA, lambda: StreamingLDA(covariance="fixed")], ids=str)
+@pytest.mark.parametrize("new", [LDA, StreamingLDA, lambda: StreamingLDA(covariance="fixed")])
 def test_the_distance_of_known_classes_stays_with_more_samples(new: Callable[[], Head]) -> None:
     """About the number of features, however many samples there are."""
     probes, labels = make_samples(1, 500)
@@ -105,7 +103,7 @@ def test_the_distance_of_known_classes_stays_with_more_samples(new: Callable[[],
         assert 0.8 * WIDTH < own.mean() < 1.2 * WIDTH
 
 
-@pytest.mark.parametrize("new", [LDA, lambda: StreamingLDA(covariance="base")], ids=str)
+@pytest.mark.parametrize("new", [LDA, lambda: StreamingLDA(covariance="base")])
 def test_a_sample_at_a_time_gives_the_same_distances(new: Callable[[], Head]) -> None:
     head, probes = learned(new, make_samples(0, 40)), make_samples(1, 3)[0]
     for row, name in zip(*make_samples(2, 100), strict=True):
@@ -115,7 +113,7 @@ def test_a_sample_at_a_time_gives_the_same_distances(new: Callable[[], Head]) ->
         np.testing.assert_allclose(head.scores(probes), anew.scores(probes), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("new", [Prototypes, LDA, Ridge, FeCAM], ids=str)
+@pytest.mark.parametrize("new", [Prototypes, LDA, Ridge, FeCAM])
 def test_asking_changes_nothing(new: Callable[[], Head]) -> None:
     head = learned(new, make_samples(0, 40))
     before = snapshot(head)
