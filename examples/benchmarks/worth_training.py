@@ -5,7 +5,7 @@
 All rows have features of several depths (``depths="auto"``). NTK-CL, the frozen backbone and Joint have
 the same head, whitened cosine; RanPAC has its own. Joint learns all tasks at once, and its head what its
 last model makes of all images. The differences are taken seed by seed. MB are those of adapters and head:
-as they are kept, the head's sums in float64, and with all numbers as float32.
+as they are kept, the head's sums in float64, and with all floating-point numbers as float32.
 Test images are used to report, never to choose. Results are kept as they come: the same command
 goes on where a stopped one was, in the middle of a run too.
 """
@@ -99,9 +99,10 @@ def size_file(out: Path, run: Run) -> Path:
 
 
 def float32_bytes(learner: Learner) -> int:
-    """Of adapters and head, all numbers in four bytes."""
-    arrays = [*learner.method.learned().values(), *learner.head.state().arrays.values()]
-    return sum(4 * int(np.prod(array.shape)) for array in arrays)
+    """Of adapters and head, floating-point numbers in four bytes and others as they are."""
+    kept = [value.cpu().numpy() for value in learner.method.learned().values()]
+    arrays = [*kept, *learner.head.state().arrays.values()]
+    return sum(4 * array.size if array.dtype.kind == "f" else array.nbytes for array in arrays)
 
 
 if __name__ == "__main__":
