@@ -2,10 +2,10 @@
 
     python examples/benchmarks/worth_training.py DATA.npz --out runs/worth_training --seeds 0 1 2
 
-Ten classes a task. All rows have features of several depths (``depths="auto"``). NTK-CL, the frozen
-backbone and Joint have the same head, whitened cosine; RanPAC has its own, and that one beside it. Joint
-learns all tasks at once, and its head what its last model makes of all images. The differences are taken
-seed by seed, MB are those of adapters and head: as they are kept, in float64, and as float32.
+All rows have features of several depths (``depths="auto"``). NTK-CL, the frozen backbone and Joint have
+the same head, whitened cosine; RanPAC has its own. Joint learns all tasks at once, and its head what its
+last model makes of all images. The differences are taken seed by seed. MB are those of adapters and head:
+as they are kept, the head's sums in float64, and with all floating-point numbers as float32.
 Test images are used to report, never to choose. Results are kept as they come: the same command
 goes on where a stopped one was, in the middle of a run too.
 """
@@ -22,15 +22,31 @@ from everlearn.data import load
 from everlearn.evaluation.bench import bench
 from everlearn.evaluation.run import OWN, Run
 from everlearn.files import read_json, write_json
+from everlearn_runtime.heads import Head, WhitenedCosine
 
-HEAD = "whitened-cosine"
+
+class FrozenCosine(Frozen):
+    """The frozen backbone with NTK-CL's head."""
+
+    def head(self) -> Head:
+        """Whitened cosine."""
+        return WhitenedCosine()
+
+
+class JointCosine(Joint):
+    """Joint with NTK-CL's head."""
+
+    def head(self) -> Head:
+        """Whitened cosine."""
+        return WhitenedCosine()
+
+
 METHODS: dict[str, Callable[[], Method]] = {
     "NTK-CL": NTKCL,
-    "Frozen": lambda: Frozen(patches=True, depths="auto"),
+    "Frozen": lambda: FrozenCosine(patches=True, depths="auto"),
     "RanPAC": lambda: RanPAC(depths="auto"),
-    "Joint": lambda: Joint(depths="auto"),
+    "Joint": lambda: JointCosine(depths="auto"),
 }
-ROWS = [("NTK-CL", OWN), ("Frozen", HEAD), ("RanPAC", OWN), ("RanPAC", HEAD), ("Joint", HEAD)]
 
 
 def main() -> None:
@@ -52,25 +68,23 @@ def main() -> None:
         classes_per_task=arguments.classes,
         methods={name: METHODS[name] for name in arguments.methods},
         seeds=arguments.seeds,
-        heads=[HEAD],
         precision=arguments.precision,
         say=tqdm.write,
         finished=keep_size,
         **{name: getattr(arguments, name) for name in ("epochs", "lr") if getattr(arguments, name)},
     )
     print(found.table())
-    rows = {row: runs for row, runs in found.rows().items() if row in ROWS}
-    own = {run.seed: run.scores[OWN].last for run in rows.get(("NTK-CL", OWN), [])}
+    rows = {method: runs for (method, _), runs in found.rows().items()}
+    ours = {run.seed: run.scores[OWN].last for run in rows.get("NTK-CL", [])}
     print(f"\n{'':10}{'head':18}{'A_T':>14}{'NTK-CL is ahead by':>22}{'MB':>8}{'as float32':>12}")
-    for (method, head), runs in rows.items():
-        name = runs[0].scores[head].kind
-        ahead = [own[run.seed] - run.scores[head].last for run in runs if run.seed in own]
-        cells = spread([run.scores[head].last for run in runs]), spread(ahead, sign="+") if ahead else "-"
-        line = f"{method:10}{name:18}{cells[0]:>14}{cells[1]:>22}{runs[0].scores[head].bytes / 1e6:>8.2f}"
-        if head == OWN:
-            sizes = [read_json(size_file(arguments.out, run), "a size")["bytes"] for run in runs]
-            line += f"{np.mean(sizes) / 1e6:>12.2f}"
-        print(line)
+    for method, runs in rows.items():
+        scores = [run.scores[OWN] for run in runs]
+        ahead = [ours[run.seed] - run.scores[OWN].last for run in runs if run.seed in ours]
+        size = np.mean([read_json(size_file(arguments.out, run), "a size")["bytes"] for run in runs])
+        print(
+            f"{method:10}{scores[0].kind:18}{spread([score.last for score in scores]):>14}"
+            f"{spread(ahead, sign='+') if ahead else '-':>22}{scores[0].bytes / 1e6:>8.2f}{size / 1e6:>12.2f}"
+        )
 
 
 def spread(shares: Sequence[float], sign: str = "") -> str:
@@ -85,9 +99,10 @@ def size_file(out: Path, run: Run) -> Path:
 
 
 def float32_bytes(learner: Learner) -> int:
-    """Of adapters and head, all numbers in four bytes."""
-    numbers = sum(value.numel() for value in learner.method.learned().values())
-    return 4 * (numbers + sum(array.size for array in learner.head.state().arrays.values()))
+    """Of adapters and head, floating-point numbers in four bytes and others as they are."""
+    kept = [value.cpu().numpy() for value in learner.method.learned().values()]
+    arrays = [*kept, *learner.head.state().arrays.values()]
+    return sum(4 * array.size if array.dtype.kind == "f" else array.nbytes for array in arrays)
 
 
 if __name__ == "__main__":
