@@ -238,7 +238,7 @@ def draw(
                 figures.mean(axis=1)[:, column],
                 color=COLOURS[number % len(COLOURS)],
                 linestyle=DASHES[number // len(COLOURS)],
-                marker=MARKERS[number % len(MARKERS)],
+                marker=MARKERS[(number + number // len(COLOURS)) % len(MARKERS)],
                 markersize=4.5,
                 linewidth=1.6,
                 label=name,
