@@ -366,8 +366,8 @@ def pictures(out: Path, name: str, sets: Sets, draws: list[Draw], curve: dict[in
     middle.legend()
     shown = {"known": draws[0].test, "near": draws[0].near, **sets.far}
     strange = {label: head.strangeness(rows) for label, rows in shown.items()}
-    least, most = np.percentile(np.concatenate(list(strange.values())), [0.5, 99.8]).tolist()
-    edges = np.linspace(least, most, 50).tolist()
+    low, high = np.percentile(np.concatenate(list(strange.values())), [0.5, 99.8]).tolist()
+    edges = np.linspace(low, high, 50).tolist()
     for label, found in strange.items():
         right.hist(found, edges, density=True, histtype="step", label=label)
     right.axvline(head.confidence.threshold(), color="k", linestyle="--", label="threshold, 5 %")

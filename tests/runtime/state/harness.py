@@ -19,6 +19,7 @@ import everlearn_runtime
 from everlearn_runtime import (
     LDA,
     Aggregate,
+    BalancedRidge,
     EvidenceLDA,
     FeCAM,
     Head,
@@ -27,6 +28,7 @@ from everlearn_runtime import (
     Prototypes,
     Ridge,
     StreamingLDA,
+    WhitenedCosine,
 )
 from everlearn_runtime.heads import SharedAggregate
 from everlearn_runtime.state import Owner, Reader
@@ -42,6 +44,8 @@ HEADS: dict[str, Callable[[], Head]] = {
     "lda": LDA,
     "lda_removable": lambda: LDA(removable=True),
     "evidence_lda": EvidenceLDA,
+    "whitened_cosine": WhitenedCosine,
+    "balanced_ridge": BalancedRidge,
     "ridge": Ridge,
     "ridge_projected": lambda: Ridge(projection=8),
     "fecam": FeCAM,
