@@ -23,8 +23,10 @@ from everlearn.learner import Learner
 from everlearn.methods import NTKCL
 from everlearn.precision import PRECISIONS, resolve
 from everlearn.report import write_report
+from everlearn_export.files import BATCH, KINDS, write_files
 from everlearn_export.precision import PRECISIONS as GRAPH_PRECISIONS
 from everlearn_export.precision import TARGETS
+from everlearn_runtime import Bundle
 from everlearn_runtime import cli as device
 from everlearn_runtime.errors import MissingExtra
 
@@ -111,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", help="write the bundle that a device opens")
     export.set_defaults(run=_export)
-    export.add_argument("learner", metavar="RUN", help="what train wrote")
+    export.add_argument("learner", metavar="RUN", help="what train wrote; with --for, a bundle")
     export.add_argument("--out", metavar="BUNDLE", required=True, help="folder for the bundle")
     export.add_argument("--images", metavar="DATA", help="verify on the test images of this data set")
     export.add_argument(
@@ -133,6 +135,15 @@ def _parser() -> argparse.ArgumentParser:
         "carried over to the new one",
     )
     export.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
+    export.add_argument(
+        "--for",
+        dest="kind",
+        choices=KINDS,
+        help="write a bundle's graph for Triton or DeepStream instead, with its configuration",
+    )
+    export.add_argument(
+        "--batch", type=int, default=BATCH, metavar="N", help=f"with --for, most images at once ({BATCH})"
+    )
 
     report = commands.add_parser(
         "report",
@@ -319,6 +330,10 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    if arguments.kind is not None:
+        write_files(Bundle.open(arguments.learner), arguments.out, arguments.kind, batch=arguments.batch)
+        print(f"{arguments.out}: the graph of {arguments.learner} for {arguments.kind}")
+        return
     learner = Learner.load(arguments.learner)
     images = load(arguments.images)[1] if arguments.images else None
     manifest = learner.export(
