@@ -109,6 +109,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HEAD",
         help=f"to learn beside each method's own: {', '.join(HEADS)}",
     )
+    bench.add_argument(
+        "--exported",
+        nargs="+",
+        choices=GRAPH_PRECISIONS,
+        default=[],
+        metavar="PRECISION",
+        help="export after every task, and measure what a device would make of it: "
+        f"{', '.join(GRAPH_PRECISIONS)}",
+    )
     _learning_options(bench)
 
     export = commands.add_parser("export", help="write the bundle that a device opens")
@@ -322,6 +331,7 @@ def _bench(arguments: argparse.Namespace) -> None:
         methods=arguments.methods,
         seeds=arguments.seeds,
         heads=arguments.heads,
+        exported=arguments.exported,
         backbone=load_backbone(arguments.backbone or BUNDLED, weights=arguments.weights or "pretrained"),
         say=tqdm.write,
         **_shared(arguments, Augmentation()),

@@ -442,6 +442,8 @@ class Learner:
                     f"{path} was saved with a backbone of the caller's own; pass it as backbone="
                 )
             backbone = load_backbone(spec["name"], weights=weights or spec["weights"], **spec["options"])
+        else:
+            backbone = resolve(backbone, weights)
         if backbone.fingerprint() != state.fingerprint:
             raise ValueError(
                 f"the backbone's weights are not those that {path} was trained on; "

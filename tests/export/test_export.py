@@ -309,6 +309,26 @@ def test_a_cnn_is_exported_too(tmp_path: Path) -> None:
         assert edge.predict(pixels(coloured("ab", 2), learner)).labels == ["a", "a", "b", "b"]
 
 
+@pytest.mark.parametrize("name", ["repvit_m0_9", "fastvit_t8"])
+def test_branches_for_training_are_merged(name: str) -> None:
+    backbone = load_backbone(name, weights="random")
+    generator = torch.Generator().manual_seed(0)
+    for norm in backbone.modules():
+        if isinstance(norm, nn.BatchNorm2d):  # as after training
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            norm.running_mean.normal_(0, 0.1, generator=generator)
+            norm.running_var.uniform_(0.5, 2, generator=generator)
+    method = Frozen()
+    method.attach(backbone)
+    deployed = method.deployable()
+    layers = [sum(isinstance(one, nn.Conv2d) for one in module.modules()) for module in (method, deployed)]
+    assert layers[1] < 0.9 * layers[0]
+    images = torch.rand(2, 3, 64, 64, generator=generator)
+    with torch.inference_mode():
+        torch.testing.assert_close(deployed(images), method.features(images), rtol=1e-4, atol=1e-5)
+
+
 IMAGES = np.arange(5, dtype=np.uint8)[:, None, None, None].repeat(4, axis=1)
 
 

@@ -117,6 +117,27 @@ def test_further_heads_learn_from_the_same_training(tmp_path: Path) -> None:
     assert run.scores["ridge"].kind == "ridge"
 
 
+def test_what_a_device_would_make_of_it_is_measured_after_every_task(tmp_path: Path) -> None:
+    found = run_bench(tmp_path, seeds=[0], methods={"frozen": Frozen}, exported=["fp32", "int8"])
+    (run,) = found.runs
+    assert list(run.scores) == [OWN, "exported fp32", "exported int8"]
+    own, exact = run.scores[OWN], run.scores["exported fp32"]
+    assert exact.matrix == own.matrix  # the gate lets no class change
+    assert exact.bytes > own.bytes  # the graph is in it
+    lower = run.scores["exported int8"]
+    assert lower.kind == own.kind
+    assert [len(row.accuracies) for row in lower.rows] == [1, 2, 3]
+    assert lower.bytes < exact.bytes
+    assert "exported int8" in found.table()
+    assert figures(run_bench(tmp_path, seeds=[0], methods={"frozen": Frozen}, exported=["fp32", "int8"])) == (
+        figures(found)
+    )
+    with pytest.raises(ValueError, match="was begun with"):
+        run_bench(tmp_path, seeds=[0], methods={"frozen": Frozen}, exported=["int8"])
+    with pytest.raises(ValueError, match="precision is 'int4'; give one of 'fp32', 'fp16', 'int8'"):
+        run_bench(tmp_path / "other", exported=["int4"])
+
+
 def test_a_ceiling_has_figures_for_the_end_only(tmp_path: Path) -> None:
     found = run_bench(tmp_path, methods={"joint": Ceiling}, seeds=[0])
     (run,) = found.runs

@@ -247,3 +247,11 @@ def test_nothing_is_ever_pickled() -> None:
 )
 def test_a_pickle_would_be_found(source: str) -> None:
     assert pickling(source)
+
+
+def test_weights_beside_a_backbone_are_refused(tmp_path: Path) -> None:
+    make_learner(Frozen()).fit(coloured("ab")).save(tmp_path)
+    with pytest.raises(ValueError, match="is made already, so weights='random' would change nothing"):
+        Learner.load(tmp_path, backbone=vit(), weights="random")
+    with pytest.raises(ValueError, match="backbone is a int; give a name"):
+        Learner.load(tmp_path, backbone=3)  # type: ignore[arg-type]

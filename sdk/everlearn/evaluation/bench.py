@@ -28,6 +28,7 @@ from everlearn.checks import whole
 from everlearn.data import Augmentation, ClassIncremental, Images, as_images
 from everlearn.evaluation import beside
 from everlearn.evaluation.cache import CachedLearner, FeatureStore
+from everlearn.evaluation.exported import check_exported
 from everlearn.evaluation.run import FILE as RUN
 from everlearn.evaluation.run import OWN, Run
 from everlearn.evaluation.runner import HEADS, measure
@@ -148,6 +149,7 @@ def bench(
     methods: Sequence[str] | Mapping[str, MakeMethod] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     heads: Sequence[str] = (),
+    exported: Sequence[str] = (),
     backbone: str | Backbone = BUNDLED,
     weights: str | Path | None = None,
     augmentation: Augmentation | None = DEFAULT_AUGMENTATION,
@@ -175,6 +177,8 @@ def bench(
         seeds: whole numbers of at least 0.
         heads: names in `everlearn.evaluation.runner.HEADS`, to learn from every method's features beside
             its own head.
+        exported: precisions in which every method is exported after each task, and measured as a device
+            would, see `everlearn.evaluation.runner.measure`.
         backbone, weights, augmentation, precision, device, workers, progress: see `Learner`.
         say: is told in one line what was done and what was reused.
         finished: is given each run and its learner when it is done, to export it, say; a run counts
@@ -189,6 +193,7 @@ def bench(
     unknown = [name for name in heads if name not in HEADS]
     if unknown:
         raise ValueError(f"no head is named {unknown[0]!r}; take some of {', '.join(HEADS)}")
+    lower = check_exported(exported)
     if isinstance(seeds, (str, bytes)) or not isinstance(seeds, Iterable):
         raise ValueError(f"seeds is {seeds!r}; give a list of whole numbers")
     seeds = [whole("a seed", seed, least=0) for seed in seeds]
@@ -222,6 +227,7 @@ def bench(
         "classes_per_task": int(classes_per_task),
         "first": None if first is None else int(first),
         "heads": list(heads),
+        **({"exported": lower} if lower else {}),
         "backbone": asdict(trunk.spec) if trunk.spec else None,
         "fingerprint": trunk.fingerprint(),
         "training": training,
@@ -253,6 +259,7 @@ def bench(
                     streams[seed],
                     folder=path,
                     heads={head: HEADS[head](seed) for head in heads},
+                    exported=lower,
                     name=name,
                     settings=folder.settings,
                     after_task=partial(_describe, bar, title),

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from everlearn import checkpoint, processes
 from everlearn.data import ClassIncremental, Images, Task
 from everlearn.evaluation.beside import Beside
+from everlearn.evaluation.exported import check_exported, on_a_device, row_of
 from everlearn.evaluation.metrics import confusion, task_accuracy, within_task_accuracy
 from everlearn.evaluation.run import FILE, OWN, Figures, Run, Score
 from everlearn_runtime.heads import LDA, FeCAM, Head, HeldOutRidge, Prototypes, Ridge
@@ -36,6 +38,7 @@ def measure(
     *,
     folder: str | Path | None = None,
     heads: Mapping[str, Head] | None = None,
+    exported: Sequence[str] = (),
     name: str | None = None,
     settings: Mapping[str, Any] | None = None,
     after_task: Callable[[str], None] = lambda line: None,
@@ -51,6 +54,9 @@ def measure(
         stream: the tasks.
         folder: for checkpoints; None keeps nothing.
         heads: further heads by name, which learn from the same features and are measured alike.
+        exported: precisions in which the learner is exported after each task, see `Learner.export`; the
+            figures of each are those of the bundle's own graph and head on the test images, in rows named
+            ``"exported fp32"`` and so on, whose bytes are those of the bundle.
         name: of the method; that of its class when left out.
         settings: what to write down of the run beside the learner's own record, as plain data, and to
             find again when it goes on; by default a fingerprint of the images.
@@ -59,7 +65,9 @@ def measure(
     Raises:
         ValueError: when the learner has learned other tasks than the stream's, the folder has no
             figures of them, or the images of the stream are not those that it was begun with.
+        ParityError: when an exported graph is not near enough to the model.
     """
+    precisions = check_exported(exported)
     at_once = learner.method.at_once
     learning = stream.at_once() if at_once else stream
     path = None if folder is None else Path(folder)
@@ -88,6 +96,7 @@ def measure(
             seen = len(stream) if at_once else index + 1
             test, classes = stream[seen - 1].test_so_far, stream.tasks[:seen]
             run = _with_figures(run, learner, beside, figures(learner, beside.heads, test, classes))
+            run = _with_exported(run, learner, precisions, learning[index].train, test, classes)
             if path is not None:
                 _write(run, path)
         after_task(f"task {index + 1}: {100 * run.scores[OWN].rows[index].seen:.1f} %")
@@ -130,24 +139,31 @@ def figures(
         images: test images of all classes of the tasks.
         tasks: the classes of each.
     """
-    features, labels = learner.features(images), np.array(images.labels)
+    features = learner.features(images)
+    return {
+        name: _figures_of(head, features, images, tasks)
+        for name, head in {OWN: learner.head, **heads}.items()
+    }
+
+
+def _figures_of(
+    head: Head, features: NDArray[np.float32], images: Images, tasks: Sequence[Sequence[str]]
+) -> Figures:
+    labels = np.array(images.labels)
     order = [name for classes in tasks for name in classes]
     members = [images.targets_in(classes) >= 0 for classes in tasks]
-    found = {}
-    for name, head in {OWN: learner.head, **heads}.items():
-        scores = head.scores(features)
-        predicted = np.array(head.classes)[scores.argmax(axis=1)]
-        right = predicted == labels
-        counts = confusion(predicted.tolist(), images.labels, order)
-        found[name] = Figures(
-            seen=float(right.mean()),
-            accuracies=[float(right[here].mean()) for here in members],
-            images=[int(here.sum()) for here in members],
-            task_id=task_accuracy(predicted.tolist(), images.labels, tasks),
-            within_task=within_task_accuracy(scores, head.classes, images.labels, tasks),
-            confusion=[[*place, int(counts[tuple(place)])] for place in np.argwhere(counts).tolist()],
-        )
-    return found
+    scores = head.scores(features)
+    predicted = np.array(head.classes)[scores.argmax(axis=1)]
+    right = predicted == labels
+    counts = confusion(predicted.tolist(), images.labels, order)
+    return Figures(
+        seen=float(right.mean()),
+        accuracies=[float(right[here].mean()) for here in members],
+        images=[int(here.sum()) for here in members],
+        task_id=task_accuracy(predicted.tolist(), images.labels, tasks),
+        within_task=within_task_accuracy(scores, head.classes, images.labels, tasks),
+        confusion=[[*place, int(counts[tuple(place)])] for place in np.argwhere(counts).tolist()],
+    )
 
 
 def _about(learner: Learner, stream: ClassIncremental) -> dict[str, Any]:
@@ -168,7 +184,7 @@ def _learn(learner: Learner, task: Task, beside: Beside, path: Path | None) -> N
 
 def _with_figures(run: Run, learner: Learner, beside: Beside, found: Mapping[str, Figures]) -> Run:
     kept = sum(value.nbytes for value in learner.method.learned().values())
-    scores = {}
+    scores = dict(run.scores)
     for name, head in {OWN: learner.head, **beside.heads}.items():
         score = run.scores.get(name, Score(head.kind, (), 0))
         scores[name] = score.and_then(found[name], kept + head.nbytes)
@@ -179,6 +195,22 @@ def _with_figures(run: Run, learner: Learner, beside: Beside, found: Mapping[str
         seconds=sum(one.seconds for one in learner.history),
         trained=max(one.parameters for one in learner.history),
     )
+
+
+def _with_exported(
+    run: Run,
+    learner: Learner,
+    precisions: Sequence[str],
+    known: Images,
+    images: Images,
+    tasks: Sequence[Sequence[str]],
+) -> Run:
+    scores = dict(run.scores)
+    for precision in precisions:
+        head, features, size = on_a_device(learner, precision, known, images)
+        score = scores.get(row_of(precision), Score(head.kind, (), 0))
+        scores[row_of(precision)] = score.and_then(_figures_of(head, features, images, tasks), size)
+    return replace(run, scores=scores)
 
 
 def _check_readable(path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 from everlearn.adapters.merge import merge
@@ -161,8 +162,15 @@ class Method(nn.Module):
         return Prototypes(self.sections)
 
     def deployable(self) -> nn.Module:
-        """Make a copy for export, in evaluation mode, adapters merged: normalised images to features."""
-        return merge(Features(copy.deepcopy(self)).eval().requires_grad_(False))
+        """Make a copy for export, in evaluation mode: normalised images to features.
+
+        Adapters are merged, and so are the branches that some convolutional models, such as RepViT and
+        FastViT, have for training only.
+        """
+        features = Features(copy.deepcopy(self)).eval().requires_grad_(False)
+        merge(features)
+        reparameterize_model(features.method.backbone.model, inplace=True)
+        return features
 
     def config(self) -> dict[str, Any]:
         """Give the constructor's arguments, to write them down."""
