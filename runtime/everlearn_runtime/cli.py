@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -41,12 +42,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     try:
-        result, text = arguments.run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            result, text = arguments.run(arguments)
     except (ValueError, OSError, MissingExtra) as error:
         _print(f"everlearn-device: {' '.join(str(error).split())}", sys.stderr)
         return 2
     _print(json.dumps(result) if arguments.json else text, sys.stdout)
     return 0
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning as this command says things."""
+    _print(f"everlearn-device: {message}", sys.stderr)
 
 
 def _print(text: str, file: TextIO) -> None:
@@ -60,9 +75,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="everlearn-device", description="Run a bundle, and go on learning on the device."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("bundle", metavar="BUNDLE", help="the bundle's folder")
-    common.add_argument("--json", action="store_true", help="print JSON")
+    plain = argparse.ArgumentParser(add_help=False)
+    plain.add_argument("bundle", metavar="BUNDLE", help="the bundle's folder")
+    plain.add_argument("--json", action="store_true", help="print JSON")
+    common = argparse.ArgumentParser(add_help=False, parents=[plain])
     common.add_argument("--threads", type=int, metavar="N", help="CPU threads; all cores by default")
     common.add_argument(
         "--provider",
@@ -80,8 +96,10 @@ def _parser() -> argparse.ArgumentParser:
         "help": "image files, or .npy files of uint8 (H, W), (H, W, 3) or (N, H, W, 3), of any size",
     }
 
-    def command(name: str, run: Any, says: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, parents=[common], help=says, description=says)
+    def command(
+        name: str, run: Any, says: str, options: argparse.ArgumentParser = common
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, parents=[options], help=says, description=says)
         sub.set_defaults(run=run)
         return sub
 
@@ -123,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         "--batch", type=int, action="append", metavar="N", help="images a call; 1 and 16 by default"
     )
     bench.add_argument("--seconds", type=float, default=3.0, help="for each measurement; 3 by default")
-    build = command("build", _build, "build the TensorRT engine of the graph, into this user's cache")
+    build = command("build", _build, "build the TensorRT engine of the graph, for this user", plain)
     build.add_argument("--batch", type=int, action="append", metavar="N", help="sizes; 1 and 16 by default")
     build.add_argument(
         "--memory", type=int, metavar="MIB", help="most scratch space of a layer; all there is by default"

@@ -25,6 +25,7 @@ from everlearn.learner import Learner
 from everlearn.methods import NTKCL
 from everlearn.precision import PRECISIONS, resolve
 from everlearn.report import write_report
+from everlearn_export.files import BATCH, KINDS, write_files
 from everlearn_export.precision import PRECISIONS as GRAPH_PRECISIONS
 from everlearn_export.precision import TARGETS
 from everlearn_runtime import cli as device
@@ -128,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", help="write the bundle that a device opens")
     export.set_defaults(run=_export)
-    export.add_argument("learner", metavar="RUN", help="what train wrote")
+    export.add_argument("learner", metavar="RUN", help="what train wrote; with --for, a bundle")
     export.add_argument("--out", metavar="BUNDLE", required=True, help="folder for the bundle")
     export.add_argument(
         "--images",
@@ -162,6 +163,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
     _data_options(export)
+    export.add_argument(
+        "--for",
+        dest="kind",
+        choices=KINDS,
+        help="write a bundle's graph for Triton or DeepStream instead, with its configuration",
+    )
+    export.add_argument(
+        "--batch", type=int, default=BATCH, metavar="N", help=f"with --for, most images at once ({BATCH})"
+    )
 
     report = commands.add_parser(
         "report",
@@ -367,6 +377,10 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    if arguments.kind is not None:
+        write_files(Bundle.open(arguments.learner), arguments.out, arguments.kind, batch=arguments.batch)
+        print(f"{arguments.out}: the graph of {arguments.learner} for {arguments.kind}")
+        return
     learner = Learner.load(arguments.learner)
     images = _load(arguments, arguments.images)[1] if arguments.images else None
     held_out = images if images is not None and set(images.classes) & set(learner.classes) else None

@@ -140,3 +140,14 @@ def test_from_the_command_line(bundle: Path, capsys: pytest.CaptureFixture[str])
         with pytest.raises(SystemExit):
             main(["status", str(bundle), "--provider", wrong])
         assert "is not NAME or NAME,KEY=VALUE,..." in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("for_cuda")
+def test_the_command_line_warns_in_a_line(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(["status", str(bundle)]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "everlearn-device: the graph runs on the CPU: CUDAExecutionProvider cannot be used"
+    )

@@ -60,7 +60,7 @@ def parse(trt: Any, graph: bytes, name: str, log: Any) -> tuple[Any, Any]:
     """
     builder = trt.Builder(log)
     # No flag where all networks are strongly typed.
-    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    typed = getattr(getattr(trt, "NetworkDefinitionCreationFlag", None), "STRONGLY_TYPED", None)
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, log)
     if not parser.parse(graph):
