@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -75,16 +76,22 @@ def read_tensors(path: Path) -> dict[str, Any]:
     if not head.startswith((b"PK", b"\x80")):
         raise ValueError(f"{path} is neither a .safetensors file nor written by torch.save; fetch it again")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a TorchScript archive it warns before it refuses
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        # Not torch's own words: they advise to load the file without this guard.
+        kind = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise ValueError(
-            f"{path} holds more than tensors, numbers and text, or is damaged, and nothing else is "
-            "unpickled, as it could run any program; where you trust it, load it yourself and write its "
-            f"tensors with torch.save(model.state_dict(), path) ({' '.join(str(error).split())[:200]})"
+            f"{path} {'holds a ' + kind[1] if kind else 'is damaged or holds other objects'}, and nothing "
+            "but tensors, numbers, text and their containers is unpickled, as it could run any program; where "
+            "you trust it, load it yourself and write its tensors with torch.save(model.state_dict(), path)"
         ) from error
     except Exception as error:  # for a damaged file, torch has a dozen kinds
+        script = "TorchScript" in str(error)
         raise ValueError(
-            f"{path} cannot be read ({' '.join(str(error).split())[:200]}); fetch it again"
+            f"{path} is {'a TorchScript program' if script else 'damaged'}; give what "
+            "torch.save(model.state_dict(), path) or safetensors has written"
         ) from error
     if not isinstance(found, Mapping):
         raise ValueError(f"{path} holds a {type(found).__name__}; expected tensors by name, a state_dict")
