@@ -1,7 +1,6 @@
 """Weights from a file into a model, whatever was saved around them."""
 
 import math
-import pickle
 import re
 import warnings
 from collections import Counter
@@ -79,18 +78,16 @@ def read_tensors(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a TorchScript archive it warns before it refuses
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # Not torch's own words: they advise to load the file without this guard.
-        kind = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise ValueError(
-            f"{path} {'holds a ' + kind[1] if kind else 'is damaged or holds other objects'}, and nothing "
-            "but tensors, numbers, text and their containers is unpickled, as it could run any program; where "
-            "you trust it, load it yourself and write its tensors with torch.save(model.state_dict(), path)"
-        ) from error
     except Exception as error:  # for a damaged file, torch has a dozen kinds
-        script = "TorchScript" in str(error)
+        said = str(error)
+        if kind := re.search(r"GLOBAL ([\w.]+)", said):  # not in torch's words: they advise to trust the file
+            raise ValueError(
+                f"{path} holds a {kind[1]}, and nothing but tensors, numbers, text and their containers is "
+                "unpickled, as it could run any program; where you trust it, load it yourself and write its "
+                "tensors with torch.save(model.state_dict(), path)"
+            ) from error
         raise ValueError(
-            f"{path} is {'a TorchScript program' if script else 'damaged'}; give what "
+            f"{path} is {'a TorchScript program' if 'TorchScript' in said else 'damaged'}; give what "
             "torch.save(model.state_dict(), path) or safetensors has written"
         ) from error
     if not isinstance(found, Mapping):
