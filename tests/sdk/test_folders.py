@@ -95,6 +95,7 @@ def broken(tmp_path: Path) -> Path:
 
 def test_what_cannot_be_read_is_found_before_anything_is_handed_back(broken: Path) -> None:
     found = reasons(broken)
+    assert repr(look(broken)) == f"Found('{broken}': 6 images of 2 classes, 7 not used)"
     assert set(found) == {f"b/{name}" for name in BROKEN}
     for name, (_, why) in BROKEN.items():
         state, told = found[f"b/{name}"]

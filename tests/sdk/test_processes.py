@@ -142,9 +142,11 @@ def test_the_command_line_says_everything_once(two: Launched) -> None:
     out, _ = two.said("typed", "mended out")
     assert [line.split()[0] for line in out.splitlines()] == ["after", "1", "average"]
     err, _ = two.said("typed", "broken err")
-    assert err.startswith("everlearn: process 1 stopped: ValueError: ")
-    assert "099.png: not a readable image" in err
-    assert err.count("\n") == 1
+    table, row, mistake = err.splitlines()
+    assert table.endswith(": not used are")
+    assert row.split()[:2] == ["broken", "1"]
+    assert mistake.startswith("everlearn: 1 of ")
+    assert "cannot be read: b/099.png (not a readable image" in mistake
     assert [str(other[f"own {name}"]) for name in ("broken out", "broken err", "mended out")] == [""] * 3
 
 

@@ -150,6 +150,31 @@ def test_names_by_class_to_idx() -> None:
     check(as_images(Timm()), list(range(6)))
 
 
+class Wrapper:
+    """A data set of somebody's own around another."""
+
+    def __init__(self, inside: Any, change: Callable[[int], Any] = lambda label: label) -> None:
+        self.inside, self.change, self.transform = inside, change, None
+
+    def __len__(self) -> int:
+        return len(self.inside)
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = self.inside[index]
+        return image, self.change(label)
+
+
+def test_names_survive_a_wrapper_of_ones_own_where_its_labels_are_the_same(files: Path) -> None:
+    data = ImageFolder(files)
+    check(as_images(Wrapper(data)), BY_CLASS)
+    check(as_images(Wrapper(Subset(data, [4, 0]))), [3, 0])
+    check(as_images(Subset(Wrapper(Wrapper(data)), [4, 0])), [3, 0])  # type: ignore[arg-type]
+    check(as_images(Wrapper(Timm())), list(range(6)))
+    assert as_images(Wrapper(data, lambda label: 1 - label)).labels == ("1",) * 3 + ("0",) * 3
+    assert as_images(Wrapper(data, lambda label: label + 5)).labels == ("5",) * 3 + ("6",) * 3
+    assert as_images(Wrapper(data, lambda label: "ab"[label])).labels == ("a",) * 3 + ("b",) * 3
+
+
 # Tables, as Hugging Face has them
 
 

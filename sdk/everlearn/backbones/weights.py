@@ -1,7 +1,7 @@
 """Weights from a file into a model, whatever was saved around them."""
 
 import math
-import pickle
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -75,16 +75,20 @@ def read_tensors(path: Path) -> dict[str, Any]:
     if not head.startswith((b"PK", b"\x80")):
         raise ValueError(f"{path} is neither a .safetensors file nor written by torch.save; fetch it again")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds more than tensors, numbers and text, or is damaged, and nothing else is "
-            "unpickled, as it could run any program; where you trust it, load it yourself and write its "
-            f"tensors with torch.save(model.state_dict(), path) ({' '.join(str(error).split())[:200]})"
-        ) from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a TorchScript archive it warns before it refuses
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # for a damaged file, torch has a dozen kinds
+        said = str(error)
+        if kind := re.search(r"GLOBAL ([\w.]+)", said):  # not in torch's words: they advise to trust the file
+            raise ValueError(
+                f"{path} holds a {kind[1]}, and nothing but tensors, numbers, text and their containers is "
+                "unpickled, as it could run any program; where you trust it, load it yourself and write its "
+                "tensors with torch.save(model.state_dict(), path)"
+            ) from error
         raise ValueError(
-            f"{path} cannot be read ({' '.join(str(error).split())[:200]}); fetch it again"
+            f"{path} is {'a TorchScript program' if 'TorchScript' in said else 'damaged'}; give what "
+            "torch.save(model.state_dict(), path) or safetensors has written"
         ) from error
     if not isinstance(found, Mapping):
         raise ValueError(f"{path} holds a {type(found).__name__}; expected tensors by name, a state_dict")

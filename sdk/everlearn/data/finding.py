@@ -24,7 +24,7 @@ _HEIC = (".heic", ".heif")
 _NO_HEIC = "HEIC, which needs: pip install pillow-heif"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Found:
     """What is in a folder of class folders.
 
@@ -42,6 +42,10 @@ class Found:
     def labels(self) -> tuple[str, ...]:
         """The class name of every image."""
         return tuple(file.relative_to(self.path).parts[0] for file in self.files)
+
+    def __repr__(self) -> str:
+        counts = f"{len(self.files)} images of {len(set(self.labels))} classes, {len(self.left)} not used"
+        return f"Found({printable(str(self.path))!r}: {counts})"
 
     def looked_at(self) -> Found:
         """The same after a look at every image; those that cannot be read are among ``left``."""

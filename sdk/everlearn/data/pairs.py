@@ -122,6 +122,8 @@ def _labels(data: Any) -> list[tuple[Any, Classes | None]]:
         if labels is not None and len(own) != size:
             raise ValueError(f"the data set has {size} items but {len(own)} labels in `targets` or `labels`")
         found = [(_UNREAD, None)] * size
+        if classes is None:
+            found = _wrapped_labels(data, own) or found
     if len(found) != size:
         raise ValueError(f"the data set has {size} items, but {len(found)} in what it is made of")
     if len(own) == size:  # otherwise those of the data set inside, handed through
@@ -142,6 +144,31 @@ def _inner_labels(data: Any) -> list[tuple[Any, Classes | None]] | None:
     if hasattr(data, "datasets") and hasattr(data, "cumulative_sizes"):
         return list(chain.from_iterable(_labels(part) for part in data.datasets))
     return None
+
+
+def _wrapped_labels(data: Any, own: list[Any]) -> list[tuple[Any, Classes | None]] | None:
+    """The labels of a data set that has another of its length inside, with that one's names; else None.
+
+    Only where all labels are the same here as there: otherwise the numbers may mean something else.
+    """
+    inside = [value for value in getattr(data, "__dict__", {}).values() if _is_map_style(value, len(data))]
+    if len(inside) != 1:
+        return None
+    found = _labels(inside[0])
+    if all(names is None for _, names in found):
+        return None
+    there = [_pair(inside[0], i)[1] if label is _UNREAD else label for i, (label, _) in enumerate(found)]
+    here = own or [_pair(data, i)[1] for i in range(len(data))]
+    unnamed = [None] * len(data)
+    if _names(here, unnamed) != _names(there, unnamed):
+        return None
+    return [(label, names) for label, (_, names) in zip(here, found, strict=True)]
+
+
+def _is_map_style(value: Any, size: int) -> bool:
+    plain = (str, bytes, list, tuple, Mapping, np.ndarray)
+    both = hasattr(value, "__len__") and hasattr(value, "__getitem__")
+    return both and not isinstance(value, plain) and not hasattr(value, "dtype") and len(value) == size
 
 
 def _classes(data: Any) -> Classes | None:
