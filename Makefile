@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test torture fidelity lint types clean
+.PHONY: quickstart test torture fidelity docs lint types clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py
@@ -20,6 +20,11 @@ torture: $(VENV)/.installed
 # How near released code is met: the tables in docs/fidelity.md, measured anew.
 fidelity: $(VENV)/.installed
 	$(BIN)/python -m pytest -q tests/fidelity --write docs/fidelity.md
+
+# The site, into site/; a broken link or name fails.
+docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -41,4 +46,4 @@ endif
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache
