@@ -95,6 +95,9 @@ def test_half_a_graph_normalises_pixels_in_32_bits(exact: bytes) -> None:
     first = next(node for node in model.graph.node if node.op_type == "Mul")
     assert [types[name] for name in first.input if name in types] == [onnx.TensorProto.FLOAT]
     assert weights.count(onnx.TensorProto.FLOAT16) > 20
+    casts = [node for node in model.graph.node if node.op_type == "Cast"]
+    makers = {output: node for node in model.graph.node for output in node.output}
+    assert not [node for node in casts if node.input[0] in makers and makers[node.input[0]] in casts]
     assert {types[node.input[1]] for node in linear(model)} == {onnx.TensorProto.FLOAT16}
 
 
