@@ -15,6 +15,7 @@ from everlearn.analysis.diagnosis import diagnose_run, method_report
 from everlearn.backbones import BUNDLED, load_backbone
 from everlearn.checkpoint import FILE
 from everlearn.data import Augmentation, ClassIncremental, Images, load
+from everlearn.data.folders import loose_images
 from everlearn.evaluation.bench import FILE as BENCH
 from everlearn.evaluation.bench import bench
 from everlearn.evaluation.run import FILE as RUN
@@ -126,7 +127,11 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(run=_export)
     export.add_argument("learner", metavar="RUN", help="what train wrote")
     export.add_argument("--out", metavar="BUNDLE", required=True, help="folder for the bundle")
-    export.add_argument("--images", metavar="DATA", help="verify on the test images of this data set")
+    export.add_argument(
+        "--images",
+        metavar="DATA",
+        help="verify on the test images of this data set, or on the images of this folder",
+    )
     export.add_argument(
         "--precision",
         choices=GRAPH_PRECISIONS,
@@ -353,10 +358,12 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 def _export(arguments: argparse.Namespace) -> None:
     learner = Learner.load(arguments.learner)
-    images = _load(arguments, arguments.images)[1] if arguments.images else None
+    images: Any = arguments.images
+    if images and not (Path(images).is_dir() and loose_images(Path(images))):
+        images = _load(arguments, images)[1]
     manifest = learner.export(
         arguments.out,
-        images=images,
+        images=images or None,
         precision=arguments.precision,
         target=arguments.target,
         replaces=arguments.replaces,
