@@ -14,7 +14,7 @@ from everlearn import methods, processes, recipes
 from everlearn.analysis.diagnosis import diagnose_run, method_report
 from everlearn.backbones import BUNDLED, load_backbone
 from everlearn.checkpoint import FILE
-from everlearn.data import Augmentation, ClassIncremental, Images, load
+from everlearn.data import Augmentation, ClassIncremental, Images, any_images, load
 from everlearn.data.folders import loose_images
 from everlearn.evaluation.bench import FILE as BENCH
 from everlearn.evaluation.bench import bench
@@ -358,12 +358,10 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 def _export(arguments: argparse.Namespace) -> None:
     learner = Learner.load(arguments.learner)
-    images: Any = arguments.images
-    if images and not (Path(images).is_dir() and loose_images(Path(images))):
-        images = _load(arguments, images)[1]
+    images = _images(arguments) if arguments.images else None
     manifest = learner.export(
         arguments.out,
-        images=images or None,
+        images=images,
         precision=arguments.precision,
         target=arguments.target,
         replaces=arguments.replaces,
@@ -385,6 +383,13 @@ def _export(arguments: argparse.Namespace) -> None:
             f"replaces {arguments.replaces}: on {old['images']} images the map explains "
             f"{old['explained']:.1%} of the variance{agree}"
         )
+
+
+def _images(arguments: argparse.Namespace) -> Images:
+    """The test images of a data set, or those of a folder without classes."""
+    if Path(arguments.images).is_dir() and loose_images(Path(arguments.images)):
+        return any_images(arguments.images)[0]
+    return _load(arguments, arguments.images)[1]
 
 
 def _report(arguments: argparse.Namespace) -> None:
