@@ -15,7 +15,8 @@ from everlearn.analysis.diagnosis import diagnose_run, method_report
 from everlearn.analysis.sureness import how_sure
 from everlearn.backbones import BUNDLED, load_backbone
 from everlearn.checkpoint import FILE
-from everlearn.data import Augmentation, ClassIncremental, Images, load
+from everlearn.data import Augmentation, ClassIncremental, Images, any_images, load
+from everlearn.data.folders import loose_images
 from everlearn.evaluation.bench import FILE as BENCH
 from everlearn.evaluation.bench import bench
 from everlearn.evaluation.run import FILE as RUN
@@ -134,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--images",
         metavar="DATA",
-        help="verify on the test images of this data set, and calibrate by those of learned classes",
+        help="verify on this data set's test images or this folder's, and calibrate by those of learned classes",
     )
     export.add_argument(
         "--canaries",
@@ -382,7 +383,7 @@ def _export(arguments: argparse.Namespace) -> None:
         print(f"{arguments.out}: the graph of {arguments.learner} for {arguments.kind}")
         return
     learner = Learner.load(arguments.learner)
-    images = _load(arguments, arguments.images)[1] if arguments.images else None
+    images = _images(arguments) if arguments.images else None
     held_out = images if images is not None and set(images.classes) & set(learner.classes) else None
     manifest = learner.export(
         arguments.out,
@@ -421,6 +422,13 @@ def _calibration(figures: Confidence) -> str:
         f"not calibrated, by {figures.judged} of at least {ENOUGH} images of classes that were learned; give "
         "held-out ones with --images, or let the device judge what it learns"
     )
+
+
+def _images(arguments: argparse.Namespace) -> Images:
+    """The test images of a data set, or those of a folder without classes."""
+    if Path(arguments.images).is_dir() and loose_images(Path(arguments.images)):
+        return any_images(arguments.images)[0]
+    return _load(arguments, arguments.images)[1]
 
 
 def _report(arguments: argparse.Namespace) -> None:

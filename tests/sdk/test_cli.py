@@ -81,7 +81,8 @@ def test_train_export_and_predict(data: Path, tmp_path: Path, capsys: Output) ->
 
     assert main(["export", str(run), "--out", str(bundle)]) == 2
     assert "already holds a bundle" in capsys.readouterr().err
-    assert main(["export", str(run), "--out", str(bundle), "--overwrite", "--removable"]) == 0
+    plain = ["--images", str(data / "a")]  # a folder of images without classes
+    assert main(["export", str(run), "--out", str(bundle), "--overwrite", "--removable", *plain]) == 0
     assert Bundle.open(bundle).manifest.head == {
         "kind": "lda",
         "options": {"shrinkage": 0.01, "removable": True},
