@@ -13,6 +13,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ def held_out(features: np.ndarray, labels: np.ndarray, seed: int) -> float:
     return accuracy(head, features[out], list(labels[out]))
 
 
-def accuracy(head: LDA, features: np.ndarray, labels: list[str]) -> float:
+def accuracy(head: LDA, features: np.ndarray, labels: Sequence[str]) -> float:
     """Percent of these images that are named right."""
     return 100 * float(np.mean(np.array(head.predict(features)) == np.array(labels)))
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,7 +20,8 @@ OF_BLOCKS = ("MatMul", "Gemm", "Softmax", "Erf", "Gelu", "Conv")
 @pytest.mark.parametrize("make", [Frozen, NTKCL])
 def test_the_graph_passes_the_backbone_once(make: Callable[..., Method], tmp_path: Path) -> None:
     nodes = []
-    for number, options in enumerate(({"patches": True}, {"depths": "auto"})):
+    forms: list[dict[str, Any]] = [{"patches": True}, {"depths": "auto"}]
+    for number, options in enumerate(forms):
         learner = make_learner(make(**options), backbone=vit(depth=4)).fit(coloured("ab"))
         manifest = learner.export(tmp_path / str(number))
         graph = tmp_path / str(number) / "features.onnx"
