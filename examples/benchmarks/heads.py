@@ -29,7 +29,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.heads import LDA, Head, Prototypes, Ridge
+from everlearn_runtime.heads import LDA, BalancedRidge, Head, Prototypes, Ridge, WhitenedCosine
 
 CLASSES = 100
 Features = NDArray[np.float32]
@@ -121,6 +121,8 @@ class River:
 
 MAKERS: dict[str, Callable[[int], Classifier]] = {
     "everlearn LDA": lambda width: Ours(LDA()),
+    "everlearn WhitenedCosine": lambda width: Ours(WhitenedCosine()),
+    "everlearn BalancedRidge": lambda width: Ours(BalancedRidge()),
     "everlearn Ridge(0.01)": lambda width: Ours(Ridge(0.01)),
     "everlearn Prototypes": lambda width: Ours(Prototypes()),
     "avalanche StreamingLDA": StreamingLDA,

@@ -7,6 +7,7 @@ from everlearn_runtime.errors import BundleError, MissingExtra, StateError
 from everlearn_runtime.heads import (
     LDA,
     Aggregate,
+    BalancedRidge,
     EvidenceLDA,
     FeCAM,
     Head,
@@ -28,6 +29,7 @@ __all__ = [
     "LDA",
     "Aggregate",
     "Backend",
+    "BalancedRidge",
     "Bundle",
     "BundleError",
     "EdgeLearner",

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from everlearn_runtime import (
     LDA,
     Aggregate,
+    BalancedRidge,
     EvidenceLDA,
     FeCAM,
     Head,
@@ -41,6 +42,8 @@ HEADS: dict[str, Callable[[], Head]] = {
     "whitened cosine": WhitenedCosine,
     "whitened cosine removable": lambda: WhitenedCosine(0.1, 0.0, removable=True),
     "lda 1e-4": lambda: LDA(shrinkage=1e-4),
+    "ridge balanced": BalancedRidge,
+    "ridge with intercept": lambda: BalancedRidge(0.01, balanced=False),
     "ridge gcv": Ridge,
     "ridge 0.1": lambda: Ridge(regularisation=0.1),
     "ridge projected": lambda: Ridge(projection=16, seed=3),
@@ -462,6 +465,9 @@ def test_a_state_that_does_not_fit_is_refused(new: Callable[[], Head]) -> None:
         lambda: WhitenedCosine("oas"),
         lambda: WhitenedCosine(correction=-0.1),
         lambda: WhitenedCosine(correction=np.nan),
+        lambda: BalancedRidge(0.0),
+        lambda: BalancedRidge("gcv"),
+        lambda: BalancedRidge(balanced=1),  # type: ignore[arg-type]
         lambda: StreamingLDA("auto"),  # type: ignore[arg-type]
         lambda: EvidenceLDA(tasks=0),
         lambda: EvidenceLDA(strength=-1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from everlearn_runtime import LDA, FeCAM, Head, HeldOutRidge, Prototypes, Ridge
+from everlearn_runtime import LDA, FeCAM, Head, HeldOutRidge, Prototypes, Ridge, from_state
 from everlearn_runtime.heads.drift import affine_drift, strengths
 
 from ..fidelity.fecam_forms import PilotFeCAM  # of the features themselves, so that maps of them are exact
@@ -280,6 +281,20 @@ def test_an_update_that_holds_out_too_little_leaves_the_ridge_as_it_was(remember
     np.testing.assert_allclose(head.scores(x), x @ weights, rtol=RTOL, atol=RTOL)
     head.update(x[700:], names(y[700:]))  # half as much as at first decides
     assert not np.array_equal(head.state().arrays["errors"], kept)
+
+
+def test_two_images_do_not_move_the_ridge_of_a_state_that_does_not_say_how_large_its_tasks_were() -> None:
+    x, _, y = data(0, 200)
+    head = HeldOutRidge()
+    head.update(x, names(y))
+    state = head.state()
+    arrays = {name: array for name, array in state.arrays.items() if name != "held_out"}
+    old = from_state(replace(state, arrays=arrays))
+    assert isinstance(old, HeldOutRidge)
+    old.update(x[:2], ["0", "1"])
+    assert old.strength == head.strength
+    old.update(x, names(y))  # a task decides as before
+    assert old.state().arrays["held_out"][0] == 40
 
 
 def test_small_tasks_decide_where_no_larger_one_has() -> None:

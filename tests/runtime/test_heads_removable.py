@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from everlearn_runtime import (
     LDA,
     Aggregate,
+    BalancedRidge,
     EvidenceLDA,
     FeCAM,
     Head,
@@ -38,6 +39,7 @@ HEADS: dict[str, Callable[[bool], Head]] = {
     "lda by number": lambda removable: LDA("auto", removable, 0.7),
     "evidence lda": lambda removable: EvidenceLDA(0.1, tasks=2, removable=removable),
     "ridge": lambda removable: Ridge(0.03, removable=removable),
+    "ridge balanced": lambda removable: BalancedRidge(removable=removable),
     "ridge gcv": lambda removable: Ridge(removable=removable),
     "ridge projected": lambda removable: Ridge(0.03, projection=20, seed=3, removable=removable),
     "aggregate": lambda removable: Aggregate(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from everlearn_runtime import (
     LDA,
+    BalancedRidge,
     FeCAM,
     Head,
     HeadState,
@@ -36,6 +37,8 @@ HEADS: dict[str, Callable[[], Head]] = {
     "whitened cosine 1": lambda: WhitenedCosine(1.0),
     "ridge 0.03": lambda: Ridge(0.03),
     "ridge projected": lambda: Ridge(0.03, projection=20),
+    "ridge balanced": BalancedRidge,
+    "ridge with intercept": lambda: BalancedRidge(0.1, balanced=False),
     "ridge gcv": Ridge,
     "ridge held out": lambda: HeldOutRidge(grid=(0, 8)),
     "streaming lda": StreamingLDA,

@@ -20,12 +20,19 @@ shares = st.sampled_from(["auto", 1e-3, 0.1, 1.0])
 corrections = st.sampled_from([0.0, 0.7, 1.0])
 
 
+def by_number(scatter: Array, free: int) -> float:
+    """The shrinkage of this scatter with so many degrees of freedom."""
+    power, square, width = (scatter**2).sum(), np.trace(scatter) ** 2, len(scatter)
+    oas = min(1.0, (power + square) / ((free + 1) * (power - square / width)))
+    return float(max(1e-3, np.sqrt(oas * (width / (width + free)) ** 1.5)))
+
+
 def covariance(x: Array, y: list[str], shrinkage: float | str, n: int | None = None) -> tuple[Array, Array]:
     """The shrunk covariance, and the plain one, with the ridge on its ladder."""
     scatter, free = within(x, y), len(x) - len(set(y))
     plain = scatter / (n or free)
     if isinstance(shrinkage, str):
-        share = max(1e-3, (WIDTH / (WIDTH + free)) ** 1.5)
+        share = by_number(scatter, free)
         ridge = ladder(share / (1 - share) * float(np.trace(scatter))) / WIDTH
         return (1 - share) * (scatter + ridge * np.eye(WIDTH)) / free, scatter / free
     ridge = shrinkage * ladder(float(np.trace(scatter))) / WIDTH

@@ -5,6 +5,7 @@ imported here; another package's does by being imported before its states are re
 """
 
 from everlearn_runtime.heads.aggregate import Aggregate
+from everlearn_runtime.heads.balanced_ridge import BalancedRidge
 from everlearn_runtime.heads.base import Head
 from everlearn_runtime.heads.classes import Classes
 from everlearn_runtime.heads.evidence_lda import EvidenceLDA
@@ -22,6 +23,7 @@ from everlearn_runtime.heads.whitened_cosine import WhitenedCosine
 __all__ = [
     "LDA",
     "Aggregate",
+    "BalancedRidge",
     "Classes",
     "EvidenceLDA",
     "FeCAM",

@@ -45,6 +45,9 @@ class GramSum:
         self._folded = np.zeros((width, width))
         self._pending: list[NDArray[np.float64]] = []
         self._rows = 0
+        self._power: float | None = None  # of what is folded in, and of the rows looked at since
+        self._looked = np.empty((0, width))
+        self._powered = self._looked_at = 0
         self._trace = 0.0  # of what is folded in, and of this many of the pending
         self._traced = 0
 
@@ -87,6 +90,7 @@ class GramSum:
 
     def _restart(self) -> None:
         self._pending, self._rows, self._traced = [], 0, 0
+        self._power, self._powered = None, 0
         self._trace = float(np.trace(self._folded))  # of the matrix as it is kept, to the bit
 
     def value(self) -> NDArray[np.float64]:
@@ -118,6 +122,30 @@ class GramSum:
             self._trace += float(np.vdot(rows, rows))
         self._traced = len(self._pending)
         return self._trace
+
+    @property
+    def power(self) -> float:
+        """The sum of the squares of all entries: with S the matrix, tr(S S).
+
+        A row r adds 2 r' S r + (r' r)^2, with what waits being part of S, so nothing is folded for it.
+        """
+        if self._power is None:
+            self._power = float(np.vdot(self._folded, self._folded))
+            self._looked_at = 0
+        if self._powered < len(self._pending):
+            new = self._pending[self._powered :]
+            rows = new[0] if len(new) == 1 else np.concatenate(new)
+            if self._looked.shape != (self._limit, self.width):
+                self._looked = np.empty((self._limit, self.width))
+            before = self._looked[: self._looked_at]
+            self._power += 2 * float(np.vdot(rows @ self._folded, rows))
+            for others, times in ((before, 2), (rows, 1)):
+                products = others @ rows.T
+                self._power += times * float(np.vdot(products, products))
+            self._looked[self._looked_at : self._looked_at + len(rows)] = rows
+            self._looked_at += len(rows)
+            self._powered = len(self._pending)
+        return self._power
 
     @classmethod
     def of_all(cls, parts: Iterable[GramSum], width: int) -> GramSum:

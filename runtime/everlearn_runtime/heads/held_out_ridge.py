@@ -122,7 +122,9 @@ class HeldOutRidge(Ridge):
 
     def _decides(self, held_out: float, classes: int) -> bool:
         """Whether so many rows of so many classes say anything about lambda."""
-        return classes > 1 and held_out >= max(1, min(DECISIVE, self._held_out / 2))
+        # A state of an earlier version does not say how large its tasks were.
+        unsaid = self._held_out == 0 and bool(self._errors.any())
+        return classes > 1 and held_out >= max(1, DECISIVE if unsaid else min(DECISIVE, self._held_out / 2))
 
     @property
     def movable(self) -> bool:

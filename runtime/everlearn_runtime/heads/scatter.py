@@ -22,12 +22,14 @@ class WithinClass(SecondOrder):
 
     The metric is P, the inverse of the shrunk covariance (1 - s) S / f + s tr(S) / (f d) I, f = n - C
     degrees of freedom of n images of C classes (`LDA` with a number for s takes n in place of f). With
-    ``shrinkage="auto"`` s follows from the number of images: in d dimensions,
-    with r = d / (d + f),
+    ``shrinkage="auto"`` s follows from the number of images and the spectrum of S: in d dimensions,
+    with r = d / (d + f) and o the oracle approximating shrinkage estimate (Chen, Wiesel, Eldar and Hero
+    2010, eq. 23, in scikit-learn's form) of a covariance of f samples,
 
-        s = max(0.001, r^1.5),
+        s = max(0.001, sqrt(o r^1.5)),    o = min(1, (tr(S S) + tr(S)^2) / ((f + 1) (tr(S S) - tr(S)^2 / d))).
 
-    nearly 1 for a handful of images, and .09 at f = 4 d.
+    By itself r^1.5 takes too much where few directions hold most of the scatter, and o too little for
+    the very first images.
 
     A mean of n_c images is noisy, and noise lengthens it, in the metric by tr / n_c on the average,
     with tr = tr(P S / f). That is what ``correction`` takes out, all of it at 1.
@@ -59,8 +61,11 @@ class WithinClass(SecondOrder):
         """s."""
         if isinstance(self._shrinkage, float):
             return self._shrinkage
-        width = self._gram.width
-        return max(LEAST_SHRINKAGE, math.pow(width / (width + self._free), 1.5))
+        width, free = self._gram.width, self._free
+        square, power = self._gram.trace**2, self._gram.power
+        rest = (free + 1) * (power - square / width)
+        estimate = 1.0 if rest <= 0 else min((power + square) / rest, 1.0)
+        return max(LEAST_SHRINKAGE, math.sqrt(estimate * math.pow(width / (width + free), 1.5)))
 
     def _metric(self, size: float) -> tuple[float, float, float]:
         """w, r and a factor such that P is the factor times (w S + r I)^-1.

@@ -13,6 +13,8 @@ from everlearn_runtime.heads.scatter import WithinClass
 
 # No more of a mean's squared length than all but this share is taken for noise.
 LEAST_LENGTH = 0.1
+# A squared length that is a smaller part of the means' own is the rounding of means that are alike.
+ROUNDING = 1e-14
 
 
 class WhitenedCosine(WithinClass):
@@ -61,30 +63,37 @@ class WhitenedCosine(WithinClass):
         return {**own, **self._removable_option}
 
     def _score(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        means, size = self._targets(), self._scatter_size()
-        gaps = self._map(rows) - means.mean(axis=0)
-        near = gaps
+        if self._solution is None:
+            self._solution = self._solve()
+        weights, scale, _ = self._solution
+        gaps = self._map(rows) - self._targets().mean(axis=0)
+        near = self._running.apply(gaps) if self._whitens() else gaps
+        lengths = np.sqrt(np.maximum(row_products(gaps, near), 0.0))[:, None]
+        scores: NDArray[np.float64] = gaps @ weights
+        scores -= scores.mean(axis=1)[:, None]  # what the centre's own weights say
+        scores *= scale
+        return np.divide(scores, lengths, out=np.zeros_like(scores), where=lengths > 0)
+
+    def _whitens(self) -> bool:
+        """Whether S says anything; then its inverse is at hand from here on."""
+        size = self._scatter_size()
         if size:
             weight, ridge, _ = self._metric(size)
             self._solved(weight, ridge, inverse=True)
-            near = self._running.apply(gaps)
-        if self._solution is None:
-            self._solution = self._solve()
-        lengths = np.sqrt(np.maximum(row_products(gaps, near), 0.0))[:, None]
-        scores: NDArray[np.float64] = gaps @ self._solution[0]
-        return np.divide(scores, lengths, out=np.zeros_like(scores), where=lengths > 0)
+        return size > 0
 
     def _solve(self) -> Solution:
+        """The weights of the means, not of what lies between them and the centre, and 1 / |mu_c - g|."""
         means, size = self._targets(), self._scatter_size()
-        apart, noise = means - means.mean(axis=0), 0.0
-        weights = apart
+        weights, noise = means, 0.0
         if size:
             weight, ridge, _ = self._metric(size)
-            solved = self._solved(weight, ridge, inverse=True)
-            weights, noise = solved - solved.mean(axis=0), self._noise(weight, ridge)
-        squares = row_products(apart, weights)
+            weights = self._solved(weight, ridge, inverse=True)
+            products, noise = self._running.products, self._noise(weight, ridge)
+        else:
+            products = row_products(means, means)
+        along = weights @ means.mean(axis=0)
+        squares = products - 2 * along + along.mean()
+        real = squares > ROUNDING * products.max()
         squares = np.maximum(squares - self._correction * noise / self._counts, LEAST_LENGTH * squares)
-        # What is less is the rounding of means that are alike.
-        real = (apart**2).sum(axis=1) > 1e-24 * (means**2).sum() / len(means)
-        scale = np.where(real & (squares > 0), 1 / np.sqrt(np.where(squares > 0, squares, 1.0)), 0.0)
-        return (weights * scale[:, None]).T, np.zeros(len(means)), 1
+        return weights.T, np.where(real, 1 / np.sqrt(np.where(real, squares, 1.0)), 0.0), 1

@@ -14,7 +14,16 @@ from everlearn.data import ClassIncremental, Images, Task
 from everlearn.evaluation.beside import Beside
 from everlearn.evaluation.metrics import confusion, task_accuracy, within_task_accuracy
 from everlearn.evaluation.run import FILE, OWN, Figures, Run, Score
-from everlearn_runtime.heads import LDA, FeCAM, Head, HeldOutRidge, Prototypes, Ridge, WhitenedCosine
+from everlearn_runtime.heads import (
+    LDA,
+    BalancedRidge,
+    FeCAM,
+    Head,
+    HeldOutRidge,
+    Prototypes,
+    Ridge,
+    WhitenedCosine,
+)
 
 if TYPE_CHECKING:
     from everlearn.learner import Learner
@@ -24,6 +33,7 @@ HEADS: dict[str, Callable[[int], Head]] = {
     "lda": lambda seed: LDA(),
     "whitened-cosine": lambda seed: WhitenedCosine(),
     "ridge": lambda seed: Ridge(),
+    "balanced-ridge": lambda seed: BalancedRidge(),
     "fecam": lambda seed: FeCAM(),
     "random-ridge": lambda seed: Ridge(projection=2000, seed=seed),
     "held-out-ridge": lambda seed: HeldOutRidge(True, projection=2000, seed=seed),
