@@ -257,7 +257,7 @@ def test_report_prints_the_verdict(data: Path, run: Path, capsys: Output) -> Non
     ("options", "says"),
     [
         (["--samples", "2"], "samples is 2"),
-        (["--readouts", "0"], "readouts is 0; expected 1 to 96"),
+        (["--readouts", "0"], "readouts is 0; expected 1 to 192"),
         (["--seed", "-1"], "seed is -1"),
     ],
 )
