@@ -135,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--images",
         metavar="DATA",
-        help="verify on this data set's test images or this folder's, and calibrate by those of learned classes",
+        help="verify on its test images, or on a folder's, and calibrate by those of learned classes",
     )
     export.add_argument(
         "--canaries",
