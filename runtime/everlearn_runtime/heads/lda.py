@@ -40,6 +40,7 @@ class LDA(WithinClass):
     Raises:
         ValueError: An argument out of range.
 
+    >>> import numpy as np
     >>> head = LDA()
     >>> head.update(np.array([[0.0, 0.0], [0.0, 9.0], [1.0, 0.0], [1.0, 9.0]]), ["a", "a", "b", "b"])
     >>> head.predict(np.array([[0.9, -30.0]]))
