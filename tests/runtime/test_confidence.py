@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from everlearn_runtime import LDA, Aggregate, FeCAM, Head, Linear, Prototypes, Ridge, from_state
+from everlearn_runtime import (
+    LDA,
+    Aggregate,
+    FeCAM,
+    Head,
+    Linear,
+    Prototypes,
+    Ridge,
+    WhitenedCosine,
+    from_state,
+)
 from everlearn_runtime.heads import Confidence, HeadState, Judgement
 from everlearn_runtime.heads.confidence import (
     ENOUGH,
@@ -23,6 +34,7 @@ from everlearn_runtime.heads.confidence import (
     probabilities,
     strangeness,
 )
+from everlearn_runtime.heads.second_order import SELDOM_ROWS, SecondOrder
 
 Array = NDArray[np.float64]
 
@@ -409,3 +421,21 @@ def test_heads_that_solve_at_length_say_so() -> None:
     assert taught(LDA, 50).answers_soon
     assert not taught(lambda: Ridge(0.1, projection=2000), 50).answers_soon
     assert not taught(lambda: Aggregate([2, 2], [LDA(), Ridge()]), 50).answers_soon
+
+
+@pytest.mark.parametrize("new", [LDA, WhitenedCosine])
+def test_judging_seldom_solves_anew(new: Callable[[], Head]) -> None:
+    random = np.random.default_rng(0)
+    head, judged = new(), 0
+    rows = random.normal(size=(900, 300)) + np.arange(900)[:, None] % 5
+    labels = [str(number % 5) for number in range(900)]
+    head.update(rows[:300], labels[:300])
+    assert isinstance(head, SecondOrder)
+    for row, label in zip(rows[300:], labels[300:], strict=True):
+        if head.answers_soon:
+            judgement = head.judge(row[None], [label])
+            assert judgement is not None
+            judged += 1
+        head.update(row[None], [label])
+    assert head._running.solves <= 600 // SELDOM_ROWS + 1
+    assert judged > 50

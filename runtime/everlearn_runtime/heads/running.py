@@ -66,6 +66,7 @@ class RunningSolution:
     """
 
     def __init__(self) -> None:
+        self.solves = 0  # how often all was solved anew
         self.drop()
 
     def drop(self) -> None:
@@ -91,6 +92,12 @@ class RunningSolution:
     def follows(self) -> bool:
         """Whether somebody asked a few rows ago, so that steps are to be noted."""
         return self._steps is not None
+
+    def ready(self, weight: float, ridge: float) -> bool:
+        """Whether :meth:`weights` would have a few rows to work in, and nothing to solve."""
+        if self._steps is None or self._inverse is None:
+            return False
+        return self._system == (weight, ridge) and self._carried <= CARRY_ROWS
 
     def note(self, step: Step) -> None:
         """Note what :meth:`weights` is to work in."""
@@ -123,11 +130,13 @@ class RunningSolution:
         """
         steps = self._steps
         if steps is None and not inverse:
+            self.solves += 1
             system = regularised(gram.value(), weight, ridge)
             solved: NDArray[np.float64] = np.linalg.solve(system, targets().T)
             self._weights = GrowingRows(solved.T)
             self._products = GrowingRows(row_products(targets(), solved.T))
         elif self._inverse is None or self._system != (weight, ridge) or self._carried > CARRY_ROWS:
+            self.solves += 1
             self._invert(regularised(gram.value(), weight, ridge), targets())
         elif steps and len(steps) == 1 and steps[0].gain is not None:
             self._work_in_one(steps[0], steps[0].gain, weight, targets_at(steps[0].places))

@@ -79,6 +79,10 @@ class WithinClass(SecondOrder):
         ratio = share / (1 - share) * self._gram.trace
         return 1.0, rung(ratio, self.ladder) / self._gram.width, self._free / (1 - share)
 
+    def _system(self) -> tuple[float, float] | None:
+        size = self._scatter_size()
+        return self._metric(size)[:2] if size else None
+
     def _ridge(self, size: float) -> float:
         """What is added to the diagonal of the scatter with a number for the shrinkage."""
         return self._share * size / self._gram.width

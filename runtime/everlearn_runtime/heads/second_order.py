@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 
 VANISHING = 1e-280
 # Up to this width of G a solution follows a sample in some milliseconds at most.
-SOON_WIDTH = 1024
+SOON_WIDTH = 256
+# A G so wide is solved for a question that can wait once for so many rows: one learn in a hundred at most.
+SELDOM_WIDTH, SELDOM_ROWS = 1024, 256
 
 
 class SecondOrder(Head):
@@ -67,6 +69,7 @@ class SecondOrder(Head):
         self._gram = GramSum(0)
         self._seen = 0
         self._running = RunningSolution()
+        self._solved_at = 0  # samples that had been seen when all was last solved anew
 
     @abstractmethod
     def _targets(self) -> NDArray[np.float64]:
@@ -78,8 +81,21 @@ class SecondOrder(Head):
 
     @property
     def answers_soon(self) -> bool:
-        """See `Head`: with a wide G only if somebody has asked since the last update."""
-        return self._solution is not None or self._gram.width <= SOON_WIDTH
+        """See `Head`: with a wide G only if somebody has asked since the last update.
+
+        Between narrow and wide, if there are a few rows to work in, or nothing was solved for some hundred.
+        """
+        if self._solution is not None or self._gram.width <= SOON_WIDTH:
+            return True
+        if self._gram.width > SELDOM_WIDTH:
+            return False
+        system = self._system()
+        ready = system is not None and self._running.ready(*system)
+        return ready or self._seen + len(self._waiting) - self._solved_at >= SELDOM_ROWS
+
+    def _system(self) -> tuple[float, float] | None:
+        """w and r that a question would be answered with now; None: not known beforehand."""
+        return None
 
     def removes_exactly(self, label: str) -> bool:
         """See `Head`."""
@@ -156,7 +172,11 @@ class SecondOrder(Head):
 
     def _solved(self, weight: float, ridge: float, inverse: bool = False) -> NDArray[np.float64]:
         """Targets times (w G + r I)^-1, (C, M); to be read, not written."""
-        return self._running.weights(self._gram, weight, ridge, self._targets, self._targets_at, inverse)
+        before = self._running.solves
+        found = self._running.weights(self._gram, weight, ridge, self._targets, self._targets_at, inverse)
+        if self._running.solves > before:
+            self._solved_at = self._seen
+        return found
 
     def _room(self) -> int:
         return self._gram.room
