@@ -437,5 +437,5 @@ def test_judging_seldom_solves_anew(new: Callable[[], Head]) -> None:
             assert judgement is not None
             judged += 1
         head.update(row[None], [label])
-    assert head._running.solves <= 600 // SELDOM_ROWS + 1
+    assert head._running.solves <= 2 * (600 // SELDOM_ROWS + 1)  # for the scores, and for the distances
     assert judged > 50

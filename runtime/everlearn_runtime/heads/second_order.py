@@ -89,9 +89,16 @@ class SecondOrder(Head):
             return True
         if self._gram.width > SELDOM_WIDTH:
             return False
+        if self._seen + len(self._waiting) - self._solved_at >= SELDOM_ROWS:
+            return True
+        if not self._is_ready():
+            return False
+        self._catch_up()  # the question would; what waits may be what moves the system
+        return self._is_ready()
+
+    def _is_ready(self) -> bool:
         system = self._system()
-        ready = system is not None and self._running.ready(*system)
-        return ready or self._seen + len(self._waiting) - self._solved_at >= SELDOM_ROWS
+        return system is not None and self._running.ready(*system)
 
     def _system(self) -> tuple[float, float] | None:
         """w and r that a question would be answered with now; None: not known beforehand."""
