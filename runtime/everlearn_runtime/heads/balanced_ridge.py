@@ -38,6 +38,9 @@ class BalancedRidge(WithinClass):
             of `LDA`.
         balanced: whether all classes weigh alike.
         removable: as in `LDA`.
+        projection: M, the number of random features that the head works on beside the features; see
+            `WithinClass`. None: the features alone.
+        seed: of these, 0 to 2^32 - 1.
 
     Raises:
         ValueError: An argument out of range.
@@ -52,7 +55,12 @@ class BalancedRidge(WithinClass):
     usual_temperature: ClassVar[float] = 0.06
 
     def __init__(
-        self, regularisation: float | str = "auto", balanced: bool = True, removable: bool = False
+        self,
+        regularisation: float | str = "auto",
+        balanced: bool = True,
+        removable: bool = False,
+        projection: int | None = None,
+        seed: int = 0,
     ) -> None:
         if regularisation != "auto" and (
             isinstance(regularisation, str) or not 0 < float(regularisation) < np.inf
@@ -60,7 +68,7 @@ class BalancedRidge(WithinClass):
             raise ValueError(f"regularisation is {regularisation!r}; give 'auto' or a positive number")
         if not isinstance(balanced, bool):
             raise ValueError(f"balanced is {balanced!r}; give True or False")
-        super().__init__("auto", removable, 0.0)
+        super().__init__("auto", removable, 0.0, projection, seed)
         self._regularisation = regularisation if isinstance(regularisation, str) else float(regularisation)
         self._balanced = balanced
 
@@ -68,7 +76,7 @@ class BalancedRidge(WithinClass):
     def options(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON."""
         own = {"regularisation": self._regularisation, "balanced": self._balanced}
-        return {**own, **self._removable_option}
+        return {**own, **self._removable_option, **self._projection_option}
 
     def _metric(self, size: float) -> tuple[float, float, float]:
         if isinstance(self._regularisation, str):

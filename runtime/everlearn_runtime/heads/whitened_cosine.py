@@ -39,6 +39,9 @@ class WhitenedCosine(WithinClass):
         correction: from 0 to 1. Where old classes have many images and new ones few, 0 is best for all
             images alike, and 1 finds new classes as often as old ones.
         removable: as in `LDA`.
+        projection: M, the number of random features that the head works on beside the features; see
+            `WithinClass`. None: the features alone.
+        seed: of these, 0 to 2^32 - 1.
 
     Raises:
         ValueError: An argument out of range.
@@ -53,15 +56,20 @@ class WhitenedCosine(WithinClass):
     usual_temperature: ClassVar[float] = 0.06
 
     def __init__(
-        self, shrinkage: float | str = "auto", correction: float = 0.7, removable: bool = False
+        self,
+        shrinkage: float | str = "auto",
+        correction: float = 0.7,
+        removable: bool = False,
+        projection: int | None = None,
+        seed: int = 0,
     ) -> None:
-        super().__init__(shrinkage, removable, correction)
+        super().__init__(shrinkage, removable, correction, projection, seed)
 
     @property
     def options(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON."""
         own = {"shrinkage": self._shrinkage, "correction": self._correction}
-        return {**own, **self._removable_option}
+        return {**own, **self._removable_option, **self._projection_option}
 
     def _score(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         if self._solution is None:
