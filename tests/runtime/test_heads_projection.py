@@ -29,7 +29,7 @@ MAKE: dict[str, Callable[..., Head]] = {
 
 def both(rows: Array, seed: int) -> Array:
     """Features, and random ones behind them."""
-    return np.concatenate([rows, hidden(rows, COUNT, seed) / np.sqrt(rows.shape[1])], axis=1)
+    return np.concatenate([rows, 0.5 * hidden(rows, COUNT, seed) / np.sqrt(rows.shape[1])], axis=1)
 
 
 @settings(max_examples=12, deadline=None)

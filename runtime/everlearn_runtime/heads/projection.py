@@ -20,8 +20,10 @@ class RandomFeatures:
     Args:
         count: M, the number of random features, at least 1.
         seed: of R, 0 to 2^32 - 1.
-        scaled: divide by sqrt(F), so that random features are about as large as the features that they
-            are made of: the mean of their squares over R is half that of the F features.
+        scaled: divide by 2 sqrt(F), so that random features stand beside the features that they are made
+            of, which a metric shrunk to the identity compares: over R the mean of their squares is an
+            eighth of that of the F features. Of 1/4, 1/2 and 1 in place of the 1/2, held-out training
+            images of Split Tiny-ImageNet-B were named best so.
 
     Raises:
         ValueError: An argument out of range.
@@ -50,7 +52,7 @@ class RandomFeatures:
             self.matrix = self.draw(rows.shape[1])
         hidden: NDArray[np.float64] = np.maximum(rows @ self.matrix, 0.0)
         if self.scaled:
-            hidden /= np.sqrt(rows.shape[1])
+            hidden *= 0.5 / np.sqrt(rows.shape[1])
         return hidden
 
     def of_each(self, rows: NDArray[np.float64], seen: int) -> NDArray[np.float64]:

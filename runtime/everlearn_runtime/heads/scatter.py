@@ -38,7 +38,7 @@ class WithinClass(SecondOrder):
     A mean of n_c images is noisy, and noise lengthens it, in the metric by tr / n_c on the average,
     with tr = tr(P S / f). That is what ``correction`` takes out, all of it at 1.
 
-    With ``projection`` all this is of [x, max(R' x, 0) / sqrt(F)] in place of the features x themselves,
+    With ``projection`` all this is of [x, max(R' x, 0) / (2 sqrt(F))] in place of the features x themselves,
     R (F, M) random (see `RandomFeatures`), so d = F + M. Beside the scatter of d features the means of M
     random features are kept for each class, M numbers; R is drawn from the seed.
     """
