@@ -48,6 +48,10 @@ HEADS: dict[str, Callable[[], Head]] = {
     "ridge 0.1": lambda: Ridge(regularisation=0.1),
     "ridge projected": lambda: Ridge(projection=16, seed=3),
     "ridge projected 1e-3": lambda: Ridge(regularisation=1e-3, projection=16),
+    "lda random": lambda: LDA(0.1, projection=12, seed=3),
+    "whitened cosine random": lambda: WhitenedCosine(projection=12),
+    "whitened cosine random removable": lambda: WhitenedCosine(0.1, projection=12, removable=True),
+    "ridge balanced random": lambda: BalancedRidge(projection=12, seed=1),
     "streaming lda": StreamingLDA,
     "streaming lda base": lambda: StreamingLDA(covariance="base"),
     "streaming lda fixed": lambda: StreamingLDA(covariance="fixed"),
@@ -475,6 +479,10 @@ def test_a_state_that_does_not_fit_is_refused(new: Callable[[], Head]) -> None:
         lambda: Ridge(regularisation=0),
         lambda: Ridge(regularisation="loo"),
         lambda: Ridge(projection=0),
+        lambda: LDA(projection=0),
+        lambda: WhitenedCosine(projection=12.0),  # type: ignore[arg-type]
+        lambda: BalancedRidge(projection=12, seed=-1),
+        lambda: LDA(seed=2**32),
         lambda: Ridge(seed=-1),
         lambda: StreamingLDA(covariance="pooled"),
         lambda: HeldOutRidge(remember=1),  # type: ignore[arg-type]

@@ -38,6 +38,7 @@ HEADS: dict[str, Callable[[bool], Head]] = {
     "whitened cosine": lambda removable: WhitenedCosine(removable=removable),
     "lda by number": lambda removable: LDA("auto", removable, 0.7),
     "evidence lda": lambda removable: EvidenceLDA(0.1, tasks=2, removable=removable),
+    "whitened cosine random": lambda removable: WhitenedCosine(projection=9, removable=removable),
     "ridge": lambda removable: Ridge(0.03, removable=removable),
     "ridge balanced": lambda removable: BalancedRidge(removable=removable),
     "ridge gcv": lambda removable: Ridge(removable=removable),
@@ -57,6 +58,7 @@ HEADS: dict[str, Callable[[bool], Head]] = {
 MORE = {
     "lda": [6],
     "whitened cosine": [6],
+    "whitened cosine random": [15],
     "evidence lda": [4],
     "ridge": [6],
     "ridge projected": [20],

@@ -30,14 +30,17 @@ class BalancedRidge(WithinClass):
     images. It takes no hold-out and no eigendecomposition. A common offset of all features
     changes nothing. While S is zero or no more than rounding, P is the identity.
 
-    A prediction after an update costs O(C^2 F + C^3) beside the O(F^2) of `LDA`. What removing a class
-    leaves behind, see `LDA`.
+    The first prediction after an update costs O(C^2 F + C^3) beside the O(F^2) of `LDA`. What removing a
+    class leaves behind, see `LDA`.
 
     Args:
         regularisation: "auto", or a positive number r for lambda = r tr(S) / F, the trace on the ladder
             of `LDA`.
         balanced: whether all classes weigh alike.
         removable: as in `LDA`.
+        projection: M, the number of random features that the head works on beside the features; see
+            `WithinClass`. None: the features alone.
+        seed: of these, 0 to 2^32 - 1.
 
     Raises:
         ValueError: An argument out of range.
@@ -52,7 +55,12 @@ class BalancedRidge(WithinClass):
     usual_temperature: ClassVar[float] = 0.06
 
     def __init__(
-        self, regularisation: float | str = "auto", balanced: bool = True, removable: bool = False
+        self,
+        regularisation: float | str = "auto",
+        balanced: bool = True,
+        removable: bool = False,
+        projection: int | None = None,
+        seed: int = 0,
     ) -> None:
         if regularisation != "auto" and (
             isinstance(regularisation, str) or not 0 < float(regularisation) < np.inf
@@ -60,15 +68,17 @@ class BalancedRidge(WithinClass):
             raise ValueError(f"regularisation is {regularisation!r}; give 'auto' or a positive number")
         if not isinstance(balanced, bool):
             raise ValueError(f"balanced is {balanced!r}; give True or False")
-        super().__init__("auto", removable, 0.0)
+        super().__init__("auto", removable, 0.0, projection, seed)
         self._regularisation = regularisation if isinstance(regularisation, str) else float(regularisation)
         self._balanced = balanced
+        self._centre = np.zeros(0)  # g, and the inverse of D^-1 + A P A', as of the last solution
+        self._middle = np.zeros((0, 0))
 
     @property
     def options(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON."""
         own = {"regularisation": self._regularisation, "balanced": self._balanced}
-        return {**own, **self._removable_option}
+        return {**own, **self._removable_option, **self._projection_option}
 
     def _metric(self, size: float) -> tuple[float, float, float]:
         if isinstance(self._regularisation, str):
@@ -85,17 +95,23 @@ class BalancedRidge(WithinClass):
         share = weigh / weigh.sum()
         if self._solution is None:
             self._solution = self._solve()
-        scores: NDArray[np.float64] = (self._map(rows) - share @ self._targets()) @ self._solution[0] + share
+        weights, _, _ = self._solution
+        along: NDArray[np.float64] = (self._map(rows) - self._centre) @ weights
+        along -= (along @ share)[:, None]
+        scores: NDArray[np.float64] = along @ self._middle + share
         return scores
 
     def _solve(self) -> Solution:
+        """T P for the class means T, and the inverse of D^-1 + A P A' apart from it: C x C for each
+        sample, not C x F."""
         means, size, weigh = self._targets(), self._scatter_size(), self._weighing()
         share = weigh / weigh.sum()
-        apart = means - share @ means
-        near = apart
+        self._centre = share @ means
+        solved = means
         if size:
             weight, ridge, _ = self._metric(size)
             solved = self._solved(weight, ridge)
-            near = solved - share @ solved
-        weights = np.linalg.solve(np.diag(1 / weigh) + near @ apart.T, near)
-        return weights.T, np.zeros(len(means)), 1
+        products = solved @ (means - self._centre).T
+        products -= share @ products
+        self._middle = np.linalg.inv(np.diag(1 / weigh) + products).T
+        return solved.T, np.zeros(len(means)), 1

@@ -396,7 +396,7 @@ class Head(ABC):
     def predict(self, features: ArrayLike) -> list[str]:
         """The best class of each row of features (B, F); raises like :meth:`scores`."""
         names = self.classes
-        return [names[column] for column in self.scores(features).argmax(axis=1)]
+        return [names[column] for column in self._answer(features, self._rank, "scores").argmax(axis=1)]
 
     @property
     def confidence(self) -> Confidence:
@@ -685,6 +685,10 @@ class Head(ABC):
         scores += bias
         scores *= factor
         return scores
+
+    def _rank(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The scores (B, C), each row perhaps times a positive number, where that costs less."""
+        return self._score(rows)
 
     def _distances(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         """Distances (B, C) of checked features (B, F)."""

@@ -83,6 +83,31 @@ def _drifted(before: Array, after: Array) -> tuple[Drift, Array]:
     return Drift(np.eye(width) + gain[:-1], constant * gain[-1], left_over), misses
 
 
+def drift_with_more(before: Array, after: Array, before_more: Array, after_more: Array) -> Drift:
+    """The drift of features and of what else is made of them, where only the former is to be affine.
+
+    Args:
+        before, after: Features of the same images (B, F).
+        before_more, after_more: The same with others behind them, (B, F + M).
+
+    Returns:
+        For F + M features: the first F move as by :func:`affine_drift` of themselves, the others by a map
+        of all.
+    """
+    width, all_width = before.shape[1], before_more.shape[1]
+    if len(before) == 1:
+        return still(all_width)
+    (front, front_misses), (whole, misses) = _drifted(before, after), _drifted(before_more, after_more)
+    linear, offset, misses = whole.linear.copy(), whole.offset.copy(), misses.copy()
+    linear[:, :width] = 0
+    linear[:width, :width], offset[:width], misses[:, :width] = front.linear, front.offset, front_misses
+    left_over, share = misses.T @ misses, len(misses) / (len(misses) + all_width)
+    for part in (slice(width), slice(width, None)):  # what one misses is not spread over the other
+        own = np.diag(left_over)[part].mean()
+        left_over[part, part][np.diag_indices(len(offset[part]))] += (1 / share - 1) * own
+    return Drift(linear, offset, share / len(misses) * left_over)
+
+
 def affine_map(before: Array, after: Array) -> tuple[Drift, Array]:
     """The map from some images' features (B, F) to what another model gives for them (B, G).
 

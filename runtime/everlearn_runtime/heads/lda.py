@@ -36,6 +36,9 @@ class LDA(WithinClass):
         correction: from 0 to 1, how much is given back to each class of what the noise of its mean
             takes from its score: adds correction tr(P S / f) / (2 n_c), f = n - C, for n_c images. At 0
             a class of few images beside classes of many is hardly ever found.
+        projection: M, the number of random features that the head works on beside the features; see
+            `WithinClass`. None: the features alone.
+        seed: of these, 0 to 2^32 - 1.
 
     Raises:
         ValueError: An argument out of range.
@@ -51,16 +54,22 @@ class LDA(WithinClass):
     usual_temperature: ClassVar[float] = 8.0
 
     def __init__(
-        self, shrinkage: float | str = 1e-2, removable: bool = False, correction: float = 0.0
+        self,
+        shrinkage: float | str = 1e-2,
+        removable: bool = False,
+        correction: float = 0.0,
+        projection: int | None = None,
+        seed: int = 0,
     ) -> None:
-        super().__init__(shrinkage, removable, correction)
+        super().__init__(shrinkage, removable, correction, projection, seed)
 
     @property
     def options(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON."""
         # Left out as it is by default, for runtimes that do not know it.
         correction = {"correction": self._correction} if self._correction else {}
-        return {"shrinkage": self._shrinkage, **correction, **self._removable_option}
+        own = {"shrinkage": self._shrinkage, **correction}
+        return {**own, **self._removable_option, **self._projection_option}
 
     def _solve(self) -> Solution:
         means = self._targets()

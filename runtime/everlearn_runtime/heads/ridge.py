@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from everlearn_runtime.heads.base import Solution
 from everlearn_runtime.heads.drift import Drift, affine_drift
 from everlearn_runtime.heads.growing import PerClass
+from everlearn_runtime.heads.projection import RandomFeatures, random_features
 from everlearn_runtime.heads.running import Step
 from everlearn_runtime.heads.second_order import SecondOrder
 from everlearn_runtime.heads.sums import Joined, group_sums
@@ -18,8 +19,6 @@ from everlearn_runtime.heads.sums import Joined, group_sums
 # Relative to the mean eigenvalue of G; below the first step float64 sums say nothing more.
 GRID = 10.0 ** np.arange(-6, 3.01, 0.25)
 CHUNK_ROWS = 512
-# Single samples are projected so many at a time: see `_map_each`.
-SLOTS = 16
 
 
 class Ridge(SecondOrder):
@@ -91,14 +90,10 @@ class Ridge(SecondOrder):
             raise ValueError(f"regularisation is {regularisation!r}; give 'gcv' or a positive number")
         else:
             regularisation = float(regularisation)
-        if projection is not None and (type(projection) is not int or projection < 1):
-            raise ValueError(f"projection is {projection!r}; give None or a number of features, at least 1")
-        if type(seed) is not int or not 0 <= seed < 2**32:
-            raise ValueError(f"seed is {seed!r}; give a whole number from 0 to 2^32 - 1")
         self._regularisation = regularisation
         self._projection = projection
         self._seed = seed
-        self._random: NDArray[np.float64] | None = None
+        self._features = random_features(projection, seed)
         self._sums = np.zeros((0, projection or 0))
         self._background = np.zeros(0)  # the sum of removed classes' h
 
@@ -114,36 +109,23 @@ class Ridge(SecondOrder):
         return self._solution is not None or (self._regularisation != "gcv" and super().answers_soon)
 
     def _map(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        if self._projection is None:
+        if self._features is None:
             return rows
-        if self._random is None:
-            self._random = self.random_projection(rows.shape[1])
-        return np.maximum(rows @ self._random, 0.0)
+        if self._features.matrix is None:
+            self._features.matrix = self.random_projection(rows.shape[1])
+        return self._features.of(rows)
 
     def _map_each(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Map single samples (B, F) that are the next to be seen, each to the same bits in any company.
-
-        The product of a matrix and one row has to read the whole matrix and so takes several times
-        a row's share of a product with many. But the last bits of a product depend on how many rows
-        it has, and must not depend on how many happen to wait. So it always has as many: the sample
-        that comes n-th stands in row n modulo SLOTS, and rows that are not needed are zero.
-        """
-        if self._projection is None:
+        """Map single samples (B, F) that are the next to be seen, each to the same bits in any company."""
+        if self._features is None:
             return rows
-        hidden, done = np.empty((len(rows), self._projection)), 0
-        while done < len(rows):
-            first = (self._seen + done) % SLOTS
-            size = min(SLOTS - first, len(rows) - done)
-            block = np.zeros((SLOTS, rows.shape[1]))
-            block[first : first + size] = rows[done : done + size]
-            hidden[done : done + size] = self._map(block)[first : first + size]
-            done += size
-        return hidden
+        if self._features.matrix is None:
+            self._features.matrix = self.random_projection(rows.shape[1])
+        return self._features.of_each(rows, self._seen)
 
     def random_projection(self, width: int) -> NDArray[np.float64]:
         """Draw R, (width, M), from the seed; a subclass may have it from elsewhere."""
-        random = np.random.RandomState(self._seed)
-        return random.standard_normal((width, self._projection or width))
+        return RandomFeatures(self._projection or width, self._seed).draw(width)
 
     def _solve(self) -> Solution:
         bias = np.zeros(len(self._counts))

@@ -158,6 +158,11 @@ class RunningSolution:
         """The trace of P, as of the last :meth:`weights`, which was asked for P."""
         return self._trace
 
+    @property
+    def applies(self) -> bool:
+        """Whether P is at hand, for :meth:`apply`."""
+        return self._inverse is not None
+
     def _invert(self, system: NDArray[np.float64], targets: NDArray[np.float64]) -> None:
         width = len(system)
         solved = np.linalg.solve(system, np.concatenate([np.eye(width), targets.T], axis=1))

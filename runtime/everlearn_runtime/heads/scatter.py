@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.heads.drift import Drift
+from everlearn_runtime.heads.drift import Drift, drift_with_more
 from everlearn_runtime.heads.gram import GramSum
+from everlearn_runtime.heads.growing import PerClass
+from everlearn_runtime.heads.projection import random_features
 from everlearn_runtime.heads.running import Step, row_products, rung
 from everlearn_runtime.heads.second_order import SecondOrder
-from everlearn_runtime.heads.sums import Joined, squared_distances
+from everlearn_runtime.heads.sums import Joined, group_sums, join, join_each, squared_distances
 
 # The least share of the identity that "auto" takes.
 LEAST_SHRINKAGE = 1e-3
@@ -33,11 +37,23 @@ class WithinClass(SecondOrder):
 
     A mean of n_c images is noisy, and noise lengthens it, in the metric by tr / n_c on the average,
     with tr = tr(P S / f). That is what ``correction`` takes out, all of it at 1.
+
+    With ``projection`` all this is of [x, max(R' x, 0) / (2 sqrt(F))] in place of the features x themselves,
+    R (F, M) random (see `RandomFeatures`), so d = F + M. Beside the scatter of d features the means of M
+    random features are kept for each class, M numbers; R is drawn from the seed.
     """
 
     gram_name = "scatter"
+    _projected_means = PerClass[np.float64]()
 
-    def __init__(self, shrinkage: float | str, removable: bool, correction: float) -> None:
+    def __init__(
+        self,
+        shrinkage: float | str,
+        removable: bool,
+        correction: float,
+        projection: int | None = None,
+        seed: int = 0,
+    ) -> None:
         super().__init__(removable)
         if isinstance(shrinkage, str):
             if shrinkage != "auto":
@@ -50,6 +66,18 @@ class WithinClass(SecondOrder):
             raise ValueError(f"correction is {correction!r}; it must be from 0 to 1")
         self._shrinkage = shrinkage
         self._correction = float(correction)
+        self._features = random_features(projection, seed, scaled=True)
+        self._projected_means = np.zeros((0, self._random_width))
+
+    @property
+    def _random_width(self) -> int:
+        """M."""
+        return 0 if self._features is None else self._features.count
+
+    @property
+    def _projection_option(self) -> dict[str, Any]:
+        """Part of the options; left out as it is by default, for runtimes that do not know it."""
+        return {} if self._features is None else self._features.options
 
     @property
     def _free(self) -> int:
@@ -117,14 +145,21 @@ class WithinClass(SecondOrder):
         np.maximum(distances, 0.0, out=distances)
         return distances
 
+    def _map(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        return rows if self._features is None else np.concatenate([rows, self._features.of(rows)], axis=1)
+
     def _targets(self) -> NDArray[np.float64]:
-        return self._means
+        if self._features is None:
+            return self._means
+        return np.concatenate([self._means, self._projected_means], axis=1)
 
     def _targets_at(self, places: list[int]) -> NDArray[np.float64]:
-        return self._means[places]
+        if self._features is None:
+            return self._means[places]
+        return np.concatenate([self._means[places], self._projected_means[places]], axis=1)
 
     def _start_shared(self, width: int) -> None:
-        self._start_gram(width)
+        self._start_gram(width + self._random_width)
 
     def _learn_shared(
         self,
@@ -134,8 +169,33 @@ class WithinClass(SecondOrder):
         joined: Joined,
     ) -> None:
         owners = np.concatenate([codes, owners_of_between(joined)])
-        self._grow(np.concatenate([rows - means, joined.between]), owners, joined.places)
+        gaps = np.concatenate([rows - means, joined.between])
+        if self._features is not None:
+            hidden = self._features.of(rows)
+            found, counts, sums = group_sums(hidden, codes)
+            own = sums / counts[:, None]
+            more = self._join_projected(joined, counts, own)
+            hidden -= own[np.searchsorted(found, codes)]
+            gaps = np.concatenate([gaps, np.concatenate([hidden, more.between])], axis=1)
+            self._projected_means[more.places] = more.means_after
+        self._grow(gaps, owners, joined.places)
         self._seen += len(rows)
+
+    def _join_projected(
+        self, joined: Joined, counts: NDArray[np.int64], means: NDArray[np.float64]
+    ) -> Joined:
+        """What the same joining does to the means of random features."""
+        return join(joined.places, joined.counts, self._projected_means[joined.places], counts, means)
+
+    def _join_each(
+        self, rows: NDArray[np.float64], places: list[int]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        if self._features is None:
+            return super()._join_each(rows, places)
+        hidden, counts = self._features.of_each(rows, self._seen), self._counts.copy()
+        gaps, earlier = super()._join_each(rows, places)
+        more, _ = join_each(counts, self._projected_means, hidden, places)
+        return np.concatenate([gaps, more], axis=1), earlier
 
     def _learn_each(self, rows: NDArray[np.float64], places: list[int]) -> None:
         gaps, earlier = self._join_each(rows, places)
@@ -148,6 +208,18 @@ class WithinClass(SecondOrder):
                 gain = 1 / math.sqrt(count * (count + 1)) if count else None
                 self._running.note(Step(gap[None][: min(count, 1)], [place], gain))
 
+    def _move(self, before: NDArray[np.float64], after: NDArray[np.float64], drift: Drift) -> None:
+        if self._features is None:
+            super()._move(before, after, drift)
+            return
+        self._catch_up()  # random features have a drift of their own, which is not affine in x
+        both = drift_with_more(before, after, self._map(before), self._map(after))
+        moved = both.move(self._targets())
+        self._means = moved[:, : self._width].copy()
+        self._projected_means = moved[:, self._width :].copy()
+        self._carry_shared(before, after, both)
+        self._solution = None
+
     def _gain(self, drift: Drift, places: list[int], gone: int) -> NDArray[np.float64]:
         """A shift moves no scatter; what the map leaves over adds to it as other noise does."""
         free = int(self._counts[places].sum()) + gone - len(places)  # a class of one sample has no scatter
@@ -155,8 +227,8 @@ class WithinClass(SecondOrder):
 
     @property
     def movable(self) -> bool:
-        """Where no sums of each class are kept apart: means and a scatter."""
-        return self._own is None
+        """Without a projection, whose features a map of those before it cannot move, and without own sums."""
+        return self._own is None and self._features is None
 
     def _since_shared(self, now: WithinClass, earlier: WithinClass, joined: Joined) -> None:
         before = GramSum(self._gram.width)
@@ -167,9 +239,30 @@ class WithinClass(SecondOrder):
         self._seen = now._seen - earlier._seen
 
     def _merge_shared(self, other: WithinClass, joined: Joined) -> None:
-        self._merge_gram(other, joined.between, owners_of_between(joined), joined)
+        between = joined.between
+        if self._features is not None:
+            more = self._join_projected(joined, other._counts, other._projected_means)
+            between = np.concatenate([between, more.between], axis=1)
+            self._projected_means[more.places] = more.means_after
+        self._merge_gram(other, between, owners_of_between(joined), joined)
         self._seen += other._seen
         self._settle_shared()
+
+    def _shared_arrays(self) -> dict[str, NDArray[Any]]:
+        arrays = super()._shared_arrays()
+        return (
+            arrays if self._features is None else {**arrays, "projected_means": self._projected_means.copy()}
+        )
+
+    def _shared_shapes(self, classes: int, width: int) -> dict[str, tuple[int, ...]]:
+        if self._features is None:
+            return super()._shared_shapes(classes, width)
+        shapes = super()._shared_shapes(classes, width + self._random_width if width else 0)
+        return {**shapes, "projected_means": (classes, self._random_width)}
+
+    def _restore_shared(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        self._projected_means = arrays.get("projected_means", np.zeros((len(self._classes), 0)))
+        super()._restore_shared(arrays)
 
 
 def owners_of_between(joined: Joined) -> NDArray[np.intp]:

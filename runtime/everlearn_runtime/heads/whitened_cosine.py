@@ -39,6 +39,9 @@ class WhitenedCosine(WithinClass):
         correction: from 0 to 1. Where old classes have many images and new ones few, 0 is best for all
             images alike, and 1 finds new classes as often as old ones.
         removable: as in `LDA`.
+        projection: M, the number of random features that the head works on beside the features; see
+            `WithinClass`. None: the features alone.
+        seed: of these, 0 to 2^32 - 1.
 
     Raises:
         ValueError: An argument out of range.
@@ -53,39 +56,49 @@ class WhitenedCosine(WithinClass):
     usual_temperature: ClassVar[float] = 0.06
 
     def __init__(
-        self, shrinkage: float | str = "auto", correction: float = 0.7, removable: bool = False
+        self,
+        shrinkage: float | str = "auto",
+        correction: float = 0.7,
+        removable: bool = False,
+        projection: int | None = None,
+        seed: int = 0,
     ) -> None:
-        super().__init__(shrinkage, removable, correction)
+        super().__init__(shrinkage, removable, correction, projection, seed)
+        self._centre = np.zeros(0)  # g, and whether S says anything, as of the last solution
+        self._white = False
 
     @property
     def options(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON."""
         own = {"shrinkage": self._shrinkage, "correction": self._correction}
-        return {**own, **self._removable_option}
+        return {**own, **self._removable_option, **self._projection_option}
 
     def _score(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        if self._solution is None:
+        scores, gaps = self._along(rows)
+        near = self._running.apply(gaps) if self._white else gaps
+        lengths = np.sqrt(np.maximum(row_products(gaps, near), 0.0))[:, None]
+        return np.divide(scores, lengths, out=np.zeros_like(scores), where=lengths > 0)
+
+    def _rank(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Without |x - g|, which takes the inverse once more for each row."""
+        return self._along(rows)[0]
+
+    def _along(self, rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The scores times |x - g|, and x - g."""
+        if self._solution is None or (self._white and not self._running.applies):
             self._solution = self._solve()
         weights, scale, _ = self._solution
-        gaps = self._map(rows) - self._targets().mean(axis=0)
-        near = self._running.apply(gaps) if self._whitens() else gaps
-        lengths = np.sqrt(np.maximum(row_products(gaps, near), 0.0))[:, None]
+        gaps = self._map(rows) - self._centre
         scores: NDArray[np.float64] = gaps @ weights
         scores -= scores.mean(axis=1)[:, None]  # what the centre's own weights say
         scores *= scale
-        return np.divide(scores, lengths, out=np.zeros_like(scores), where=lengths > 0)
-
-    def _whitens(self) -> bool:
-        """Whether S says anything; then its inverse is at hand from here on."""
-        size = self._scatter_size()
-        if size:
-            weight, ridge, _ = self._metric(size)
-            self._solved(weight, ridge, inverse=True)
-        return size > 0
+        return scores, gaps
 
     def _solve(self) -> Solution:
         """The weights of the means, not of what lies between them and the centre, and 1 / |mu_c - g|."""
         means, size = self._targets(), self._scatter_size()
+        self._centre = np.full(len(means), 1 / len(means)) @ means  # several times faster than mean()
+        self._white = size > 0
         weights, noise = means, 0.0
         if size:
             weight, ridge, _ = self._metric(size)
@@ -93,7 +106,7 @@ class WhitenedCosine(WithinClass):
             products, noise = self._running.products, self._noise(weight, ridge)
         else:
             products = row_products(means, means)
-        along = weights @ means.mean(axis=0)
+        along = weights @ self._centre
         squares = products - 2 * along + along.mean()
         real = squares > ROUNDING * products.max()
         squares = np.maximum(squares - self._correction * noise / self._counts, LEAST_LENGTH * squares)
