@@ -3,6 +3,7 @@
 from everlearn.backbones import Depths
 from everlearn.backbones.parts import given
 from everlearn.methods.base import Method
+from everlearn_runtime.heads import Head, WhitenedCosine
 
 
 class Frozen(Method):
@@ -24,3 +25,7 @@ class Frozen(Method):
         super().__init__()
         self.patches = patches
         self.depths = given(depths)
+
+    def head(self) -> Head:
+        """Whitened cosine, which is right from the first images of a class."""
+        return WhitenedCosine()
