@@ -49,7 +49,7 @@ from everlearn.methods import (  # noqa: E402
     SimpleCIL,
 )
 from everlearn.methods.base import Method  # noqa: E402
-from everlearn_runtime.heads import LDA, Aggregate, Prototypes, Ridge  # noqa: E402
+from everlearn_runtime.heads import LDA, Aggregate, Prototypes, Ridge, WhitenedCosine  # noqa: E402
 
 __all__ = [
     "APER",
@@ -76,6 +76,7 @@ __all__ = [
     "Ridge",
     "SimpleCIL",
     "Task",
+    "WhitenedCosine",
     "arrays",
     "digits",
     "folder",
