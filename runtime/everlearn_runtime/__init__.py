@@ -21,6 +21,7 @@ from everlearn_runtime.heads import (
 from everlearn_runtime.images import InputSpec, open_image, prepare, prepare_batch
 from everlearn_runtime.migration import Migrated
 from everlearn_runtime.state import Version
+from everlearn_runtime.train_step import TrainStep
 
 __all__ = [
     "FORMAT",
@@ -46,6 +47,7 @@ __all__ = [
     "Ridge",
     "StateError",
     "StreamingLDA",
+    "TrainStep",
     "Version",
     "from_state",
     "open_image",

@@ -30,6 +30,7 @@ from everlearn.data.loader import Loader, Targets
 from everlearn.evaluation.metrics import AccuracyMatrix, accuracy
 from everlearn.evaluation.runner import measure
 from everlearn.methods.base import Method, TaskInfo
+from everlearn.trainable import trainable
 from everlearn_export.bundle import export_bundle
 from everlearn_runtime.bundle import Bundle, Manifest
 from everlearn_runtime.heads import Classes, Head, from_state
@@ -299,6 +300,7 @@ class Learner:
         replaces: str | Path | None = None,
         tolerance: float | None = None,
         removable: bool = False,
+        train_step: str | None = None,
         overwrite: bool = False,
     ) -> Manifest:
         """Write the bundle that a device opens: one static graph and the head.
@@ -326,6 +328,11 @@ class Learner:
                 Ridge that takes 4 d (d + 1) + 8 bytes for each such class in the device's head, 2.4 MB
                 at d = 768 features or random projections; others do so anyway, or cannot. Classes
                 known now go exactly only if this learner's head was made with ``removable=True``.
+            train_step: put a training step into the bundle, too, which runs in plain ONNX Runtime
+                (`everlearn_runtime.TrainStep`): ``"head"`` trains a classifier on features, ``"last2"``
+                the adapters of the last two blocks on the tokens that the graph then also gives, ``"all"``
+                all adapters on images. Cross-entropy and L2 to the shipped values, by AdamW, in 32 bits. The
+                bundle grows by the weights of these blocks.
             overwrite: replace a bundle that is there.
 
         Raises:
@@ -333,7 +340,8 @@ class Learner:
                 written then.
             BundleError: when ``replaces`` is no bundle.
             ValueError: when nothing has been learned yet, ``path`` is taken, there is no such precision or
-                nothing that it could be applied to, the head is of a kind that
+                nothing that it could be applied to, the method has no adapters that a ``train_step`` could
+                train, the head is of a kind that
                 cannot be ``removable``, or what devices have learned with the old bundle does not go
                 into this head.
         """
@@ -349,6 +357,10 @@ class Learner:
             old, chosen = Bundle.open(replaces), _spread(len(sample), MAP_IMAGES)
             before = prepare_batch([sample[i][0] for i in chosen], old.manifest.input)
             replaced = old, before, self._loader(sample).pixels(chosen)
+        step = None
+        if train_step is not None:
+            decay = self.training.weight_decay
+            step = trainable(self.method, train_step, weight_decay=decay, tasks=len(self.history))
         record = self.record()
         if record["backbone"]:  # the device need not know in which folder the weights lay
             record["backbone"]["weights"] = Path(record["backbone"]["weights"]).name
@@ -370,6 +382,7 @@ class Learner:
             labels=labels if set(labels) <= set(self.classes) else None,
             tolerance=tolerance,
             replaces=replaced,
+            trainable=step,
             overwrite=overwrite,
             progress=self.progress,
         )

@@ -13,6 +13,7 @@ from everlearn_runtime.backends.graph import check_graph
 from everlearn_runtime.errors import BundleError, MissingExtra
 
 CHUNK_IMAGES = 32
+TOKENS = "tokens"  # a second output, on which a training step of the last blocks trains
 Provider: TypeAlias = str | tuple[str, Mapping[str, Any]]
 
 
@@ -75,12 +76,13 @@ class OnnxRuntime:
                 f"{', '.join(session.get_providers())}; mend the driver or library, or leave it out"
             )
         session.disable_fallback()  # nor later, in the middle of a run
-        if len(inputs) != 1 or len(outputs) != 1 or inputs[0][1:] != ("tensor(uint8)", 4):
+        if len(inputs) != 1 or outputs[1:] not in ([], [TOKENS]) or inputs[0][1:] != ("tensor(uint8)", 4):
             raise BundleError(
                 f"{path}: the graph must take one uint8 NHWC tensor and give one; export it again"
             )
         self._session: Any = session
         self._input: str = inputs[0][0]
+        self._outputs: list[str] = outputs
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Features of a batch; large batches go through in parts, so that memory stays bounded.
@@ -95,15 +97,7 @@ class OnnxRuntime:
             ValueError: The backend is closed, the graph does not take these images, or it gave
                 NaN or infinite features.
         """
-        if self._session is None:
-            raise ValueError("this backend is closed; make a new one")
-        parts = []
-        for start in range(0, len(images), CHUNK_IMAGES):
-            try:
-                parts.append(self._session.run(None, {self._input: images[start : start + CHUNK_IMAGES]})[0])
-            except Exception as error:  # onnxruntime's errors have no base class of their own
-                raise ValueError(f"the graph failed on images of shape {images.shape}: {error}") from error
-        features: NDArray[np.float32] = np.concatenate(parts).astype(np.float32, copy=False)
+        features = self._run(self._outputs[0], images)
         if features.ndim != 2 or len(features) != len(images):
             raise ValueError(
                 f"the graph gave shape {features.shape} for {len(images)} images; export it again"
@@ -114,9 +108,38 @@ class OnnxRuntime:
             )
         return features
 
+    def tokens(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """What a training step of the last blocks trains on, of a graph that gives it.
+
+        Args:
+            images: uint8 (B, H, W, 3), B at least 1.
+
+        Returns:
+            float32 (B, N, d).
+
+        Raises:
+            ValueError: As in :meth:`run`, or the graph gives features only.
+        """
+        if TOKENS not in self._outputs:
+            raise ValueError("this graph gives no tokens; export it with train_step='last2'")
+        return self._run(TOKENS, images)
+
     def close(self) -> None:
         """Give the session back."""
         self._session = None
+
+    def _run(self, output: str, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if self._session is None:
+            raise ValueError("this backend is closed; make a new one")
+        parts = []
+        for start in range(0, len(images), CHUNK_IMAGES):
+            try:
+                feeds = {self._input: images[start : start + CHUNK_IMAGES]}
+                parts.append(self._session.run([output], feeds)[0])
+            except Exception as error:  # onnxruntime's errors have no base class of their own
+                raise ValueError(f"the graph failed on images of shape {images.shape}: {error}") from error
+        values: NDArray[np.float32] = np.concatenate(parts).astype(np.float32, copy=False)
+        return values
 
 
 def _pairs(providers: object) -> dict[str, dict[str, Any]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from torch import Tensor, nn
 
-from everlearn.adapters.bottleneck import beside_mlps, first_block
+from everlearn.adapters.adapted import Beside
+from everlearn.adapters.bottleneck import Bottleneck, beside_mlps, first_block
 from everlearn.methods.ntkcl.form import Form, Seen
 from everlearn_runtime.heads import LDA, Head
 
@@ -48,6 +49,19 @@ class OnePass(Form):
     def features(self, method: NTKCL, images: Tensor) -> Tensor:
         """CLS and the mean patch of the averaged adapters, (B, F)."""
         return one_pass(method, images, method.pre["channel"]).flatten(1)
+
+    def adapted_blocks(self, method: NTKCL) -> list[nn.Module]:
+        """Each block with its averaged bottleneck."""
+        backbone, bottlenecks = method.backbone, method.pre["channel"].children()
+        first = None if len(method.sections) == 2 else backbone.pooled
+        return [
+            Beside(
+                block,
+                cast(Bottleneck, bottleneck).merged().requires_grad_(True),
+                first if place == backbone.depth else None,
+            )
+            for place, (block, bottleneck) in enumerate(zip(backbone.blocks(), bottlenecks, strict=True), 1)
+        ]
 
 
 def one_pass(method: NTKCL, images: Tensor, adapters: nn.Module) -> Tensor:
