@@ -18,7 +18,7 @@ from everlearn_export.layers import worst_layers
 from everlearn_export.onnx import to_onnx, with_preprocessing
 from everlearn_export.precision import check_precision, lower
 from everlearn_export.replace import check_replaces, fit_map, in_batches
-from everlearn_export.step_parity import make_step
+from everlearn_export.step_parity import StepParityError, make_step
 from everlearn_export.train_step import Trainable
 from everlearn_export.verify import LIMITS, Limits, ParityError, verify
 from everlearn_runtime.backends.onnxruntime import TOKENS, OnnxRuntime
@@ -133,8 +133,10 @@ def export_bundle(
                     bar.set_description("export: training step")
                     known = own.predict(in_batches(backend.run, images)) if labels is None else labels
                     step = make_step(trainable.behind(mean, std), sections, own, backend, images, known)
+            except StepParityError:
+                raise
             except ParityError as error:
-                if precision == "fp32" or "training step" in str(error):
+                if precision == "fp32":
                     raise
                 worst = worst_layers(exact, graph, images[:SAMPLE])
                 raise ParityError(

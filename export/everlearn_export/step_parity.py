@@ -25,6 +25,10 @@ LARGEST_MOVE = 0.1
 that is hardly more than rounding."""
 
 
+class StepParityError(ParityError):
+    """The exported training step does not train as torch does."""
+
+
 def make_step(
     trainable: Trainable,
     sections: Sequence[int],
@@ -44,7 +48,7 @@ def make_step(
         labels: their classes, N names that the head knows.
 
     Raises:
-        ParityError: as `verify_step`.
+        StepParityError: as `verify_step`.
     """
     chosen = images[: STEPS * BATCH]
     inputs: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.generic]]] = {
@@ -85,7 +89,7 @@ def verify_step(
         steps, batch, rate: of the training.
 
     Raises:
-        ParityError: they differ by too much, or a value is not finite.
+        StepParityError: they differ by too much, or a value is not finite.
     """
     settings = trainable.settings
     own = [value for value in trainable.tail.parameters() if value.requires_grad]
@@ -109,7 +113,7 @@ def verify_step(
             try:
                 found = trained.step(inputs[chosen], labels[chosen], rate)
             except ValueError as error:
-                raise ParityError(
+                raise StepParityError(
                     f"the exported training step does not run: {error}; no bundle was written"
                 ) from error
             loss_gap = max(loss_gap, abs(found - loss.item()) / max(1.0, abs(loss.item())))
@@ -121,7 +125,7 @@ def verify_step(
                 value.copy_(start)
                 value.grad = None
     if not (loss_gap <= LARGEST_LOSS and gap <= LARGEST_MOVE * steps * rate):
-        raise ParityError(
+        raise StepParityError(
             f"the exported training step does not train as torch does: over {steps} steps losses differ by "
             f"{loss_gap:.2g} (allowed {LARGEST_LOSS:.2g}), parameters by {gap:.2g} (allowed "
             f"{LARGEST_MOVE * steps * rate:.2g}); no bundle was written"

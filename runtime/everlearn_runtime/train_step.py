@@ -234,9 +234,7 @@ class TrainStep:
         try:
             loss, *new = self._session.run(None, feeds)
         except Exception as error:  # onnxruntime's errors have no base class of their own
-            raise ValueError(
-                f"the training step failed on inputs of shape {inputs.shape}: {error}"
-            ) from error
+            raise ValueError(f"the step failed on inputs of shape {inputs.shape}: {error}") from error
         if not (np.isfinite(loss) and all(np.isfinite(value).all() for value in new)):
             raise ValueError(f"step {self.steps + 1} gave values that are not finite; lower rate={rate}")
         self._state = dict(zip(self._state, new, strict=True))

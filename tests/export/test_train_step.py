@@ -17,8 +17,7 @@ from everlearn import LDA, NTKCL, Frozen, Learner, SimpleCIL, load_backbone
 from everlearn.data import photographs
 from everlearn.data.loader import Loader
 from everlearn.trainable import trainable
-from everlearn_export import ParityError
-from everlearn_export.step_parity import verify_step
+from everlearn_export.step_parity import StepParityError, verify_step
 from everlearn_export.train_step import Trainable
 from everlearn_runtime import Bundle, BundleError, EdgeLearner, OnnxRuntime, TrainStep
 from everlearn_runtime.train_step import BLOCKS, Settings, StepParity
@@ -84,7 +83,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return Exported(fit_all(learner, [coloured("ab"), coloured("cd")]), tmp_path_factory.mktemp("pretrained"))
 
 
-def trained(exported: Exported, blocks: str, batch: int) -> StepParity:
+def trained(exported: Exported, blocks: str, batch: int, rate: float) -> StepParity:
     """Twenty steps by the graph and by torch, on photographs."""
     return verify_step(
         exported.graph(blocks),
@@ -95,12 +94,13 @@ def trained(exported: Exported, blocks: str, batch: int) -> StepParity:
         exported.learner.head.prototypes,
         steps=20,
         batch=batch,
+        rate=rate,
     )
 
 
 @pytest.mark.parametrize("batch", [1, 8, 32])
 def test_twenty_steps_on_photographs_are_those_of_torch(pretrained: Exported, batch: int) -> None:
-    parity = trained(pretrained, "last2", batch)
+    parity = trained(pretrained, "last2", batch, rate=1e-4)
     assert parity.steps == 20
     assert parity.loss < 1e-4  # NaN is not less
     assert parity.parameters < 1e-4
@@ -109,9 +109,9 @@ def test_twenty_steps_on_photographs_are_those_of_torch(pretrained: Exported, ba
 @pytest.mark.parametrize("batch", [1, 8, 32])
 @pytest.mark.parametrize("blocks", BLOCKS)
 def test_whatever_trains_trains_as_in_torch(exported: Exported, blocks: str, batch: int) -> None:
-    parity = trained(exported, blocks, batch)
+    parity = trained(exported, blocks, batch, rate=1e-3)
     assert parity.loss < 1e-4
-    # Many gradients of a random backbone are rounding, and AdamW makes steps of the rate's length of them.
+    # Where a gradient is hardly more than rounding, AdamW still makes a step of the rate's length.
     assert parity.parameters < 1e-3
 
 
@@ -120,7 +120,7 @@ def test_the_gate_sees_a_step_that_trains_otherwise(exported: Exported) -> None:
     given = exported.trainable("last2")
     for changes in ({"sharpness": 6.0}, {"regularisation": 1.0}, {"betas": (0.5, 0.999)}):
         other = replace(given, settings=replace(given.settings, **changes))
-        with pytest.raises(ParityError, match=r"does not train as torch does: over 20 steps"):
+        with pytest.raises(StepParityError, match=r"does not train as torch does: over 20 steps"):
             verify_step(
                 exported.graph("last2"),
                 other,
@@ -161,12 +161,13 @@ def test_training_learns_new_classes_from_any_number_of_images(exported: Exporte
     rows = np.concatenate([exported.learner.head.prototypes, np.ones((3, 96))])
     bundle = exported.bundle(blocks)
     step = TrainStep(bundle.path / "train_step.onnx", bundle.adapters(), rows, threads=1)
+    rate = 5e-2 if blocks == "head" else 5e-3
     order = np.random.default_rng(0).permutation(33)
     losses = []
     for _ in range(6):
         for start, end in ((0, 1), (1, 3), (3, 16), (16, 33)):
             chosen = order[start:end]
-            losses.append(step.step(inputs[chosen], labels[chosen], 5e-3))
+            losses.append(step.step(inputs[chosen], labels[chosen], rate))
     assert step.steps == 24
     assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
     moved = {name: np.abs(step.adapters[name] - value).max() for name, value in bundle.adapters().items()}

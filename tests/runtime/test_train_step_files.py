@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def test_a_manifest_that_says_something_else(stepping: Path, value: Any) -> None
 
 def test_each_format_has_its_own_fields(stepping: Path) -> None:
     for number in (1, 2):
-        edit(stepping, lambda manifest, number=number: manifest.update(format=number))
+        edit(stepping, partial(dict.update, format=number))
         with pytest.raises(BundleError, match=r"manifest.json has the fields"):
             Bundle.open(stepping)
     edit(stepping, lambda manifest: (manifest.update(format=3), manifest.pop("train_step")))
