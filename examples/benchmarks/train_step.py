@@ -113,11 +113,11 @@ def measured(kind: str, folder: Path, blocks: str, batch: int, threads: int) -> 
     return most, most - idle
 
 
-def prepare(folder: Path, blocks: list[str]) -> None:
-    """Train, export, and put aside what the steps train on."""
+def train(folder: Path) -> None:
+    """Train, and put some of the images aside."""
     from everlearn import NTKCL, ClassIncremental, Learner
     from everlearn.data import load
-    from everlearn_runtime import OnnxRuntime, prepare_batch
+    from everlearn_runtime import prepare_batch
 
     train, test = load("digits")
     learner = Learner(method=NTKCL(), epochs=1, device="cpu")
@@ -126,20 +126,23 @@ def prepare(folder: Path, blocks: list[str]) -> None:
         images = task.train
     learner.save(folder / "run")
     chosen = list(range(0, len(images), len(images) // max(BATCHES)))[: max(BATCHES)]
-    batch = prepare_batch([images[index][0] for index in chosen], learner.backbone.input)
+    np.save(folder / "all.npy", prepare_batch([images[index][0] for index in chosen], learner.backbone.input))
     labels = [learner.classes.index(images.labels[index]) for index in chosen]
     np.save(folder / "labels.npy", np.array(labels, np.int64))
-    for name in blocks:
-        manifest = learner.export(folder / name, train_step=name)
-        files = {file.name: file.stat().st_size / 1e6 for file in (folder / name).iterdir()}
-        print(f"{name}: " + ", ".join(f"{file} {size:.1f} MB" for file, size in sorted(files.items())))
-        assert manifest.train_step is not None
-        inputs: NDArray[Any] = batch
-        if name == "last2":
-            backend = OnnxRuntime(folder / name / "features.onnx")
-            inputs = backend.tokens(batch)
-            backend.close()
-        np.save(folder / f"{name}.npy", inputs)
+
+
+def export(folder: Path, blocks: str) -> None:
+    """Export the step, and put aside what it trains on."""
+    from everlearn import Learner
+    from everlearn_runtime import OnnxRuntime
+
+    Learner.load(folder / "run", device="cpu").export(folder / blocks, train_step=blocks)
+    files = {file.name: file.stat().st_size / 1e6 for file in (folder / blocks).iterdir()}
+    print(f"{blocks}: " + ", ".join(f"{file} {size:.1f} MB" for file, size in sorted(files.items())))
+    if blocks == "last2":
+        backend = OnnxRuntime(folder / blocks / "features.onnx")
+        np.save(folder / "last2.npy", backend.tokens(np.load(folder / "all.npy")))
+        backend.close()
 
 
 def compare(folder: Path, blocks: str, repeats: int, threads: int) -> None:
@@ -187,8 +190,9 @@ def main() -> None:
         memory(arguments)
         return
     with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder), arguments.blocks)
+        train(Path(folder))
         for blocks in arguments.blocks:
+            export(Path(folder), blocks)
             compare(Path(folder), blocks, arguments.repeats, arguments.threads)
 
 
