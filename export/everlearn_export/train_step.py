@@ -30,6 +30,9 @@ from everlearn_runtime.train_step import CLASSIFIER, FIRST, INPUTS, NEW, SECOND,
 SMALLEST_EPS = 1e-7
 """The exporter leaves out an addition of about 1e-8 or less, and 0 / 0 is then the first update."""
 
+LARGEST_FOLDED = 4096
+"""Bytes. The backward pass takes weights as they are, the forward pass transposed: folded, both are kept."""
+
 EXAMPLE_BATCH, EXAMPLE_CLASSES = 5, 7  # none of them a size that a model has, nor 0 or 1
 
 
@@ -199,7 +202,7 @@ def to_step(trainable: Trainable, sections: Sequence[int], example: Tensor) -> b
     assert program is not None
     graph = program.model_proto
     del graph.graph.value_info[:]  # onnxslim makes nodes anew, and what was said of them is then wrong
-    graph = onnxslim.slim(graph)
+    graph = onnxslim.slim(graph, size_threshold=LARGEST_FOLDED)
     del graph.graph.value_info[:]
     onnx.checker.check_model(graph, full_check=True)
     buffer = io.BytesIO()
