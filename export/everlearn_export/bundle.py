@@ -18,8 +18,10 @@ from everlearn_export.layers import worst_layers
 from everlearn_export.onnx import to_onnx, with_preprocessing
 from everlearn_export.precision import check_precision, lower
 from everlearn_export.replace import check_replaces, fit_map, in_batches
+from everlearn_export.step_parity import StepParityError, make_step
+from everlearn_export.train_step import Trainable
 from everlearn_export.verify import LIMITS, Limits, ParityError, verify
-from everlearn_runtime.backends.onnxruntime import OnnxRuntime
+from everlearn_runtime.backends.onnxruntime import TOKENS, OnnxRuntime
 from everlearn_runtime.bundle import Bundle, Manifest, check_target, write_bundle
 from everlearn_runtime.guard import Canaries
 from everlearn_runtime.heads import Head
@@ -73,6 +75,7 @@ def export_bundle(
     tolerance: float | None = None,
     replaces: tuple[Bundle, NDArray[np.uint8], NDArray[np.uint8]] | None = None,
     held_out: HeldOut | None = None,
+    trainable: Trainable | None = None,
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> Manifest:
@@ -98,6 +101,8 @@ def export_bundle(
             between the two on: as the old graph takes them, and the same as the new one does.
         held_out: images that nothing was learned from: the head judges them, by the graph's own features, and
             some go into the bundle as canaries.
+        trainable: what goes on learning on the device; its training step is then exported, too, behind a gate
+            of its own.
         overwrite: replace a bundle that is there.
         progress: show a progress bar; by default where there is a terminal.
 
@@ -105,8 +110,8 @@ def export_bundle(
         The manifest as written.
 
     Raises:
-        ParityError: the graph does not compute what the module does; nothing is written. In a lower
-            precision the worst layers are named.
+        ParityError: the graph does not compute what the module does, or its training step does not train as
+            torch does; nothing is written. In a lower precision the worst layers are named.
         ValueError: ``path`` is taken, there is no such precision, the images are not of the input size,
             or what devices have learned with the old bundle does not go into this head.
     """
@@ -121,11 +126,14 @@ def export_bundle(
         with torch.inference_mode():
             return np.asarray(module(torch.from_numpy(batch)).numpy(), np.float32)
 
-    replaced = None
+    source, outputs = module, ["features"]
+    if trainable is not None and trainable.whole is not None:
+        source, outputs = with_preprocessing(trainable.whole, mean, std), ["features", TOKENS]
+    replaced = step = None
     quiet = None if progress is None else not progress  # None: quiet without a terminal
-    with tqdm(total=2, unit="step", leave=False, disable=quiet) as bar:
+    with tqdm(total=2 + (trainable is not None), unit="step", leave=False, disable=quiet) as bar:
         bar.set_description("export: torch to ONNX")
-        exact = to_onnx(module, input)
+        exact = to_onnx(source, input, outputs)
         graph = lower(exact, precision, target, images)
         bar.update()
         bar.set_description("export: verify against torch")
@@ -151,6 +159,13 @@ def export_bundle(
                 if replaces is not None:
                     old, before, after = replaces
                     replaced = fit_map(old, own, before, in_batches(backend.run, after))
+                if trainable is not None:
+                    bar.update()
+                    bar.set_description("export: training step")
+                    known = own.predict(in_batches(backend.run, images)) if labels is None else labels
+                    step = make_step(trainable.behind(mean, std), sections, own, backend, images, known)
+            except StepParityError:
+                raise
             except ParityError as error:
                 if precision == "fp32":
                     raise
@@ -173,5 +188,6 @@ def export_bundle(
         everlearn=version("everlearn"),
         replaces=replaced,
         canaries=canaries,
+        step=step,
         overwrite=overwrite,
     )

@@ -31,9 +31,9 @@ class _WithPreprocessing(nn.Module):
         self.register_buffer("scale", scale.to(torch.float32).view(1, 3, 1, 1))
         self.register_buffer("shift", shift.to(torch.float32).view(1, 3, 1, 1))
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         pixels = images.to(torch.float32).permute(0, 3, 1, 2)  # in this order: TensorRT turns no uint8
-        features: Tensor = self.features(pixels * self.scale + self.shift)
+        features: Tensor | tuple[Tensor, ...] = self.features(pixels * self.scale + self.shift)
         return features
 
 
@@ -47,10 +47,15 @@ def with_preprocessing(features: nn.Module, mean: Sequence[float], std: Sequence
     return _WithPreprocessing(features, mean, std).eval()
 
 
-def to_onnx(module: nn.Module, spec: InputSpec) -> bytes:
+def to_onnx(module: nn.Module, spec: InputSpec, outputs: Sequence[str] = ("features",)) -> bytes:
     """Export a module on uint8 images (B, H, W, 3) to a checked, slimmed ONNX graph.
 
-    The batch is dynamic, the image size fixed; input ``images``, output ``features``.
+    The batch is dynamic, the image size fixed; input ``images``.
+
+    Args:
+        module: gives a tensor, or one for each output.
+        spec: size of the images.
+        outputs: names; the first is ``features``.
     """
     # Two, not one: the exporter takes a batch of one for a constant, in silence.
     example = torch.zeros(2, spec.height, spec.width, 3, dtype=torch.uint8)
@@ -60,7 +65,7 @@ def to_onnx(module: nn.Module, spec: InputSpec) -> bytes:
             module,
             (example,),
             input_names=["images"],
-            output_names=["features"],
+            output_names=list(outputs),
             opset_version=OPSET,
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),

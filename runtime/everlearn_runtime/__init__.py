@@ -26,6 +26,7 @@ from everlearn_runtime.images import InputSpec, open_image, prepare, prepare_bat
 from everlearn_runtime.migration import Migrated
 from everlearn_runtime.prediction import Learned, Prediction
 from everlearn_runtime.state import Version
+from everlearn_runtime.train_step import TrainStep
 
 __all__ = [
     "FORMAT",
@@ -58,6 +59,7 @@ __all__ = [
     "StateError",
     "StreamingLDA",
     "Suspect",
+    "TrainStep",
     "Version",
     "WhitenedCosine",
     "from_state",

@@ -14,7 +14,12 @@ A bundle is a folder, read-only once written:
     what it is taught would make it forget.
 ``map.safetensors``
     Of a bundle that replaces another one: the map from that one's features to its own, and that
-    one's head. Format 2; a bundle without has format 1.
+    one's head. Format 2.
+``train_step.onnx``, ``adapters.safetensors``
+    Of a bundle that can train its adapters on: the step, and what it starts from, see
+    `everlearn_runtime.train_step`. Format 3.
+
+A bundle has the lowest format that holds what is in it, 1 without any of these.
 """
 
 from __future__ import annotations
@@ -36,14 +41,16 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from everlearn_runtime import train_step
 from everlearn_runtime.backends.graph import check_graph
 from everlearn_runtime.errors import BundleError
 from everlearn_runtime.guard import Canaries
 from everlearn_runtime.heads import Head, HeadState, from_state
 from everlearn_runtime.images import InputSpec
 from everlearn_runtime.migration import Replaced, check_says
+from everlearn_runtime.train_step import ADAPTERS, TRAIN_STEP, ShippedStep
 
-FORMAT = 2  # the newest that is read; what has no map is written as 1
+FORMAT = 3  # the newest that is read; with no training step 2 is written, with no map either 1
 MANIFEST = "manifest.json"
 FEATURES = "features.onnx"
 HEAD = "head.safetensors"
@@ -69,6 +76,8 @@ class Manifest:
         files: sha256 of every other file of the bundle, by name.
         replaces: The bundle whose states can be carried over to this one, its head, and how good the
             map is, see `everlearn_runtime.migration.Replaced`; None without one.
+        train_step: What the training step takes and how it was set, see
+            `everlearn_runtime.train_step.ShippedStep`; None without one.
     """
 
     format: int
@@ -81,6 +90,7 @@ class Manifest:
     parity: dict[str, Any]
     files: dict[str, str]
     replaces: dict[str, Any] | None = None
+    train_step: dict[str, Any] | None = None
 
     @property
     def width(self) -> int:
@@ -95,8 +105,9 @@ class Manifest:
         """
         data = {field.name: getattr(self, field.name) for field in fields(self)}
         data["input"] = self.input.to_dict()
-        if self.replaces is None:
-            del data["replaces"]
+        for name in OPTIONAL:
+            if data[name] is None:
+                del data[name]
         try:
             return json.dumps(data, indent=2, allow_nan=False) + "\n"
         except (TypeError, ValueError) as error:
@@ -123,8 +134,9 @@ class Manifest:
             )
         if data["format"] < 1:
             raise BundleError(f"{MANIFEST} says format {data['format']}; formats count from 1")
-        names = [field.name for field in fields(cls) if field.name != "replaces" or data["format"] > 1]
-        if set(data) != set(names):
+        names = {field.name for field in fields(cls)} - set(OPTIONAL)
+        names |= _NEEDS.get(data["format"], set()) | (set(data) & _ALLOWS.get(data["format"], set()))
+        if set(data) != names:
             raise BundleError(f"{MANIFEST} has the fields {_short(sorted(data))}; expected {sorted(names)}")
         for name, kind in _JSON_TYPES.items():
             if not isinstance(data[name], kind):
@@ -145,13 +157,20 @@ class Manifest:
             raise BundleError(
                 f"files in {MANIFEST} is {_short(sorted(files))}; {FEATURES} and {HEAD} must be among them"
             )
-        if data["format"] > 1:
+        if "replaces" in data:
             try:
                 check_says(data["replaces"])
             except ValueError as error:
                 raise BundleError(f"replaces in {MANIFEST} is wrong: {error}") from None
             if MAP not in files:
                 raise BundleError(f"files in {MANIFEST} lacks {MAP}, the map from the replaced bundle")
+        if "train_step" in data:
+            try:
+                train_step.check_says(data["train_step"])
+            except ValueError as error:
+                raise BundleError(f"train_step in {MANIFEST} is wrong: {error}") from None
+            if not {TRAIN_STEP, ADAPTERS} <= set(files):
+                raise BundleError(f"files in {MANIFEST} lacks {TRAIN_STEP} or {ADAPTERS}")
         try:
             spec = InputSpec.from_dict(data["input"])
         except (ValueError, TypeError) as error:
@@ -159,6 +178,9 @@ class Manifest:
         return cls(**{**data, "input": spec, "sections": tuple(sections), "classes": tuple(classes)})
 
 
+OPTIONAL = ("replaces", "train_step")
+_NEEDS: dict[int, set[str]] = {2: {"replaces"}, 3: {"train_step"}}
+_ALLOWS: dict[int, set[str]] = {3: {"replaces"}}
 _JSON_TYPES: dict[str, type] = {
     "everlearn": str,
     "input": dict,
@@ -210,6 +232,9 @@ class Bundle:
         bundle.head()
         bundle.replaced()
         bundle.canaries()
+        if bundle.manifest.train_step is not None:
+            check_graph(_read(bundle.path / TRAIN_STEP), str(bundle.path / TRAIN_STEP))
+            bundle.adapters()
         return bundle
 
     @property
@@ -268,6 +293,23 @@ class Bundle:
         except ValueError as error:
             raise BundleError(f"{self.path / CANARIES}: {str(error)[:500]}") from None
 
+    def adapters(self) -> dict[str, NDArray[np.float32]]:
+        """What a training step starts from, by name; none without a training step.
+
+        Raises:
+            BundleError: The arrays do not fit the manifest.
+        """
+        if self.manifest.train_step is None:
+            return {}
+        try:
+            return train_step.check_adapters(
+                self.manifest.train_step, load_arrays(_read(self.path / ADAPTERS))
+            )
+        except BundleError:
+            raise
+        except ValueError as error:
+            raise BundleError(f"{self.path / ADAPTERS}: {str(error)[:500]}") from None
+
 
 def read_manifest(path: str | Path) -> Manifest:
     """What a bundle's manifest says, before its other files are looked at.
@@ -293,6 +335,7 @@ def write_bundle(
     everlearn: str,
     replaces: Replaced | None = None,
     canaries: Canaries | None = None,
+    step: ShippedStep | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Write a bundle: all of it or nothing.
@@ -312,6 +355,7 @@ def write_bundle(
         everlearn: Version of everlearn that writes.
         replaces: The bundle whose states can be carried over to this one.
         canaries: Features of classes that the head knows, by which the device can tell whether it forgets.
+        step: What trains on the device.
         overwrite: Replace an everlearn bundle that is there; anything else is never touched.
 
     Returns:
@@ -331,8 +375,10 @@ def write_bundle(
         contents[MAP] = dump_arrays(replaces.arrays())
     if canaries is not None:
         contents[CANARIES] = dump_arrays(canaries.arrays(state.classes))
+    if step is not None:
+        contents |= {TRAIN_STEP: step.graph, ADAPTERS: dump_arrays(step.adapters)}
     manifest = Manifest(
-        format=1 if replaces is None else FORMAT,
+        format=3 if step is not None else 2 if replaces is not None else 1,
         everlearn=everlearn,
         input=input,
         sections=tuple(int(width) for width in sections),
@@ -342,6 +388,7 @@ def write_bundle(
         parity=dict(parity),
         files={name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
         replaces=None if replaces is None else replaces.says(),
+        train_step=None if step is None else step.says(),
     )
     text = manifest.to_json()
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -34,6 +34,7 @@ from everlearn_runtime.bundle import Bundle
 from everlearn_runtime.errors import MissingExtra
 from everlearn_runtime.heads import Confidence
 from everlearn_runtime.heads.confidence import ENOUGH
+from everlearn_runtime.train_step import BLOCKS
 
 _DATA = "a folder of class folders, a .npz file, or 'digits'"
 
@@ -152,6 +153,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument(
         "--target", choices=TARGETS, default="cpu", help="where an int8 graph will run (default: cpu)"
+    )
+    export.add_argument(
+        "--train-step",
+        choices=BLOCKS,
+        help="let the device train: a classifier, adapters of the last blocks, all",
     )
     export.add_argument(
         "--removable", action="store_true", help="let the device forget exactly what it learns itself"
@@ -394,6 +400,7 @@ def _export(arguments: argparse.Namespace) -> None:
         removable=arguments.removable,
         calibration=held_out,
         canaries=arguments.canaries,
+        train_step=arguments.train_step,
         overwrite=arguments.overwrite,
     )
     parity = manifest.parity
@@ -406,6 +413,12 @@ def _export(arguments: argparse.Namespace) -> None:
         before, after = parity["accuracy"]
         print(f"{parity['precision']}: {after:.1%} of these images in their class, {before:.1%} by torch")
     print(_calibration(Bundle.open(arguments.out).head().confidence))
+    if (step := manifest.train_step) is not None:
+        near = step["parity"]
+        print(
+            f"training step ({step['blocks']}): over {near['steps']} steps losses differ from torch's by at "
+            f"most {near['loss']:.1e}, parameters by {near['parameters']:.1e}"
+        )
     if (old := manifest.replaces) is not None:
         agree = "" if old["agreement"] is None else f", {old['agreement']:.0%} of classes agree"
         print(

@@ -29,6 +29,7 @@ from everlearn.data.loader import Loader, Targets
 from everlearn.evaluation.metrics import AccuracyMatrix, accuracy
 from everlearn.evaluation.runner import HEADS, measure
 from everlearn.methods.base import Method, TaskInfo
+from everlearn.trainable import trainable
 from everlearn_export.bundle import HeldOut, export_bundle
 from everlearn_runtime.bundle import Bundle, Manifest
 from everlearn_runtime.heads import Classes, Head, from_state
@@ -293,6 +294,7 @@ class Learner:
         removable: bool = False,
         calibration: object | None = None,
         canaries: int = 0,
+        train_step: str | None = None,
         overwrite: bool = False,
     ) -> Manifest:
         """Write the bundle that a device opens: one static graph and the head.
@@ -328,6 +330,11 @@ class Learner:
             canaries: so many of these images of each class go, as features, into the bundle, which
                 takes 4 bytes a feature: with them the device can refuse to learn what would make it forget
                 (``EdgeLearner.learn(guard=...)``).
+            train_step: put a training step into the bundle, too, which runs in plain ONNX Runtime
+                (`everlearn_runtime.TrainStep`): ``"head"`` trains a classifier on features, ``"last2"``
+                the adapters of the last two blocks on the tokens that the graph then also gives, ``"all"``
+                all adapters on images. Cross-entropy and L2 to the shipped values, by AdamW, in 32 bits. The
+                bundle grows by the weights of these blocks.
             overwrite: replace a bundle that is there.
 
         Raises:
@@ -335,9 +342,9 @@ class Learner:
                 written then.
             BundleError: when ``replaces`` is no bundle.
             ValueError: when nothing has been learned yet, ``path`` is taken, there is no such precision or
-                nothing that it could be applied to, the head is of a kind that cannot be ``removable``,
-                there is no image to calibrate by, or what devices have learned with the old bundle does
-                not go into this head.
+                nothing that it could be applied to, the method has no adapters that a ``train_step`` could
+                train, the head is of a kind that cannot be ``removable``, there is no image to calibrate
+                by, or what devices have learned with the old bundle does not go into this head.
         """
         if not self.classes:
             raise ValueError("nothing has been learned yet, so there is nothing to export; call fit first")
@@ -354,6 +361,10 @@ class Learner:
             old, chosen = Bundle.open(replaces), _spread(len(sample), MAP_IMAGES)
             before = prepare_batch([sample[i][0] for i in chosen], old.manifest.input)
             replaced = old, before, self._loader(sample).pixels(chosen)
+        step = None
+        if train_step is not None:
+            decay = self.training.weight_decay
+            step = trainable(self.method, train_step, weight_decay=decay, tasks=len(self.history))
         record = self.record()
         if record["backbone"]:  # the device need not know in which folder the weights lay
             record["backbone"]["weights"] = Path(record["backbone"]["weights"]).name
@@ -376,6 +387,7 @@ class Learner:
             tolerance=tolerance,
             replaces=replaced,
             held_out=held_out,
+            trainable=step,
             overwrite=overwrite,
             progress=self.progress,
         )

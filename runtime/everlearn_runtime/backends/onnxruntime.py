@@ -24,6 +24,7 @@ from everlearn_runtime.errors import BundleError, MissingExtra
 
 CHUNK_IMAGES = 32
 CPU = "CPUExecutionProvider"
+TOKENS = "tokens"  # a second output, on which a training step of the last blocks trains
 
 
 class OnnxRuntime:
@@ -101,12 +102,13 @@ class OnnxRuntime:
                 f"{', '.join(session.get_providers())}; {'; '.join(reasons) or 'its log says why'}"
             )
         session.disable_fallback()  # nor later, in the middle of a run
-        if len(inputs) != 1 or len(outputs) != 1 or inputs[0][1:] != ("tensor(uint8)", 4):
+        if len(inputs) != 1 or outputs[1:] not in ([], [TOKENS]) or inputs[0][1:] != ("tensor(uint8)", 4):
             raise BundleError(
                 f"{path}: the graph must take one uint8 NHWC tensor and give one; export it again"
             )
         self._session: Any = session
         self._input: str = inputs[0][0]
+        self._outputs: list[str] = outputs
         self._name = f"onnxruntime {onnxruntime.__version__}, {', '.join(wanted)}"
 
     @property
@@ -127,20 +129,41 @@ class OnnxRuntime:
             ValueError: The backend is closed, the graph does not take these images, or it gave
                 NaN or infinite features.
         """
+        return check_features(self._run(self._outputs[0], images), len(images))
+
+    def tokens(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """What a training step of the last blocks trains on, of a graph that gives it.
+
+        Args:
+            images: uint8 (B, H, W, 3), B at least 1.
+
+        Returns:
+            float32 (B, N, d).
+
+        Raises:
+            ValueError: As in :meth:`run`, or the graph gives features only.
+        """
+        if TOKENS not in self._outputs:
+            raise ValueError("this graph gives no tokens; export it with train_step='last2'")
+        return self._run(TOKENS, images)
+
+    def close(self) -> None:
+        """Give the session back."""
+        self._session = None
+
+    def _run(self, output: str, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         if self._session is None:
             raise ValueError("this backend is closed; make a new one")
         parts = []
         for start in range(0, len(images), CHUNK_IMAGES):
             try:
-                parts.append(self._session.run(None, {self._input: images[start : start + CHUNK_IMAGES]})[0])
+                feeds = {self._input: images[start : start + CHUNK_IMAGES]}
+                parts.append(self._session.run([output], feeds)[0])
             except Exception as error:  # onnxruntime's errors have no base class of their own
                 raise ValueError(f"the graph failed on images of shape {images.shape}: {error}") from error
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return check_features(whole.astype(np.float32, copy=False), len(images))
-
-    def close(self) -> None:
-        """Give the session back."""
-        self._session = None
+        values: NDArray[np.float32] = whole.astype(np.float32, copy=False)
+        return values
 
 
 def _add(options: Any, name: str, given: dict[str, Any], devices: list[Any] | None) -> None:

@@ -188,6 +188,20 @@ class Method(nn.Module):
         reparameterize_model(features.method.backbone.model, inplace=True)
         return features
 
+    def adapted_blocks(self) -> list[nn.Module]:
+        """Make a copy of each block with its deployed adapter, of which a device can train on the last ones.
+
+        In evaluation mode, tokens (B, N, d) to tokens; the adapters' parameters alone require a gradient.
+        What `Backbone.features` makes of the blocks' tokens has to be the method's features.
+
+        Raises:
+            ValueError: The method has no such adapters.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no adapters that a device could train on; NTKCL() has, and "
+            "train_step='head' goes with every method"
+        )
+
     def config(self) -> dict[str, Any]:
         """Give the constructor's arguments, to write them down."""
         parameters = inspect.signature(type(self)).parameters.values()

@@ -219,6 +219,10 @@ class NTKCL(Method):
         """Averaged view, or hybrid view z_m, (B, F)."""
         return self.form.features(self, images)
 
+    def adapted_blocks(self) -> list[nn.Module]:
+        """Each block with its averaged bottleneck; the hybrid view's adapters are no part of one pass."""
+        return self.form.adapted_blocks(self) if isinstance(self.form, OnePass) else super().adapted_blocks()
+
     def views(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Give z_c, z_p and z_m of the hybrid view, (B, F) each, of normalised images; four passes."""
         if not isinstance(self.form, FourPasses):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from everlearn.adapters.bottleneck import beside_mlps, first_block
+from everlearn.adapters.adapted import Beside
+from everlearn.adapters.bottleneck import Bottleneck, beside_mlps, first_block
 from everlearn.backbones import Depths, Part
 from everlearn.methods.ntkcl.form import Form, Seen
 from everlearn_runtime.heads import Head, WhitenedCosine
@@ -57,6 +58,19 @@ class OnePass(Form):
     def features(self, method: NTKCL, images: Tensor) -> Tensor:
         """CLS, the mean patch and the depths of the averaged adapters, (B, F)."""
         return torch.cat(one_pass(method, images, method.pre["channel"], method.parts), 1)
+
+    def adapted_blocks(self, method: NTKCL) -> list[nn.Module]:
+        """Each block with its averaged bottleneck."""
+        backbone, bottlenecks = method.backbone, method.pre["channel"].children()
+        first = backbone.wanted(method.trained_parts)
+        return [
+            Beside(
+                block,
+                cast(Bottleneck, bottleneck).merged().requires_grad_(True),
+                first if place == backbone.depth else None,
+            )
+            for place, (block, bottleneck) in enumerate(zip(backbone.blocks(), bottlenecks, strict=True), 1)
+        ]
 
 
 def one_pass(method: NTKCL, images: Tensor, adapters: nn.Module, parts: Sequence[Part]) -> list[Tensor]:
