@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from everlearn_runtime.arrays import square_sum
 from everlearn_runtime.heads.drift import Drift, drift_with_more
 from everlearn_runtime.heads.gram import GramSum
 from everlearn_runtime.heads.growing import PerClass
@@ -125,7 +126,7 @@ class WithinClass(SecondOrder):
     def _scatter_size(self) -> float:
         """The trace of S on its ladder; 0 where S is zero or no more than rounding."""
         size, means = self._size(), self._targets()
-        square = float(np.vdot(means, means)) / len(means)
+        square = square_sum(means) / len(means)
         return 0.0 if self._gram.trace <= self._seen * square * 1e-24 else size
 
     def _distances(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
