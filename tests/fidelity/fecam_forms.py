@@ -22,6 +22,11 @@ def root(rows: Array) -> Array:
     return rooted
 
 
+def released_fecam(alpha1: float = 1.0, alpha2: float = 0.0) -> FeCAM:
+    """The authors' form for ViTs, each class by itself."""
+    return FeCAM(alpha1, alpha2, pooling=0.0, correction=0.0)
+
+
 class ResNetFeCAM(FeCAM):
     """The authors' form for ResNets, whose features are rooted.
 
@@ -31,8 +36,10 @@ class ResNetFeCAM(FeCAM):
 
     kind: ClassVar[str] = "fecam_resnet"
 
-    def __init__(self, alpha1: float = 1.0, alpha2: float = 1.0) -> None:
-        super().__init__(alpha1, alpha2)
+    def __init__(
+        self, alpha1: float = 1.0, alpha2: float = 1.0, pooling: float = 0.0, correction: float = 0.0
+    ) -> None:
+        super().__init__(alpha1, alpha2, pooling, correction)
 
     def _learned(self, rows: Array) -> Array:
         return root(rows)
@@ -62,8 +69,10 @@ class PilotFeCAM(FeCAM):
 
     kind: ClassVar[str] = "fecam_pilot"
 
-    def __init__(self, alpha1: float = 100.0, alpha2: float = 0.0) -> None:
-        super().__init__(alpha1, alpha2)
+    def __init__(
+        self, alpha1: float = 100.0, alpha2: float = 0.0, pooling: float = 0.0, correction: float = 0.0
+    ) -> None:
+        super().__init__(alpha1, alpha2, pooling, correction)
 
     def _learned(self, rows: Array) -> Array:
         return rows

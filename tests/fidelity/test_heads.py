@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from everlearn_runtime import LDA, FeCAM, Head, HeldOutRidge, Prototypes, StreamingLDA, from_state
 
 from .compare import close, read
-from .fecam_forms import AvalancheFeCAM, PilotFeCAM, ResNetFeCAM
+from .fecam_forms import AvalancheFeCAM, PilotFeCAM, ResNetFeCAM, released_fecam
 
 Array = NDArray[np.float64]
 
@@ -113,7 +113,7 @@ def test_cosine_prototypes() -> None:
 
 
 def test_nearest_class_mean_is_fecam_without_covariance() -> None:
-    head = FeCAM(alpha1=1e18)
+    head = released_fecam(alpha1=1e18)
     for task, rows in enumerate(by_task()):
         forget(head, rows)
         learn(head, rows)
@@ -329,8 +329,8 @@ def test_ridge_with_a_hold_out(name: str) -> None:
 
 # The record's name, whether the features are rooted, and the head.
 FECAMS: dict[str, tuple[str, bool, Callable[[], FeCAM]]] = {
-    "FeCAM": ("fecam_l2", False, FeCAM),
-    "FeCAM, a = 10": ("fecam_l2_alpha10", False, lambda: FeCAM(10, 10)),
+    "FeCAM": ("fecam_l2", False, released_fecam),
+    "FeCAM, a = 10": ("fecam_l2_alpha10", False, lambda: released_fecam(10, 10)),
     "FeCAM, ResNet": ("fecam_tukey", True, ResNetFeCAM),
     "FeCAM by Avalanche": ("fecam_avalanche", True, AvalancheFeCAM),
     "FeCAM by PILOT": ("fecam_pilot", False, PilotFeCAM),

@@ -58,6 +58,7 @@ HEADS: dict[str, Callable[[], Head]] = {
     "ridge held out": HeldOutRidge,
     "ridge held out remembering": lambda: HeldOutRidge(remember=True, projection=64, grid=(1, 8)),
     "fecam": FeCAM,
+    "fecam released": lambda: FeCAM(pooling=0, correction=0),
     "aggregate": lambda: Aggregate([3, 2], [LDA(), Ridge(1e-2, projection=16)]),
     "aggregate of lda": lambda: Aggregate([3, 2], [LDA(), LDA(0.1)], gamma=5.0, sharpness=[1.0, 0.9]),
 }
@@ -192,6 +193,43 @@ def test_rows_do_not_pile_up() -> None:
         gram.add(row[None])
         assert sum(map(len, gram._pending)) < FOLD_ROWS
     np.testing.assert_allclose(gram.value(), rows.T @ rows, rtol=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=8),
+    asked=st.lists(st.booleans(), min_size=8, max_size=8),
+    scale=st.sampled_from([1e-6, 1.0, 1e6]),
+)
+def test_the_power_of_a_sum_is_that_of_its_entries(
+    seed: int, sizes: list[int], asked: list[bool], scale: float
+) -> None:
+    """Whoever asked when, whatever waits to be folded in, and after all that changes the sum at once."""
+    random, gram, quiet = np.random.default_rng(seed), GramSum(3), GramSum(3)
+    total = np.zeros((3, 3))
+    for size, ask in zip(sizes, asked, strict=False):
+        rows = scale * random.normal(size=(size, 3))
+        gram.add(rows)
+        quiet.add(rows)
+        total += rows.T @ rows
+        if ask:
+            assert gram.power == pytest.approx((total**2).sum(), rel=1e-10)
+    for each in (gram, quiet):
+        assert each.power == pytest.approx((total**2).sum(), rel=1e-10)
+    other = GramSum(3)
+    other.add(scale * random.normal(size=(5, 3)))
+    linear = random.normal(size=(3, 4))
+    for change in (
+        gram.fold,
+        lambda: gram.merge(other),
+        lambda: gram.scale(0.5),
+        lambda: gram.transform(linear, scale**2),
+    ):
+        change()
+        assert gram.power == pytest.approx((gram.value() ** 2).sum(), rel=1e-10)
+    again = GramSum.from_packed(gram.packed(), 4)
+    assert again.power == pytest.approx(gram.power, rel=1e-12)
 
 
 def test_a_head_does_not_hold_on_to_the_callers_array(new: Callable[[], Head]) -> None:
@@ -488,6 +526,8 @@ def test_a_state_that_does_not_fit_is_refused(new: Callable[[], Head]) -> None:
         lambda: HeldOutRidge(remember=1),  # type: ignore[arg-type]
         lambda: HeldOutRidge(grid=(3, 1)),
         lambda: FeCAM(alpha1=0),
+        lambda: FeCAM(pooling=-1),
+        lambda: FeCAM(correction=1.5),
         lambda: FeCAM(alpha2=np.inf),
     ],
 )

@@ -13,7 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from everlearn_runtime import LDA, FeCAM, Head, HeldOutRidge, Linear, Prototypes, Ridge, StreamingLDA
+from everlearn_runtime import (
+    LDA,
+    FeCAM,
+    Head,
+    HeldOutRidge,
+    Linear,
+    Prototypes,
+    Ridge,
+    StreamingLDA,
+    from_state,
+)
 from everlearn_runtime.heads import Classes
 from everlearn_runtime.heads.growing import GrowingRows
 
@@ -235,3 +245,30 @@ def test_a_linear_head_makes_no_array_of_classes_times_classes() -> None:
     for number in range(n):
         head.update(x[number : number + 1], [str(number)])
     assert peak(head, x[:1], ["0"]) < 8 * n * 30
+
+
+def test_fecam_as_it_was_saved_is_the_released_form() -> None:
+    """And is written as it was, for runtimes that know no other."""
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(30, 4)), [*"abc"] * 10
+    head = FeCAM(2.0, pooling=0, correction=0)
+    head.update(x, y)
+    state = head.state()
+    assert state.options == {"alpha1": 2.0, "alpha2": 0.0}
+    again = from_state(state)
+    np.testing.assert_array_equal(again.scores(x), head.scores(x))
+    assert FeCAM.from_state(FeCAM().state()).options == FeCAM().options != {"alpha1": 1.0, "alpha2": 0.0}
+
+
+def test_fecam_finds_classes_of_three_beside_one_of_thousands() -> None:
+    random = np.random.default_rng(0)
+    centres = 1.2 * random.normal(size=(8, 24))
+    labels, asked = np.repeat(np.arange(8), [2000, *[3] * 7]), np.repeat(np.arange(8), 100)
+    x = centres[labels] + random.normal(size=(len(labels), 24))
+    probes = centres[asked] + random.normal(size=(800, 24))
+    right = []
+    for head in (FeCAM(pooling=0, correction=0), FeCAM()):
+        head.update(x, [str(label) for label in labels])
+        right.append(float(np.mean(np.array(head.predict(probes)) == asked.astype(str))))
+    assert right[1] > right[0] + 0.05
+    assert right[1] > 0.9

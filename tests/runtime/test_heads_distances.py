@@ -81,8 +81,11 @@ def test_evidence_is_no_part_of_the_distance() -> None:
 
 
 def test_fecam_gives_its_own_distance() -> None:
-    head, probes = learned(FeCAM, make_samples(0, 40)), make_samples(1, 7)[0]
+    samples, probes = make_samples(0, 40), make_samples(1, 7)[0]
+    head = learned(lambda: FeCAM(correction=0), samples)
     np.testing.assert_array_equal(head.distances(probes), -head.scores(probes))
+    corrected = learned(FeCAM, samples)
+    np.testing.assert_array_equal(corrected.distances(probes), head.distances(probes))
 
 
 def test_an_aggregate_adds_up_its_sections() -> None:

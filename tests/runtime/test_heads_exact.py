@@ -138,22 +138,32 @@ def test_lda_is_exact_far_from_the_origin() -> None:
     assert far.predict(probes + 1e5) == near.predict(probes)
 
 
-def fecam_distances(x: Array, y: NDArray[np.int64], probes: Array, alphas: tuple[float, float]) -> Array:
+def fecam_scores(
+    x: Array, y: NDArray[np.int64], probes: Array, alphas: tuple[float, float], few: tuple[float, float]
+) -> Array:
     """A column for each label, in ascending order."""
     unit, asked = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (x, probes))
-    columns, diagonal = [], np.eye(x.shape[1], dtype=bool)
-    for label in np.unique(y):
+    columns, diagonal, width = [], np.eye(x.shape[1], dtype=bool), x.shape[1]
+    labels, (pooling, correction) = np.unique(y), few
+    gaps = np.concatenate([unit[y == label] - unit[y == label].mean(axis=0) for label in labels])
+    pooled = gaps.T @ gaps / max(len(y) - len(labels), 1)
+    for label in labels:
         own = unit[y == label]
-        correlations = np.eye(x.shape[1])
-        if len(own) > 1:
-            covariance = np.cov(own.T)
-            covariance += np.where(
-                diagonal, alphas[0] * np.diag(covariance).mean(), alphas[1] * covariance[~diagonal].mean()
+        more = len(own) - 1
+        raw = np.cov(own.T) if more else np.zeros((width, width))
+        share = pooling * width / (pooling * width + more) if pooling else 0.0
+        raw = (1 - share) * raw + share * pooled
+        correlations = np.eye(width)
+        if raw.any():
+            covariance = raw + np.where(
+                diagonal, alphas[0] * np.diag(raw).mean(), alphas[1] * raw[~diagonal].mean()
             )
             deviation = np.sqrt(np.diag(covariance))
             correlations = covariance / deviation / deviation[:, None]
         gap = asked - own.mean(axis=0)
-        columns.append((gap * np.linalg.solve(correlations, gap.T).T).sum(axis=1))
+        distances = (gap * np.linalg.solve(correlations, gap.T).T).sum(axis=1)
+        noise = np.trace(np.linalg.solve(correlations, raw)) / len(own)
+        columns.append(correction * noise - distances)
     return np.stack(columns, axis=1)
 
 
@@ -163,25 +173,26 @@ def fecam_distances(x: Array, y: NDArray[np.int64], probes: Array, alphas: tuple
     n=st.integers(1, 100),
     size=st.integers(1, 100),
     alphas=st.sampled_from([(1.0, 0.0), (10.0, 10.0)]),
+    few=st.sampled_from([(0.0, 0.0), (1.0, 1.0), (0.3, 0.5)]),
     gone=st.sampled_from([None, 1]),
 )
 def test_fecam_is_the_batch_solution(
-    seed: int, n: int, size: int, alphas: tuple[float, float], gone: int | None
+    seed: int, n: int, size: int, alphas: tuple[float, float], few: tuple[float, float], gone: int | None
 ) -> None:
     """Classes of one sample are among them, and a class that goes leaves nothing behind."""
     x, probes, y = data(seed, n)
-    head = FeCAM(*alphas)
+    head = FeCAM(*alphas, *few)
     in_batches(head, x, y, size)
     if n > 4 and gone is not None:
         head.remove(str(gone))
         x, y = x[y != gone], y[y != gone]
-    wanted = -fecam_distances(x, y, probes, alphas)
+    wanted = fecam_scores(x, y, probes, alphas, few)
     assert_columns(columns(head, probes), dict(zip(names(np.unique(y)), wanted.T, strict=True)))
 
 
 def test_fecam_solves_anew_for_the_classes_of_an_update_only(monkeypatch: pytest.MonkeyPatch) -> None:
     x, probes, y = data(0, 60)
-    head, inverse = FeCAM(), np.linalg.inv
+    head, inverse = FeCAM(pooling=0), np.linalg.inv
     calls: list[Array] = []
 
     def counted(matrix: Array) -> Array:

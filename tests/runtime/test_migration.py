@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from everlearn_runtime import (
     LDA,
+    BalancedRidge,
     Bundle,
     BundleError,
     EdgeLearner,
@@ -29,19 +30,28 @@ from everlearn_runtime import (
     Prototypes,
     Ridge,
     StateError,
+    WhitenedCosine,
     from_state,
     write_bundle,
 )
 from everlearn_runtime.bundle import dump_arrays, load_arrays
 from everlearn_runtime.cli import main
 from everlearn_runtime.edge import model_of
-from everlearn_runtime.heads.drift import _regressed, affine_drift, affine_map
+from everlearn_runtime.heads.drift import Drift, _regressed, affine_drift, affine_map
 from everlearn_runtime.migration import Replaced
 
 from .conftest import SPEC, WIDTH, MakeBundle, MakeImages
 from .state.harness import TORTURE, Bomb
 
-MOVABLE: dict[str, Callable[[], Head]] = {"prototypes": Prototypes, "lda": LDA, "ridge": Ridge}
+MOVABLE: dict[str, Callable[[], Head]] = {
+    "prototypes": Prototypes,
+    "lda": LDA,
+    "lda by number": lambda: LDA("auto", correction=0.7),
+    "whitened cosine": WhitenedCosine,
+    "ridge": Ridge,
+    "ridge balanced": BalancedRidge,
+    "ridge with intercept": lambda: BalancedRidge(0.1, balanced=False),
+}
 NEW_WIDTH = 9
 
 Rows = NDArray[np.float32]
@@ -464,6 +474,33 @@ def test_since_and_merge_give_the_head_again(name: str) -> None:
     right, found = head.scores(rows), again.scores(rows)
     columns = [again.classes.index(label) for label in head.classes]
     np.testing.assert_allclose(found[:, columns], right, rtol=1e-9, atol=1e-9 * np.abs(right).max())
+
+
+@pytest.mark.parametrize("name", MOVABLE)
+def test_a_moved_head_is_that_of_the_moved_features(name: str) -> None:
+    """To another width, and what the map leaves over is in the scatter of those that keep one."""
+    random = np.random.default_rng(4)
+    linear, offset = random.normal(size=(5, 8)), random.normal(size=8)
+    x, y, probes = random.normal(size=(60, 5)), [*"abcde"] * 12, random.normal(size=(9, 5))
+    head, wanted = MOVABLE[name](), MOVABLE[name]()
+    head.update(x, y)
+    wanted.update(x @ linear + offset, y)
+    drift = Drift(linear, offset, np.zeros((8, 8)))
+    before = head.state().arrays
+    found = head.moved(drift, MOVABLE[name]())
+    assert (found.width, found.classes, found.options) == (8, head.classes, head.options)
+    np.testing.assert_array_equal(found.counts, wanted.counts)
+    np.testing.assert_allclose(found.prototypes, wanted.prototypes, atol=1e-12)
+    rows = probes @ linear + offset
+    right = wanted.scores(rows)
+    np.testing.assert_allclose(found.scores(rows), right, rtol=1e-5, atol=1e-6 * np.abs(right).max())
+    for key, array in head.state().arrays.items():
+        np.testing.assert_array_equal(array, before[key])
+    noisier = head.moved(drift._replace(left_over=np.eye(8)), MOVABLE[name]()).state().arrays
+    for key in {"scatter", "gram"} & set(noisier):
+        free = 60 - 5 if key == "scatter" else 60
+        gained = noisier[key] - found.state().arrays[key]
+        np.testing.assert_allclose(gained, free * np.eye(8)[np.tril_indices(8)], atol=1e-9 * free)
 
 
 @pytest.mark.parametrize("head", [FeCAM(), Ridge(projection=8)], ids=["fecam", "projected"])

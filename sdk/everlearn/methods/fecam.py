@@ -25,5 +25,5 @@ class FeCAM(Frozen):
         self.alpha2 = alpha2
 
     def head(self) -> heads.Head:
-        """Give the head of the same name."""
-        return heads.FeCAM(self.alpha1, self.alpha2)
+        """Give the head of the same name, as it was published: each class by itself."""
+        return heads.FeCAM(self.alpha1, self.alpha2, pooling=0.0, correction=0.0)
