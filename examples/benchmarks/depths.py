@@ -10,15 +10,14 @@ images too; do so once, when the set is chosen.
 """
 
 import argparse
-import statistics
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from graphs import export, measure
 
-from everlearn import Frozen, Images, Learner, Method, load_backbone
+from everlearn import Frozen, Images, Learner
 from everlearn.data import load
 from everlearn_runtime.backends import OnnxRuntime
 from everlearn_runtime.heads import LDA
@@ -102,29 +101,6 @@ def latencies(batches: list[int], rounds: int) -> dict[str, list[float]]:
         for graph in graphs.values():
             graph.close()
     return {name: [one[name] / one["cls alone"] for one in medians] for name in SETS}
-
-
-def export(method: Method, path: Path) -> Path:
-    """The features' graph of a method whose head has seen noise."""
-    learner = Learner(load_backbone(), method)
-    width = sum(method.sections)
-    learner.head.update(np.random.default_rng(0).normal(size=(20, width)), list("ab") * 10)
-    learner.export(path)
-    return path / "features.onnx"
-
-
-def measure(graphs: dict[str, OnnxRuntime], batch: int, rounds: int) -> dict[str, float]:
-    """Median seconds a batch, the graphs in turn, each time in another order."""
-    random = np.random.default_rng(0)
-    times: dict[str, list[float]] = {name: [] for name in graphs}
-    for turn in range(rounds + 5):
-        images = random.integers(0, 256, size=(batch, 64, 64, 3), dtype=np.uint8)
-        for name in random.permutation(list(graphs)):
-            start = time.perf_counter()
-            graphs[name].run(images)
-            if turn >= 5:  # the first ones set up memory
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 if __name__ == "__main__":

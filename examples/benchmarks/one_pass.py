@@ -8,14 +8,12 @@ multiple of the plain one they are. What the passes are worth in accuracy, `abla
 """
 
 import argparse
-import statistics
 import tempfile
-import time
 from pathlib import Path
 
-import numpy as np
+from graphs import export, measure
 
-from everlearn import NTKCL, Frozen, Learner, Method
+from everlearn import NTKCL, Frozen
 from everlearn_runtime.backends import OnnxRuntime
 
 
@@ -40,29 +38,6 @@ def main() -> None:
             print(f"{batch:>5}" + "".join(f"{cell:>24}" for cell in cells))
         for graph in graphs.values():
             graph.close()
-
-
-def export(method: Method, path: Path) -> Path:
-    """The features' graph of a method whose head has seen noise."""
-    learner = Learner(method=method)
-    width = sum(method.sections)
-    learner.head.update(np.random.default_rng(0).normal(size=(20, width)), list("ab") * 10)
-    learner.export(path)
-    return path / "features.onnx"
-
-
-def measure(graphs: dict[str, OnnxRuntime], batch: int, rounds: int) -> dict[str, float]:
-    """Median seconds a batch, the graphs in turn."""
-    random = np.random.default_rng(0)
-    times: dict[str, list[float]] = {name: [] for name in graphs}
-    for turn in range(rounds + 5):
-        images = random.integers(0, 256, size=(batch, 64, 64, 3), dtype=np.uint8)
-        for name, graph in graphs.items():
-            start = time.perf_counter()
-            graph.run(images)
-            if turn >= 5:  # the first ones set up memory
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 if __name__ == "__main__":
