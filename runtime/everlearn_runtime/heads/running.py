@@ -38,7 +38,7 @@ ONE_THREAD = 36_864
 # Rows that are worked in at once, at most.
 PART_ROWS = 48
 # Rows that wait to be subtracted from the inverse with one matrix product.
-BLOCK_ROWS = 64
+BLOCK_ROWS = 24
 # Rows after which all is solved anew, so that rounding does not build up.
 CARRY_ROWS = 2048
 
