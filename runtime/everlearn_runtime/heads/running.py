@@ -235,14 +235,16 @@ class RunningSolution:
 
     def _subtract(self, gone: NDArray[np.float64]) -> None:
         """Subtract the outer products of rows (k, M) from P."""
-        if self._rows + len(gone) > BLOCK_ROWS and self._inverse is not None:
-            waiting = self._gone[: self._rows]
+        assert self._inverse is not None
+        if self._rows + len(gone) > BLOCK_ROWS:
+            waiting = np.concatenate([self._gone[: self._rows], gone])
             # A copy, for numpy's product of an array with itself is the slower one at this size.
             self._inverse -= product(waiting.T, waiting.copy())
             self._rows = 0
-        self._gone[self._rows : self._rows + len(gone)] = gone
+        else:
+            self._gone[self._rows : self._rows + len(gone)] = gone
+            self._rows += len(gone)
         self._trace -= square_sum(gone)
-        self._rows += len(gone)
         self._carried += len(gone)
 
 
