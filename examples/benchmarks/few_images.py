@@ -3,11 +3,11 @@
     python examples/benchmarks/few_images.py DATA.npz [--features FILE.npz] [--picture FILE.png]
         [--depths auto] [--choose]
 
-On CLS and mean patch of the bundled backbone, frozen; with ``--depths auto`` on several depths. First 80 of 100 classes (four fifths) have all
-their training images and the others k each: accuracy on the test images of old classes, of new
-ones, the harmonic mean of the two, and the accuracy over all test images. Then all classes have
-k images each. Both are means over draws of which classes are new and which images are seen; the
-harmonic mean is taken in each draw. What stands behind +- is the standard deviation over the draws.
+On CLS and mean patch of the bundled backbone, frozen; with ``--depths auto`` on several depths. First 80 of
+100 classes (four fifths) have all their training images and the others k each: accuracy on the test images
+of old classes, of new ones, the harmonic mean of the two, and the accuracy over all test images. Then all
+classes have k images each. Both are means over draws of which classes are new and which images are seen;
+the harmonic mean is taken in each draw. What stands behind +- is the standard deviation over the draws.
 ``digits`` in place of DATA.npz are scikit-learn's.
 
 With ``--choose`` a quarter of the training images, fixed by ``--seed``, takes the place of the test

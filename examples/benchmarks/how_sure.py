@@ -4,10 +4,10 @@
         [--depths auto]
 
 Features of the bundled backbone (CLS and mean patch; with ``--depths auto`` of several depths) for a data
-set as ``everlearn train`` takes it, computed once and kept in the folder. In each of five draws a fifth of the classes is unknown; of the others the
-head learns some images, and then judges and learns more, one by one, as a device does. What is told of the
-test images then is measured: mean and standard deviation over the draws, in percent where no unit is said.
-Far sets are scikit-learn's digits and what ``--far`` names.
+set as ``everlearn train`` takes it, computed once and kept in the folder. In each of five draws a fifth of
+the classes is unknown; of the others the head learns some images, and then judges and learns more, one by
+one, as a device does. What is told of the test images then is measured: mean and standard deviation over
+the draws, in percent where no unit is said. Far sets are scikit-learn's digits and what ``--far`` names.
 """
 
 import argparse
