@@ -1,9 +1,9 @@
 """everlearn on the device: run a bundle and go on learning, without a training runtime."""
 
 from everlearn_runtime.backends import Backend, OnnxRuntime
-from everlearn_runtime.bundle import FORMAT, Bundle, Manifest, write_bundle
+from everlearn_runtime.bundle import FORMAT, Bundle, Manifest, sign_bundle, write_bundle
 from everlearn_runtime.edge import EdgeLearner
-from everlearn_runtime.errors import BundleError, GuardError, MissingExtra, StateError
+from everlearn_runtime.errors import BundleError, GuardError, MissingExtra, StateError, TrustError
 from everlearn_runtime.guard import Canaries, DriftWatch, Suspect
 from everlearn_runtime.heads import (
     LDA,
@@ -60,11 +60,13 @@ __all__ = [
     "StreamingLDA",
     "Suspect",
     "TrainStep",
+    "TrustError",
     "Version",
     "WhitenedCosine",
     "from_state",
     "open_image",
     "prepare",
     "prepare_batch",
+    "sign_bundle",
     "write_bundle",
 ]

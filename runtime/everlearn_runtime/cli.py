@@ -78,6 +78,12 @@ def _parser() -> argparse.ArgumentParser:
     plain = argparse.ArgumentParser(add_help=False)
     plain.add_argument("bundle", metavar="BUNDLE", help="the bundle's folder")
     plain.add_argument("--json", action="store_true", help="print JSON")
+    plain.add_argument(
+        "--trust",
+        action="append",
+        metavar="KEY.pub",
+        help="public key, one of which must have signed the bundle; without, no signature is looked at",
+    )
     common = argparse.ArgumentParser(add_help=False, parents=[plain])
     common.add_argument("--threads", type=int, metavar="N", help="CPU threads; all cores by default")
     common.add_argument(
@@ -188,6 +194,7 @@ def _open(
         read_only=read_only and arguments.state is not None,
         migrate=migrate,
         false_alarm=false_alarm,
+        trust=arguments.trust,
     )
 
 
@@ -359,6 +366,7 @@ def _status(arguments: argparse.Namespace) -> tuple[Any, str]:
 
 
 def _benchmark(arguments: argparse.Namespace) -> tuple[Any, str]:
+    Bundle.open(arguments.bundle, arguments.trust)
     cases = None
     if arguments.provider or arguments.backend != "auto":
         cases = [Case(arguments.backend, arguments.provider)]
@@ -390,7 +398,7 @@ def _build(arguments: argparse.Namespace) -> tuple[Any, str]:
     from everlearn_runtime.backends.tensorrt import BATCHES, build_engine
 
     built = build_engine(
-        Bundle.open(arguments.bundle),
+        Bundle.open(arguments.bundle, arguments.trust),
         batches=arguments.batch or BATCHES,
         memory=arguments.memory,
         level=arguments.level,

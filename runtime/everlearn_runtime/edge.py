@@ -87,6 +87,7 @@ class EdgeLearner:
         retention: int = RETENTION,
         migrate: bool = False,
         false_alarm: float = FALSE_ALARM,
+        trust: Sequence[str | Path] | None = None,
     ) -> EdgeLearner:
         """Open a bundle, and with a state file go on where the last process stopped.
 
@@ -114,16 +115,19 @@ class EdgeLearner:
                 that dies on the way leaves the old state or the new one, and the next call finishes.
             false_alarm: The share of images of known classes that may be called unknown, or suspect when
                 they are learned.
+            trust: Public keys, as files or PEM text: a bundle that none of them has signed is refused. None:
+                no signature is looked at.
 
         Raises:
             BundleError: The bundle is missing or damaged.
+            TrustError: It is not signed by any key of ``trust``, or was altered after that.
             StateError: The state is damaged, in use, or goes with another graph or head.
             MissingExtra: The backend is not installed.
             ValueError: A backend or provider that is not there, or an argument out of range.
         """
         if state is not None and not isinstance(state, (str, os.PathLike)):
             raise ValueError(f"state is {state!r}; give a path, or None")
-        opened = Bundle.open(bundle)
+        opened = Bundle.open(bundle, trust)
         if state is not None and Path(state).resolve().is_relative_to(opened.path.resolve()):
             raise ValueError(f"state is {state}, inside the bundle; bundles are read-only, put it next to it")
         if read_only and state is None:

@@ -7,6 +7,10 @@ class BundleError(ValueError):
     """A bundle is missing, damaged, or written in a format that this version cannot read."""
 
 
+class TrustError(BundleError):
+    """A bundle is not signed by a key that is trusted, or was altered after it was signed."""
+
+
 class StateError(ValueError):
     """A device's state file is damaged, in use, or belongs to something else."""
 
