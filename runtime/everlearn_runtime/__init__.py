@@ -3,7 +3,8 @@
 from everlearn_runtime.backends import Backend, OnnxRuntime
 from everlearn_runtime.bundle import FORMAT, Bundle, Manifest, sign_bundle, write_bundle
 from everlearn_runtime.edge import EdgeLearner
-from everlearn_runtime.errors import BundleError, GuardError, MissingExtra, StateError, TrustError
+from everlearn_runtime.errors import BundleError, DeltaError, GuardError, MissingExtra, StateError, TrustError
+from everlearn_runtime.fleet import Delta, Merged, merge
 from everlearn_runtime.guard import Canaries, DriftWatch, Suspect
 from everlearn_runtime.heads import (
     LDA,
@@ -38,6 +39,8 @@ __all__ = [
     "BundleError",
     "Canaries",
     "Confidence",
+    "Delta",
+    "DeltaError",
     "DriftWatch",
     "EdgeLearner",
     "EvidenceLDA",
@@ -50,6 +53,7 @@ __all__ = [
     "Learned",
     "Linear",
     "Manifest",
+    "Merged",
     "Migrated",
     "MissingExtra",
     "OnnxRuntime",
@@ -64,6 +68,7 @@ __all__ = [
     "Version",
     "WhitenedCosine",
     "from_state",
+    "merge",
     "open_image",
     "prepare",
     "prepare_batch",

@@ -18,6 +18,9 @@ A bundle is a folder, read-only once written:
 ``train_step.onnx``, ``adapters.safetensors``
     Of a bundle that can train its adapters on: the step, and what it starts from, see
     `everlearn_runtime.train_step`. Format 3.
+``merged.safetensors``
+    Of a bundle into which what devices have learned was merged: what is in it, see
+    `everlearn_runtime.ledger`.
 ``manifest.sig``
     Of a bundle that was signed, see `everlearn_runtime.signing`; in no manifest.
 
@@ -35,7 +38,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -49,6 +52,7 @@ from everlearn_runtime.errors import BundleError, TrustError
 from everlearn_runtime.guard import Canaries
 from everlearn_runtime.heads import Head, HeadState, from_state
 from everlearn_runtime.images import InputSpec
+from everlearn_runtime.ledger import Ledger
 from everlearn_runtime.migration import Replaced, check_says
 from everlearn_runtime.train_step import ADAPTERS, TRAIN_STEP, ShippedStep
 
@@ -58,6 +62,7 @@ FEATURES = "features.onnx"
 HEAD = "head.safetensors"
 MAP = "map.safetensors"
 CANARIES = "canaries.safetensors"
+LEDGER = "merged.safetensors"
 LARGEST_MANIFEST = 1 << 26  # bytes; real ones have some kilobytes
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -239,6 +244,7 @@ class Bundle:
         bundle.head()
         bundle.replaced()
         bundle.canaries()
+        bundle.ledger()
         if bundle.manifest.train_step is not None:
             check_graph(bundle.read(TRAIN_STEP), str(bundle.path / TRAIN_STEP))
             bundle.adapters()
@@ -316,6 +322,21 @@ class Bundle:
             raise
         except ValueError as error:
             raise BundleError(f"{self.path / CANARIES}: {str(error)[:500]}") from None
+
+    def ledger(self) -> Ledger:
+        """What was merged into it; nothing, of a bundle as a workstation made it.
+
+        Raises:
+            BundleError: The arrays are none of a ledger.
+        """
+        if LEDGER not in self.manifest.files:
+            return Ledger()
+        try:
+            return Ledger.read(load_arrays(self.read(LEDGER)))
+        except BundleError:
+            raise
+        except ValueError as error:
+            raise BundleError(f"{self.path / LEDGER}: {str(error)[:500]}") from None
 
     def adapters(self) -> dict[str, NDArray[np.float32]]:
         """What a training step starts from, by name; none without a training step.
@@ -448,6 +469,47 @@ def write_bundle(
         replaces=None if replaces is None else replaces.says(),
         train_step=None if step is None else step.says(),
     )
+    return _write(target, manifest, contents, overwrite)
+
+
+def rewrite_bundle(
+    bundle: Bundle, path: str | Path, *, head: Head, ledger: Ledger, overwrite: bool = False
+) -> Manifest:
+    """Write a bundle with another head, and otherwise what it holds; not its signatures.
+
+    Args:
+        bundle: The bundle.
+        path: The folder to be; its parents are made.
+        head: Of the same kind, options and width.
+        ledger: What was merged into it.
+        overwrite: As in :func:`write_bundle`.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        BundleError: A file of the bundle is damaged.
+        ValueError: Something is in the way at ``path``, or the head does not fit.
+    """
+    check_target(Path(path), overwrite)
+    state, manifest = head.state(), bundle.manifest
+    if {"kind": state.kind, "options": state.options} != manifest.head:
+        raise ValueError(f"a {state.kind} head does not go into a bundle with {_short(manifest.head)}")
+    check_width(head, manifest.sections)
+    contents = {name: bundle.read(name) for name in manifest.files}
+    contents |= {HEAD: dump_arrays(state.arrays), LEDGER: dump_arrays(ledger.arrays())}
+    canaries = bundle.canaries()
+    if canaries is not None:
+        left = canaries.of(state.classes)
+        del contents[CANARIES]
+        if left.labels:
+            contents[CANARIES] = dump_arrays(left.arrays(state.classes))
+    files = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    return _write(Path(path), replace(manifest, classes=state.classes, files=files), contents, overwrite)
+
+
+def _write(target: Path, manifest: Manifest, contents: Mapping[str, bytes], overwrite: bool) -> Manifest:
+    """Write a bundle: all of it or nothing."""
     text = manifest.to_json()
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))

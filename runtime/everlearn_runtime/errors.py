@@ -8,7 +8,11 @@ class BundleError(ValueError):
 
 
 class TrustError(BundleError):
-    """A bundle is not signed by a key that is trusted, or was altered after it was signed."""
+    """A bundle or a delta is not signed by a key that is trusted, or was altered after it was signed."""
+
+
+class DeltaError(ValueError):
+    """A delta is damaged, or does not go with a bundle or with other deltas."""
 
 
 class StateError(ValueError):

@@ -1,4 +1,4 @@
-"""Who made a bundle: Ed25519 signatures of its manifest.
+"""Who made a bundle or a delta: Ed25519 signatures.
 
 The manifest names the sha256 of every other file, so a signature of the manifest's bytes covers all of the
 bundle. It lies beside it, as ``manifest.sig``: JSON, one entry for each key that signed. Keys are PEM files
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 SIGNATURE = "manifest.sig"
 FORMAT = 1
-# Stands before the manifest in what is signed: a signature of something else never is one of a bundle.
-PURPOSE = b"everlearn bundle 1\n"
+# Stand before what is signed, so that a signature of one thing never is one of another.
+BUNDLE, DELTA = b"everlearn bundle 1\n", b"everlearn delta 1\n"
 LARGEST_KEY = 1 << 16  # bytes, of a file with a key or with signatures
 
 
@@ -75,13 +75,14 @@ def fingerprint(key: str | Path) -> str:
     return _fingerprint(_public(key))
 
 
-def sign(manifest: bytes, key: str | Path, before: bytes | None = None) -> bytes:
+def sign(message: bytes, key: str | Path, before: bytes | None = None, purpose: bytes = BUNDLE) -> bytes:
     """The content of ``manifest.sig``.
 
     Args:
-        manifest: The bytes of ``manifest.json``.
+        message: The bytes of ``manifest.json``, or what is signed of a delta.
         key: The file of a private key.
-        before: What ``manifest.sig`` holds already; other keys' signatures of the same manifest stay.
+        before: What ``manifest.sig`` holds already; other keys' signatures of the same message stay.
+        purpose: `BUNDLE` or `DELTA`.
 
     Raises:
         ValueError: No private Ed25519 key in PEM without a password.
@@ -90,18 +91,21 @@ def sign(manifest: bytes, key: str | Path, before: bytes | None = None) -> bytes
     private = _private(key)
     own = _fingerprint(private.public_key())
     others = [one for one in ([] if before is None else _entries(before)) if one["key"] != own]
-    made = base64.b64encode(private.sign(PURPOSE + manifest)).decode()
+    made = base64.b64encode(private.sign(purpose + message)).decode()
     entries = [*others, {"key": own, "signature": made}]
     return (json.dumps({"format": FORMAT, "signatures": entries}, indent=2) + "\n").encode()
 
 
-def check_signature(manifest: bytes, signatures: bytes | None, trust: Sequence[str | Path]) -> str:
-    """Raise unless one of these keys has signed a manifest.
+def check_signature(
+    message: bytes, signatures: bytes | None, trust: Sequence[str | Path], purpose: bytes = BUNDLE
+) -> str:
+    """Raise unless one of these keys has signed a message.
 
     Args:
-        manifest: The bytes of ``manifest.json``.
+        message: The bytes of ``manifest.json``, or what is signed of a delta.
         signatures: What ``manifest.sig`` holds; None if it is not there.
         trust: Public keys: files, or PEM text.
+        purpose: `BUNDLE` or `DELTA`.
 
     Returns:
         The fingerprint of a key that has.
@@ -113,22 +117,22 @@ def check_signature(manifest: bytes, signatures: bytes | None, trust: Sequence[s
     """
     keys = trusted(trust)
     if signatures is None:
-        raise TrustError(f"the bundle is not signed: it has no {SIGNATURE}; sign it with: everlearn sign")
+        raise TrustError("it is not signed; a bundle is signed with: everlearn sign, a delta with --key")
     from cryptography.exceptions import InvalidSignature
 
     entries = _entries(signatures)
     for entry in entries:
         if (key := keys.get(entry["key"])) is not None:
             try:
-                key.verify(base64.b64decode(entry["signature"], validate=True), PURPOSE + manifest)
+                key.verify(base64.b64decode(entry["signature"], validate=True), purpose + message)
             except (InvalidSignature, binascii.Error, ValueError):
                 raise TrustError(
-                    f"the signature of key {entry['key']} does not go with the manifest; the bundle was "
-                    "altered after it was signed"
+                    f"the signature of key {entry['key']} does not go with it; it was altered after it "
+                    "was signed"
                 ) from None
             return str(entry["key"])
     signed = ", ".join(entry["key"] for entry in entries) or "nobody"
-    raise TrustError(f"the bundle is signed by {signed}, and trusted are {', '.join(keys)}")
+    raise TrustError(f"it is signed by {signed}, and trusted are {', '.join(keys)}")
 
 
 def trusted(trust: Sequence[str | Path]) -> dict[str, Ed25519PublicKey]:
@@ -211,7 +215,7 @@ def _key_file(key: str | Path) -> bytes:
 
 
 def _entries(signatures: bytes) -> list[dict[str, str]]:
-    """What ``manifest.sig`` says, checked."""
+    """What a file of signatures says, checked."""
     try:
         said = json.loads(signatures) if len(signatures) <= LARGEST_KEY else None
     except (ValueError, RecursionError):
@@ -223,7 +227,7 @@ def _entries(signatures: bytes) -> list[dict[str, str]]:
         and all(isinstance(value, str) for value in entry.values())
         for entry in entries
     ):
-        raise TrustError(f"{SIGNATURE} is not readable; sign the bundle again")
+        raise TrustError("its signatures are not readable; sign it again")
     return entries
 
 

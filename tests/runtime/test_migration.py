@@ -36,8 +36,8 @@ from everlearn_runtime import (
 )
 from everlearn_runtime.bundle import dump_arrays, load_arrays
 from everlearn_runtime.cli import main
-from everlearn_runtime.edge import model_of
 from everlearn_runtime.heads.drift import Drift, _regressed, affine_drift, affine_map
+from everlearn_runtime.identity import model_of
 from everlearn_runtime.migration import Replaced
 
 from .conftest import SPEC, WIDTH, MakeBundle, MakeImages
@@ -105,7 +105,13 @@ class Pair:
         drift, _ = affine_map(before, after)
         old = Bundle.open(self.old)
         self.replaced = Replaced(
-            old.id, model_of(old), old.head().state(), drift, len(some), explained=1.0, agreement=None
+            old.id,
+            model_of(old.manifest),
+            old.head().state(),
+            drift,
+            len(some),
+            explained=1.0,
+            agreement=None,
         )
         self.write(self.new, self.graph, width, ["mug", "pen", "cup"], replaces=self.replaced)
 
@@ -318,7 +324,7 @@ def test_an_interrupt_at_any_line_leaves_the_old_state_or_the_new_one(
     """Whatever was interrupted, the next open finishes, and nothing is lost on the way."""
     whole = learned.read_bytes()
     opened = Bundle.open(lda.new)
-    monkeypatch.setattr(Bundle, "open", lambda path: opened)  # its checks are not what is tried here
+    monkeypatch.setattr(Bundle, "open", lambda path, trust=None: opened)  # its checks are not what is tried here
 
     def migrate() -> None:
         EdgeLearner.open(lda.new, state=learned, migrate=True, threads=1).close()
