@@ -324,7 +324,9 @@ def test_an_interrupt_at_any_line_leaves_the_old_state_or_the_new_one(
     """Whatever was interrupted, the next open finishes, and nothing is lost on the way."""
     whole = learned.read_bytes()
     opened = Bundle.open(lda.new)
-    monkeypatch.setattr(Bundle, "open", lambda path, trust=None: opened)  # its checks are not what is tried here
+    monkeypatch.setattr(
+        Bundle, "open", lambda path, trust=None: opened
+    )  # its checks are not what is tried here
 
     def migrate() -> None:
         EdgeLearner.open(lda.new, state=learned, migrate=True, threads=1).close()
