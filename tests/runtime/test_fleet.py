@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from everlearn_runtime import (
     EdgeLearner,
     FeCAM,
     Head,
+    MissingExtra,
     Prototypes,
     Ridge,
     StateError,
@@ -31,7 +33,7 @@ from everlearn_runtime import (
     signing,
 )
 from everlearn_runtime.cli import main
-from everlearn_runtime.fleet import Delta, merge
+from everlearn_runtime.fleet import Delta, merge, merging
 from everlearn_runtime.heads import BalancedRidge
 
 from .conftest import MakeBundle, MakeImages
@@ -403,6 +405,51 @@ def test_a_delta_of_the_graph_before_is_carried_over_by_the_map(
     wanted = Bundle.open(bundle).head()
     wanted.merge(Delta.read(delta).head().moved(drift, LDA()))
     same(Bundle.open(tmp_path / "merged").head(), wanted)
+
+
+def test_blocks_add_up_to_the_same(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = []
+    for device in "abcde":
+        with fleet.open(device) as edge:
+            fleet.teach(edge, "key", 2)
+        places.append(fleet.hand_in(device))
+    monkeypatch.setattr(merging, "BLOCK", 2)
+    same(fleet.merge(places).head(), fleet.one_device())
+
+
+def test_on_ray_the_result_is_the_same_to_the_bit(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    pytest.importorskip("ray.data")
+    places = []
+    for device in "abcde":
+        with fleet.open(device) as edge:
+            fleet.teach(edge, "key", 2)
+            if device == "c":
+                edge.forget("pen")
+        places.append(fleet.hand_in(device))
+    monkeypatch.setattr(merging, "BLOCK", 2)
+    plain = fleet.merge(places)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        found = merge(fleet.bundle, places, fleet.folder / "ray", ray=True)
+        damaged = fleet.folder / "damaged.delta"
+        damaged.write_bytes(places[0].read_bytes()[:-1])
+        with pytest.raises(DeltaError, match=r"damaged\.delta is no delta"):
+            merge(fleet.bundle, [damaged], fleet.folder / "no", ray=True)
+    finally:
+        ray.shutdown()
+    assert found.deltas == 5
+    assert Bundle.open(fleet.folder / "ray").manifest.files == plain.manifest.files
+    assert not (fleet.folder / "no").exists()
+
+
+def test_without_ray_one_line_names_the_extra(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    with fleet.open("a") as edge:
+        fleet.teach(edge, "key")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "ray.data", raising=False)
+    with pytest.raises(MissingExtra, match=r"everlearn\[ray\]"):
+        merge(fleet.bundle, [fleet.hand_in("a")], fleet.folder / "merged", ray=True)
 
 
 def test_from_the_command_line(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:

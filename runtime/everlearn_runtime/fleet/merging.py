@@ -1,13 +1,18 @@
-"""Deltas of many devices, added to the bundle that they have learned on."""
+"""Deltas of many devices, added to the bundle that they have learned on.
+
+Two looks at each: first what it says, to find those that count; then its sums, in blocks of a thousand, so
+that what one process or many do is the same arithmetic in the same order, and memory is that of a block.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from everlearn_runtime.bundle import Bundle, rewrite_bundle
+from everlearn_runtime.bundle import Bundle, check_target, rewrite_bundle
 from everlearn_runtime.errors import DeltaError
 from everlearn_runtime.fleet.delta import Delta
 from everlearn_runtime.heads import Head
@@ -17,6 +22,8 @@ from everlearn_runtime.migration import Carried
 
 if TYPE_CHECKING:
     from everlearn_runtime.state import Owner
+
+BLOCK = 1000
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ def merge(
     *,
     trust: Sequence[str | Path] | None = None,
     overwrite: bool = False,
+    ray: bool = False,
 ) -> Merged:
     """Add what devices have learned to a bundle: the result is that of one device that saw everything.
 
@@ -57,47 +65,117 @@ def merge(
         out: The new bundle.
         trust: Public keys, one of which must have signed each delta; None: no signature is looked at.
         overwrite: Replace a bundle at ``out``.
+        ray: Add up on Ray Data, in blocks of a thousand, with whatever cluster ``ray.init`` was told of, or
+            this machine's cores. The result is the same to the bit.
 
     Raises:
         BundleError: The bundle is damaged.
+        MissingExtra: Ray is not installed, or cryptography where ``trust`` is given.
         DeltaError: A delta is damaged, of another graph or head, or overlaps what is counted already.
         TrustError: A delta is not signed by any key of ``trust``, or was altered after that.
         ValueError: No delta, or something is in the way at ``out``.
     """
     opened = Bundle.open(bundle)
-    places = [Path(place) for place in deltas]
+    check_target(Path(out), overwrite)
+    places = [str(place) for place in deltas]
     if not places:
         raise ValueError("no delta to merge; give at least one file")
-    ledger = opened.ledger()
+    ledger, generation = opened.ledger(), len(opened.ledger().chain)
     chosen, counted, devices = _choose(places, opened, ledger)
-    generation = len(ledger.chain)
     gone = dict(ledger.forgotten)
-    gone.update({name: generation + 1 for _, delta in chosen for name in delta.forgotten})
+    gone.update({name: generation + 1 for item in chosen for name in item.forgotten})
     head, learned = opened.head(), dict[str, int]()
     forgotten = tuple(
         name for name in head.classes if name in gone and ledger.forgotten.get(name) != gone[name]
     )
     for name in forgotten:
         head.remove(name)
-    age = {model: place for place, model in enumerate([*ledger.chain, model_of(opened.manifest)])}
-    for place, said in chosen:
-        delta = Delta.read(place, trust=trust)
-        if replace(delta, state=said.state) != said or delta.state.classes != said.state.classes:
-            raise DeltaError(f"{place} was changed while it was merged")
-        own = _in_this_graph(delta, opened, place)
-        for name in own.classes:
-            if name in gone and name not in delta.forgotten and age.get(delta.model, generation) < gone[name]:
-                own.remove(name)
-        try:
-            head.merge(own)
-        except ValueError as error:
-            raise DeltaError(f"{place}: {error}") from None
-        for name, count in zip(own.classes, map(int, own.counts), strict=True):
+    models = (*ledger.chain, model_of(opened.manifest))
+    add_up = BlockSum(str(opened.path), gone, models, None if trust is None else tuple(map(str, trust)))
+    blocks = [chosen[start : start + BLOCK] for start in range(0, len(chosen), BLOCK)]
+    sums: Iterator[Head]
+    if ray:
+        from everlearn_runtime.fleet.on_ray import sums_on_ray
+
+        sums = sums_on_ray(add_up, blocks)
+    else:
+        sums = map(add_up, blocks)
+    for own in sums:
+        head.merge(own)
+        for name, count in zip(own.classes, own.counts.tolist(), strict=True):
             learned[name] = learned.get(name, 0) + count
     head.settle()
-    now = Ledger(devices, gone, (*ledger.chain, model_of(opened.manifest)), opened.head().state())
-    rewrite_bundle(opened, out, head=head, ledger=now, overwrite=overwrite)
-    return Merged(len(chosen), tuple(map(str, counted)), learned, forgotten)
+    rewrite_bundle(
+        opened,
+        out,
+        head=head,
+        ledger=Ledger(devices, gone, models, opened.head().state()),
+        overwrite=overwrite,
+    )
+    return Merged(len(chosen), tuple(counted), learned, forgotten)
+
+
+class Item(NamedTuple):
+    """A delta that counts: what is looked at before its sums are read."""
+
+    path: str
+    device: str
+    span: Span
+    model: str
+    forgotten: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BlockSum:
+    """Adds up some deltas, wherever that is done.
+
+    Args:
+        bundle: The folder of the bundle that they are merged into.
+        gone: Classes that go from deltas of bundles older than so many, see `Ledger.forgotten`.
+        models: sha256 of graph and head of the bundles before, and of this one.
+        trust: As :func:`merge`.
+    """
+
+    bundle: str
+    gone: Mapping[str, int]
+    models: tuple[str, ...]
+    trust: tuple[str, ...] | None
+
+    def __call__(self, items: Sequence[Item]) -> Head:
+        """A head that has seen what these deltas hold; raises like :func:`merge`."""
+        total: Head | None = None
+        for item in items:
+            own = self._sums(item)
+            if total is None:
+                total = own
+                continue
+            try:
+                total.merge(own)
+            except ValueError as error:
+                raise DeltaError(f"{item.path}: {error}") from None
+        assert total is not None
+        return total
+
+    @cached_property
+    def _opened(self) -> Bundle:
+        return Bundle.open(self.bundle)
+
+    def _sums(self, item: Item) -> Head:
+        """A delta's sums in this bundle's features, less what was forgotten."""
+        delta = Delta.read(item.path, trust=self.trust)
+        if _item(item.path, delta) != item:
+            raise DeltaError(f"{item.path} was changed while it was merged")
+        own, replaced = delta.head(), self._opened.replaced()
+        if delta.graph != graph_of(self._opened.manifest) and replaced is not None:
+            try:
+                own = own.moved(replaced.drift, self._opened.head())
+            except ValueError as error:
+                raise DeltaError(f"{item.path}: {error}") from None
+        age = self.models.index(delta.model) if delta.model in self.models else len(self.models) - 1
+        for name in own.classes:
+            if name not in delta.forgotten and age < self.gone.get(name, 0):
+                own.remove(name)
+        return own
 
 
 def take_in(owner: Owner, onto: Head, ledger: Ledger) -> Carried:
@@ -136,11 +214,15 @@ def take_in(owner: Owner, onto: Head, ledger: Ledger) -> Carried:
     return Carried(onto, learned, tuple(name for name in forgotten if name not in device.classes))
 
 
+def _item(path: str, delta: Delta) -> Item:
+    return Item(path, delta.device, delta.span, delta.model, delta.forgotten)
+
+
 def _choose(
-    places: list[Path], bundle: Bundle, ledger: Ledger
-) -> tuple[list[tuple[Path, Delta]], list[Path], dict[str, tuple[Span, ...]]]:
+    places: list[str], bundle: Bundle, ledger: Ledger
+) -> tuple[list[Item], list[str], dict[str, tuple[Span, ...]]]:
     """The deltas that count, in an order of their own; those that do not; and what is in it then."""
-    found: dict[str, list[tuple[Span, Path, Delta]]] = {}
+    found: dict[str, list[Item]] = {}
     known, graph = {*ledger.chain, model_of(bundle.manifest)}, graph_of(bundle.manifest)
     replaced = bundle.replaced()
     for place in places:
@@ -151,35 +233,24 @@ def _choose(
         if not old and delta.model not in known:
             raise DeltaError(
                 f"{place} was learned on another bundle with the same graph, which knew something else at "
-                "first; "
-                "merge it into that one"
+                "first; merge it into that one"
             )
-        found.setdefault(delta.device, []).append((delta.span, place, delta))
-    chosen, counted, devices = list[tuple[Path, Delta]](), list[Path](), dict(ledger.devices)
+        found.setdefault(delta.device, []).append(_item(place, delta))
+    chosen, counted, devices = list[Item](), list[str](), dict(ledger.devices)
     for device in sorted(found):
         # The longest first, so that what lies within it is counted with it.
-        for span, place, delta in sorted(
-            found[device], key=lambda one: (one[0].start.version - one[0].end.version, one[0], str(one[1]))
-        ):
+        for item in sorted(found[device], key=lambda one: (-_length(one.span), one.span, one.path)):
             try:
-                more = add_span(devices.get(device, ()), span, device)
+                more = add_span(devices.get(device, ()), item.span, device)
             except ValueError as error:
-                raise DeltaError(f"{place}: {error}") from None
+                raise DeltaError(f"{item.path}: {error}") from None
             if more is None:
-                counted.append(place)
+                counted.append(item.path)
             else:
                 devices[device] = more
-                chosen.append((place, delta))
-    chosen.sort(key=lambda one: (one[1].device, one[1].span))
-    return chosen, sorted(counted), devices
+                chosen.append(item)
+    return sorted(chosen, key=lambda item: (item.device, item.span)), sorted(counted), devices
 
 
-def _in_this_graph(delta: Delta, bundle: Bundle, place: Path) -> Head:
-    """A delta's sums, by the bundle's map if they are of the graph before this one."""
-    own, replaced = delta.head(), bundle.replaced()
-    if delta.graph == graph_of(bundle.manifest) or replaced is None:
-        return own
-    try:
-        return own.moved(replaced.drift, bundle.head())
-    except ValueError as error:
-        raise DeltaError(f"{place}: {error}") from None
+def _length(span: Span) -> int:
+    return span.end.version - span.start.version
