@@ -242,6 +242,17 @@ class Bundle:
         """The ONNX file: uint8 NHWC images to features."""
         return self.path / FEATURES
 
+    def read(self, name: str) -> bytes:
+        """One of the files that the manifest names, as it says.
+
+        Raises:
+            BundleError: It cannot be read, or is another one than when the bundle was opened.
+        """
+        data = _read(self.path / name)
+        if hashlib.sha256(data).hexdigest() != self.manifest.files[name]:
+            raise BundleError(f"{self.path / name} is not what it was; copy the bundle again")
+        return data
+
     def head(self) -> Head:
         """A fresh head, as the workstation left it.
 

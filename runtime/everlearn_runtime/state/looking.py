@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from everlearn_runtime.heads import Head
+from everlearn_runtime.state.adapted import Adapters
 
 Result = TypeVar("Result")
 
@@ -19,6 +20,12 @@ class Looking(ABC):
     """
 
     _sure: bool
+    _adapters: Adapters | None
+
+    @property
+    def adapters(self) -> Adapters | None:
+        """What goes with the head as it was when it was last looked at; None: the bundle's own."""
+        return self._adapters
 
     @property
     @abstractmethod

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from everlearn_runtime.errors import StateError
 from everlearn_runtime.heads import Head, Judgement
+from everlearn_runtime.state.adapted import Adapters
 from everlearn_runtime.state.anchor import Anchor, check_companion, check_kind, new_anchor
 from everlearn_runtime.state.archive import Archive, Built, lineage
 from everlearn_runtime.state.database import SCHEMA, content_errors, explained
@@ -60,6 +61,7 @@ class Reader(Looking):
         self._sure = False
         self._anchor: Anchor
         self._head: Head
+        self._adapters = None
         self._signature: Signature = ()
         self._refresh()
 
@@ -95,6 +97,10 @@ class Reader(Looking):
         labels: Sequence[str],
         judgement: Judgement | None = None,
     ) -> NoReturn:
+        """Refuse; raises a StateError."""
+        self._refuse()
+
+    def adapt(self, head: Head, adapters: Adapters, labels: Sequence[str]) -> NoReturn:
         """Refuse; raises a StateError."""
         self._refuse()
 
@@ -167,14 +173,15 @@ class Reader(Looking):
     def _follow(self, database: sqlite3.Connection) -> None:
         if check_kind(database, self.path) != SCHEMA:
             self._anchor = new_anchor(self._model)
-            self._head = read_schema1(database, self.path, self._bundle)
+            self._head, self._adapters = read_schema1(database, self.path, self._bundle), None
             self._sure = True
             return
         archive = self._archive(database)
         anchor = archive.anchor()
         if not (self._sure and self._go_on(archive, anchor)):
             self._sure = False
-            self._head = archive.build(anchor, anchor.seq, archive.rollbacks()).head
+            built = archive.build(anchor, anchor.seq, archive.rollbacks())
+            self._head, self._adapters = built.head, built.adapters
         self._anchor = anchor
         self._sure = True
 
@@ -192,7 +199,9 @@ class Reader(Looking):
         if not any(first <= known.seq + 1 for first, _ in list(lineage(anchor.seq, archive.rollbacks()))[:1]):
             return False
         self._sure = False
-        archive.replay(Built(self._head), known.seq + 1, anchor.seq)
+        built = Built(self._head, adapters=self._adapters)
+        archive.replay(built, known.seq + 1, anchor.seq)
+        self._head, self._adapters = built.head, built.adapters
         return archive.digest(anchor.seq) == anchor.digest
 
 
