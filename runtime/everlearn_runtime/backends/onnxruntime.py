@@ -159,8 +159,8 @@ class OnnxRuntime:
         """
         if engines := [name for name in pairs(self._providers) if "tensorrt" in name.lower()]:
             raise ValueError(
-                f"{engines[0]} keeps engines with the weights in them, and may take an old one for the adapted "
-                "graph; open with backend='onnxruntime' and providers of the CPU or CUDA"
+                f"{engines[0]} keeps engines with the weights in them, and may take an old one for the new "
+                "weights; open with backend='onnxruntime' and providers of the CPU or CUDA"
             )
         return OnnxRuntime(graph, self._providers, self.threads)
 

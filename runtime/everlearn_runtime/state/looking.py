@@ -32,6 +32,9 @@ class Looking(ABC):
     def head(self) -> Head:
         """The head; to be read, not changed."""
 
+    def check_writable(self) -> None:  # noqa: B027 - most are
+        """Raise a StateError if nothing may be changed."""
+
     def use(self, look: Callable[[Head], Result]) -> Result:
         """Look at the head in ways that may work in what waits in it, such as scores or counts.
 

@@ -124,6 +124,10 @@ class Reader(Looking):
         """Refuse; raises a StateError."""
         raise StateError(f"{self.path} was opened with read_only=True; let the learner that owns it copy it")
 
+    def check_writable(self) -> NoReturn:
+        """Refuse; raises a StateError."""
+        self._refuse()
+
     def close(self) -> None:
         """Nothing to give back."""
 
