@@ -229,7 +229,9 @@ def train(
         )
     says = bundle.manifest.train_step
     assert says is not None
-    values = bundle.adapters() if deployed.adapters is None else dict(deployed.adapters.values)
+    # In the manifest's order, which is that of the step's inputs.
+    own = bundle.adapters() if deployed.adapters is None else deployed.adapters.values
+    values = check_adapters(says, own)
     times = 1 if deployed.adapters is None else deployed.adapters.times + 1
     inputs: NDArray[Any] = batch
     if says["input"] == INPUTS["last2"]:
