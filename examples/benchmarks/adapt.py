@@ -10,21 +10,32 @@ the classes, their order and the images, and of the differences to learning alon
 
 With ``--choose`` a quarter of the training images, fixed by the seed, takes the place of the test images, and
 a grid of settings is tried. What was trained is kept in FOLDER.
+
+Last, what it costs every prediction: the graph with other adapters put into its bytes, and the graph with its
+adapters as inputs that have default values, each against the graph as shipped; all take turns, and the ratios
+are of medians.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper
 
 from everlearn import NTKCL, Images, Learner, npz
-from everlearn_runtime import EdgeLearner, prepare_batch
+from everlearn_runtime import Bundle, EdgeLearner, prepare_batch
+from everlearn_runtime.adapt import RATE, STEPS
+from everlearn_runtime.backends.graph import put_weights
+from everlearn_runtime.train_step import as_weights, places_of
 
 TASKS, SIZE, NEW = 2, 10, 3
-GRID = [(steps, rate) for steps in (20, 50, 100) for rate in (3e-4, 1e-3, 3e-3)]
+GRID = [(steps, rate) for steps in (20, 60) for rate in (3e-4, 1e-3, 3e-3)]
 
 
 class Split(NamedTuple):
@@ -46,6 +57,7 @@ def main() -> None:
     parser.add_argument("--blocks", nargs="+", choices=["last2", "all"], default=["last2", "all"])
     parser.add_argument("--images", type=int, default=20, metavar="K", help="of each new class")
     parser.add_argument("--epochs", type=int, help="on the workstation; the method's own by default")
+    parser.add_argument("--repeats", type=int, default=60, help="of each measurement of time")
     parser.add_argument("--choose", action="store_true", help="try a grid, by held-out training images")
     arguments = parser.parse_args()
     splits = [split(arguments.data, seed, arguments.images, arguments.choose) for seed in arguments.seeds]
@@ -53,6 +65,8 @@ def main() -> None:
         make(arguments.out / f"{seed}", part.tasks, seed, arguments.epochs, arguments.blocks)
     for blocks in arguments.blocks:
         compare(blocks, arguments, splits)
+    if not arguments.choose:
+        latency(arguments.out / f"{arguments.seeds[0]}" / arguments.blocks[-1], arguments.repeats)
 
 
 def split(data: str, seed: int, count: int, choose: bool) -> Split:
@@ -96,7 +110,7 @@ def make(folder: Path, tasks: list[Images], seed: int, epochs: int | None, block
 
 def compare(blocks: str, arguments: argparse.Namespace, splits: list[Split]) -> None:
     """One table."""
-    settings = [(0, 0.0), *(GRID if arguments.choose else [(50, 1e-3)])]
+    settings = [(0, 0.0), *(GRID if arguments.choose else [(STEPS, RATE)])]
     found: dict[tuple[int, float], list[tuple[float, ...]]] = {setting: [] for setting in settings}
     for seed, part in zip(arguments.seeds, splits, strict=True):
         for setting in settings:
@@ -129,6 +143,38 @@ def measure(bundle: Path, part: Split, steps: int, rate: float, seed: int) -> tu
             labels = edge.predict(prepare_batch([image for image, _ in asked], spec)).labels
             accuracies.append(100 * float(np.mean(np.array(labels) == np.array(asked.labels))))
     return accuracies[0], accuracies[1], share
+
+
+def latency(bundle: Path, repeats: int) -> None:
+    """Other adapters in the graph's bytes, and as its inputs, against the graph as it is."""
+    shipped = Bundle.open(bundle)
+    says = shipped.manifest.train_step
+    assert says is not None
+    graph, weights = shipped.read("features.onnx"), as_weights(shipped.adapters(), places_of(says))
+    model = onnx.load_from_string(graph)
+    for name, value in weights.items():
+        model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, list(value.shape)))
+    model.ir_version = max(model.ir_version, 4)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    moved = put_weights(graph, {name: 1.1 * value for name, value in weights.items()}, "features.onnx")
+    sessions = [
+        onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        for data in (graph, moved, model.SerializeToString())
+    ]
+    print(f"\n{'batch':>5} {'in the bytes':>14} {'as inputs':>14}   times the graph as shipped")
+    for batch in (1, 16):
+        shape = (batch, *shipped.manifest.input.shape)
+        images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        times: list[list[float]] = [[] for _ in sessions]
+        for repeat in range(repeats + 3):
+            for session, taken in zip(sessions, times, strict=True):
+                start = time.perf_counter()
+                session.run(["features"], {"images": images})
+                if repeat >= 3:
+                    taken.append(time.perf_counter() - start)
+        own, *others = (float(np.median(taken)) for taken in times)
+        print(f"{batch:>5} " + " ".join(f"{other / own:>14.3f}" for other in others), flush=True)
 
 
 if __name__ == "__main__":

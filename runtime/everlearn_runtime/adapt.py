@@ -33,11 +33,11 @@ from everlearn_runtime.state import Version
 from everlearn_runtime.state.adapted import Adapters
 from everlearn_runtime.train_step import INPUTS, TRAIN_STEP, TrainStep, as_weights, check_adapters, places_of
 
-STEPS = 50
+STEPS = 20
 RATE = 1e-3
 BATCH = 16
 LEAST_IMAGES = 4
-LEAST_EXPLAINED = 0.9
+LEAST_EXPLAINED = 0.95
 
 Array = NDArray[np.float32]
 Part = Callable[[], AbstractContextManager[None]]

@@ -137,7 +137,7 @@ def test_the_graph_has_the_mean_of_the_adapters(
 def test_it_learns(edge: EdgeLearner) -> None:
     done = edge.adapt(IMAGES, LABELS, steps=40, rate=3e-3)
     assert done.last < 0.9 * done.first
-    assert 0.9 <= done.explained <= 1
+    assert 0.95 <= done.explained <= 1
     assert done.moved > 0
     assert (done.kind, done.steps, done.images) == ("adapt", 40, 24)
     assert done.counts == {"e": 12, "f": 12}
@@ -276,9 +276,9 @@ def test_adapters_that_changed_meanwhile_win(edge: EdgeLearner, monkeypatch: pyt
         ({"seed": -1}, r"seed is -1"),
         ({"labels": LABELS[1:]}, r"23 labels for 24 images"),
         ({"labels": ["z", *LABELS[1:]]}, r"a prototype of each class, and there is none of 'z'; learn some"),
-        ({"labels": [1] * 24}, r"labels"),
+        ({"labels": [1] * 24}, r"label 1 is not a non-empty str"),
         ({"images": IMAGES[:3], "labels": LABELS[:3]}, r"at least 4 images, got 3"),
-        ({"images": np.zeros((2, 3)), "labels": LABELS[:2]}, r"shape"),
+        ({"images": np.zeros((2, 3)), "labels": LABELS[:2]}, r"the images are float64"),
         ({"rate": 1e30, "steps": 20}, r"not finite"),
         ({"rate": 3.0, "steps": 20}, r"no map explains well enough for the head to follow \(-?\d+% of their"),
     ],
