@@ -30,6 +30,7 @@ from everlearn_runtime import (
     from_state,
 )
 from everlearn_runtime.adapt import train
+from everlearn_runtime.cli import main
 from everlearn_runtime.state import Memory
 
 from ..conftest import coloured, fit_all, make_learner, pixels, vit
@@ -261,6 +262,31 @@ def test_adapters_that_changed_meanwhile_win(edge: EdgeLearner, monkeypatch: pyt
         edge.adapt(IMAGES, LABELS, steps=1)
     assert edge.version == 2
     known(edge)
+
+
+def test_from_the_command_line(
+    bundle: Path, edge: EdgeLearner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edge.close()
+    common = [str(bundle), "--state", str(tmp_path / "device.db"), "--threads", "1"]
+    folder = tmp_path / "images"
+    assert main(["adapt", *common, str(folder)]) == 2
+    assert "no such folder" in capsys.readouterr().err
+    for name in "ef":
+        (folder / name).mkdir(parents=True)
+        (folder / name / "notes.txt").write_text("no image")
+    assert main(["adapt", *common, str(folder)]) == 2
+    assert "no images" in capsys.readouterr().err
+    np.save(folder / "e" / "0.npy", IMAGES[:12])
+    np.save(folder / "f" / "0.npy", IMAGES[12:])
+    assert main(["adapt", *common, str(folder), "--steps", "2", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["version"], said["images"], said["steps"]) == (2, 24, 2)
+    assert main(["history", *common]) == 0
+    assert "adapt 12 of 'e', 12 of 'f'" in capsys.readouterr().out
+    with opened(bundle) as other:
+        other.learn(IMAGES, LABELS)
+        assert other.adapt(IMAGES, LABELS, steps=2).last == said["loss"][1]
 
 
 # What is refused, and changes nothing
