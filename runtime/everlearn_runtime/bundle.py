@@ -243,14 +243,20 @@ class Bundle:
         return self.path / FEATURES
 
     def read(self, name: str) -> bytes:
-        """One of the files that the manifest names, as it says.
+        """A file's content, which is what the manifest says.
+
+        Args:
+            name: One of ``manifest.files``.
 
         Raises:
-            BundleError: It cannot be read, or is another one than when the bundle was opened.
+            BundleError: It is missing, or damaged.
         """
-        data = _read(self.path / name)
-        if hashlib.sha256(data).hexdigest() != self.manifest.files[name]:
-            raise BundleError(f"{self.path / name} is not what it was; copy the bundle again")
+        data, digest = _read(self.path / name), self.manifest.files[name]
+        if (found := hashlib.sha256(data).hexdigest()) != digest:
+            raise BundleError(
+                f"{self.path / name} is damaged: sha256 {found[:12]}..., "
+                f"the manifest says {digest[:12]}...; copy the bundle again"
+            )
         return data
 
     def head(self) -> Head:
