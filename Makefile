@@ -15,7 +15,7 @@ test: lint types $(VENV)/.trt-rtx
 torture: $(VENV)/.installed
 	EVERLEARN_TORTURE=1 EVERLEARN_EXAMPLES=10000 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
 		$(BIN)/python -m pytest --numprocesses=auto \
-		tests/runtime/state tests/runtime/test_fuzz.py tests/runtime/test_migration.py
+		tests/runtime/state tests/runtime/test_fuzz.py tests/runtime/test_migration.py tests/export/test_adapt.py
 
 # How near released code is met: the tables in docs/fidelity.md, measured anew.
 fidelity: $(VENV)/.installed
