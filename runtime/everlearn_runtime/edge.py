@@ -21,7 +21,7 @@ from everlearn_runtime.adapt import (
     STEPS,
     Adapted,
     Deployed,
-    Settings,
+    Schedule,
     Trained,
     carried,
     check_adaptable,
@@ -336,13 +336,13 @@ class EdgeLearner:
                 another thread meanwhile.
         """
         self._check_open()
-        settings = Settings(steps, rate, seed)
+        schedule = Schedule(steps, rate, seed)
         self._in_turn(self._keeper.check_writable)
         check_adaptable(self.bundle, self._deployed.backend)
         batch, names = self._labelled(images, labels, channels)
         deployed, rows, classifier = self._in_turn(lambda: self._to_train(names))
         trained = train(
-            self.bundle, deployed, batch, rows, classifier, settings, self._way.part, self._in_parts
+            self.bundle, deployed, batch, rows, classifier, schedule, self._way.part, self._in_parts
         )
         return self._in_turn(lambda: self._adapt(trained, names))
 
