@@ -122,8 +122,8 @@ def compare(blocks: str, arguments: argparse.Namespace, splits: list[Split]) -> 
         values = np.array(rows)
         gain = values - alone
         cells = [
-            f"{part[:, column].mean():+8.2f} ±{part[:, column].std(ddof=min(1, len(part) - 1)):5.2f}"
-            for part in (values, gain)
+            f"{part[:, column].mean():{sign}8.2f} ±{part[:, column].std(ddof=min(1, len(part) - 1)):5.2f}"
+            for part, sign in ((values, ""), (gain, "+"))
             for column in (0, 1)
         ]
         print(f"{steps:>5} {rate:>7.0e} {' '.join(cells)} {values[:, 2].mean():6.1%}", flush=True)
@@ -157,6 +157,7 @@ def latency(bundle: Path, repeats: int) -> None:
     model.ir_version = max(model.ir_version, 4)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    options.log_severity_level = 3  # or it warns of each weight that is an input
     moved = put_weights(graph, {name: 1.1 * value for name, value in weights.items()}, "features.onnx")
     sessions = [
         onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
