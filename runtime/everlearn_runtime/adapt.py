@@ -6,10 +6,10 @@ same images, before and after.
 
 How the graph gets other adapters: their weights are overwritten in the bytes of ``features.onnx``, by the
 places that the manifest names, and a new session is made of it, in a fraction of a second, when adapters
-change. So the graph that runs is the same one, as fast as with the bundle's own adapters, in whatever precision,
+change. So the graph that runs is the same one, as fast as with the bundle's own adapters, in any precision,
 and bundles without a training step are as they were. A second graph with inputs for them would double the
-bundle. Adapters that are inputs with default values would cost little time (the last two blocks' 4 % at a
-batch of 1, and nothing at 16; overwritten 2 % and nothing, which is what the machine's noise was:
+bundle. Adapters that are inputs with default values would cost little time (those of the last two blocks 4 %
+at a batch of 1 and nothing at 16; overwritten 2 % and nothing, which is what the machine's noise was:
 ``examples/benchmarks/adapt.py``), but ONNX Runtime warns of each of them, folds and packs none, and every run
 must be given them.
 """
