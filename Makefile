@@ -15,7 +15,7 @@ test: lint types $(VENV)/.trt-rtx
 torture: $(VENV)/.installed
 	EVERLEARN_TORTURE=1 EVERLEARN_EXAMPLES=10000 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
 		$(BIN)/python -m pytest --numprocesses=auto \
-		tests/runtime/state tests/runtime/test_fuzz.py tests/runtime/test_migration.py
+		tests/runtime/state tests/runtime/test_fuzz.py tests/runtime/test_migration.py tests/export/test_adapt.py
 
 # The device's tests, on every Python that it promises and that is here: make pythons PYTHONS="python3.10 ..."
 PYTHONS ?= $(foreach version,3.10 3.11 3.12 3.13,$(shell command -v python$(version)))

@@ -3,7 +3,7 @@
 import copy
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from everlearn_export.layers import worst_layers
 from everlearn_export.onnx import to_onnx, with_preprocessing
+from everlearn_export.places import Places, kept, with_places
 from everlearn_export.precision import check_precision, lower
 from everlearn_export.replace import check_replaces, fit_map, in_batches
 from everlearn_export.step_parity import StepParityError, make_step
@@ -128,13 +129,18 @@ def export_bundle(
 
     source, outputs = module, ["features"]
     if trainable is not None and trainable.whole is not None:
-        source, outputs = with_preprocessing(trainable.whole, mean, std), ["features", TOKENS]
+        source = with_preprocessing(trainable.whole, mean, std)
+        outputs += [TOKENS] * (trainable.blocks == "last2")
     replaced = step = None
     quiet = None if progress is None else not progress  # None: quiet without a terminal
     with tqdm(total=2 + (trainable is not None), unit="step", leave=False, disable=quiet) as bar:
         bar.set_description("export: torch to ONNX")
-        exact = to_onnx(source, input, outputs)
-        graph = lower(exact, precision, target, images)
+        places: Places = {}
+        if trainable is None or trainable.whole is None:
+            exact = to_onnx(source, input, outputs)
+        else:
+            exact, places = with_places(lambda: to_onnx(source, input, outputs), trainable.deployed)
+        graph = lower(exact, precision, target, images, [weight for weight, _ in places.values()])
         bar.update()
         bar.set_description("export: verify against torch")
         with tempfile.TemporaryDirectory() as folder:
@@ -164,6 +170,7 @@ def export_bundle(
                     bar.set_description("export: training step")
                     known = own.predict(in_batches(backend.run, images)) if labels is None else labels
                     step = make_step(trainable.behind(mean, std), sections, own, backend, images, known)
+                    step = replace(step, places=kept(graph, places, step.adapters))
             except StepParityError:
                 raise
             except ParityError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,9 @@ def check_precision(precision: str, target: str) -> None:
         raise ValueError(f"target is {target!r}; give one of {', '.join(map(repr, TARGETS))}")
 
 
-def lower(graph: bytes, precision: str, target: str, images: NDArray[np.uint8]) -> bytes:
+def lower(
+    graph: bytes, precision: str, target: str, images: NDArray[np.uint8], whole: Collection[str] = ()
+) -> bytes:
     """A graph in another precision.
 
     Args:
@@ -47,6 +49,7 @@ def lower(graph: bytes, precision: str, target: str, images: NDArray[np.uint8]) 
         target: where an int8 graph will run, for no form suits both. On a CPU inputs are scaled as they
             come (dynamic); TensorRT needs scales that are found here (static, symmetric Q/DQ).
         images: real ones, uint8 (N, H, W, 3), of which the static form takes its scales.
+        whole: weights that 8 bits leave as they are, for a device may put others there.
 
     Raises:
         ValueError: no such precision or target, or there is no linear layer to quantise.
@@ -59,16 +62,19 @@ def lower(graph: bytes, precision: str, target: str, images: NDArray[np.uint8]) 
         return _dump(_half(model))
     if not linear(model):
         raise ValueError("int8 quantises linear layers, and this graph has none; take 'fp16' or 'fp32'")
-    return _dump(_dynamic(model) if target == "cpu" else _static(model, images))
+    return _dump(_dynamic(model, whole) if target == "cpu" else _static(model, whole, images))
 
 
-def linear(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """The products with a weight; products of two activations, as in attention, are none."""
+def linear(model: onnx.ModelProto, whole: Collection[str] = ()) -> list[onnx.NodeProto]:
+    """The products with a weight, but for those of ``whole``; two activations, as in attention, are none."""
     weights = {tensor.name for tensor in model.graph.initializer}
     return [
         node
         for node in model.graph.node
-        if node.op_type in ("MatMul", "Gemm") and node.input[1] in weights and node.input[0] not in weights
+        if node.op_type in ("MatMul", "Gemm")
+        and node.input[1] in weights
+        and node.input[1] not in whole
+        and node.input[0] not in weights
     ]
 
 
@@ -106,7 +112,7 @@ def _join_casts(model: onnx.ModelProto) -> None:
                 node.input[place] = source
 
 
-def _dynamic(model: onnx.ModelProto) -> onnx.ModelProto:
+def _dynamic(model: onnx.ModelProto, whole: Collection[str]) -> onnx.ModelProto:
     """Weights of 8 bits with a scale for each output; inputs are scaled as they come."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -117,12 +123,12 @@ def _dynamic(model: onnx.ModelProto) -> onnx.ModelProto:
             place,
             per_channel=True,
             weight_type=QuantType.QInt8,
-            nodes_to_quantize=[node.name for node in linear(model)],
+            nodes_to_quantize=[node.name for node in linear(model, whole)],
         ),
     )
 
 
-def _static(model: onnx.ModelProto, images: NDArray[np.uint8]) -> onnx.ModelProto:
+def _static(model: onnx.ModelProto, whole: Collection[str], images: NDArray[np.uint8]) -> onnx.ModelProto:
     """Symmetric Q/DQ pairs around linear layers, but for those behind a GELU.
 
     What comes out of a GELU is far from symmetric: those layers alone bring nearly all of the loss.
@@ -130,7 +136,7 @@ def _static(model: onnx.ModelProto, images: NDArray[np.uint8]) -> onnx.ModelProt
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     makers = {output: node.op_type for node in model.graph.node for output in node.output}
-    nodes = [node.name for node in linear(model) if makers.get(node.input[0]) not in ("Gelu", "Erf")]
+    nodes = [node.name for node in linear(model, whole) if makers.get(node.input[0]) not in ("Gelu", "Erf")]
     return _quantised(
         model,
         lambda source, place: quantize_static(

@@ -45,7 +45,9 @@ class Trainable:
         tail: from what is trained on to features (B, F), in evaluation mode; its parameters that require a
             gradient are the adapters, of which there may be none. That is features for ``"head"``, tokens for
             ``"last2"``, normalised images (B, 3, H, W) for ``"all"``.
-        whole: for ``"last2"``, normalised images to features and to the tokens that the tail takes.
+        whole: normalised images to features, and for ``"last2"`` to the tokens that the tail takes, too: what
+            is deployed, with adapters of its own; None where there are none.
+        inside: what stands before an adapter's name in ``whole``.
         settings: of the loss and the optimizer.
         tasks: how many tasks' adapters the shipped ones are the mean of.
     """
@@ -55,6 +57,7 @@ class Trainable:
     settings: Settings
     tasks: int
     whole: nn.Module | None = None
+    inside: str = ""
 
     def __post_init__(self) -> None:
         if not self.settings.eps >= SMALLEST_EPS:
@@ -68,6 +71,12 @@ class Trainable:
         """The shipped values, by name, float32."""
         values = _trainable(self.tail)
         return {_plain(name): value.detach().cpu().numpy().copy() for name, value in values.items()}
+
+    @property
+    def deployed(self) -> dict[str, nn.Parameter]:
+        """The adapters of ``whole``, by the names of those of ``tail``."""
+        assert self.whole is not None
+        return {name: self.whole.get_parameter(self.inside + name) for name in _trainable(self.tail)}
 
     def behind(self, mean: Sequence[float], std: Sequence[float]) -> Trainable:
         """What the graph is made from: uint8 images where it trains on images, attention of plain products.

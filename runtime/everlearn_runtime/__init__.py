@@ -1,5 +1,6 @@
 """everlearn on the device: run a bundle and go on learning, without a training runtime."""
 
+from everlearn_runtime.adapt import Adapted
 from everlearn_runtime.backends import Backend, OnnxRuntime
 from everlearn_runtime.bundle import FORMAT, Bundle, Manifest, sign_bundle, write_bundle
 from everlearn_runtime.edge import EdgeLearner
@@ -32,6 +33,7 @@ from everlearn_runtime.train_step import TrainStep
 __all__ = [
     "FORMAT",
     "LDA",
+    "Adapted",
     "Aggregate",
     "Backend",
     "BalancedRidge",

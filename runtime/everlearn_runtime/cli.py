@@ -14,9 +14,11 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from everlearn_runtime.adapt import RATE, STEPS
 from everlearn_runtime.backends import BACKENDS, Provider
 from everlearn_runtime.benchmark import Case, benchmark
 from everlearn_runtime.bundle import Bundle, read_manifest
+from everlearn_runtime.decoding import IMAGE_SUFFIXES
 from everlearn_runtime.edge import FALSE_ALARM, EdgeLearner
 from everlearn_runtime.errors import MissingExtra
 from everlearn_runtime.heads.checks import check_label
@@ -128,6 +130,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="refuse what would lower the accuracy on the bundle's canaries by more than this",
     )
+    adapt = command("adapt", _adapt, "train the adapters on, with images of known classes")
+    adapt.add_argument("folder", metavar="DIR", help="images in one folder for each class, named after it")
+    adapt.add_argument("--steps", type=int, default=STEPS, help=f"of the training; default {STEPS}")
+    adapt.add_argument("--rate", type=float, default=RATE, help=f"of the training; default {RATE}")
     forget = command("forget", _forget, "drop a class")
     forget.add_argument("label", metavar="LABEL")
     status = command("status", _status, "what is known and how much room it takes")
@@ -175,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
         "--for", dest="sm", metavar="SM86", help="build without the GPU, which only TensorRT-RTX can"
     )
     migrate = command("migrate", _migrate, "carry over what was learned with the bundle before this one")
-    for sub in (learn, forget, history, undo, rollback, backup, delta, migrate):
+    for sub in (learn, adapt, forget, history, undo, rollback, backup, delta, migrate):
         sub.add_argument(
             "--state", metavar="FILE", required=True, help="where this device keeps what it learns"
         )
@@ -263,6 +269,41 @@ def _learn(arguments: argparse.Namespace) -> tuple[Any, str]:
     for one in doubts:
         why = f"looks like {one['looks']!r}" if one["reason"] == "label" else "is unlike everything known"
         text += f"\n{one['image']} {why}; if it is wrong, `everlearn-device undo` takes all of it back"
+    return said, text
+
+
+def _adapt(arguments: argparse.Namespace) -> tuple[Any, str]:
+    if not Path(arguments.folder).is_dir():
+        raise ValueError(f"{arguments.folder}: no such folder; give one with a folder for each class")
+    files = [
+        (str(path), folder.name)
+        for folder in sorted(Path(arguments.folder).iterdir())
+        if folder.is_dir()
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in (*IMAGE_SUFFIXES, ".npy")
+    ]
+    if not files:
+        raise ValueError(f"{arguments.folder}: no images; put those of each class into a folder of its name")
+    read = [(_read(path, read_manifest(arguments.bundle).input)[1], label) for path, label in files]
+    labels = [label for batch, label in read for _ in batch]
+    with _open(arguments) as learner:
+        done = learner.adapt(
+            np.concatenate([batch for batch, _ in read]), labels, steps=arguments.steps, rate=arguments.rate
+        )
+    said = {
+        "version": done.number,
+        "images": done.images,
+        "steps": done.steps,
+        "loss": [done.first, done.last],
+        "weight": done.weight,
+        "moved": done.moved,
+        "explained": done.explained,
+    }
+    text = (
+        f"adapted on {done.images} images of {len(done.counts)} classes, {done.steps} steps: loss "
+        f"{done.first:.3g} to {done.last:.3g}; features moved by {done.moved:.1%} of their spread, and the "
+        f"head followed by a map that explains {done.explained:.1%}. This is version {done.number}"
+    )
     return said, text
 
 

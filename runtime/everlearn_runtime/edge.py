@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -13,6 +14,19 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from everlearn_runtime.adapt import (
+    RATE,
+    STEPS,
+    Adapted,
+    Deployed,
+    Schedule,
+    Trained,
+    carried,
+    check_adaptable,
+    check_followable,
+    deploy,
+    train,
+)
 from everlearn_runtime.backends import Backend, Provider, open_backend
 from everlearn_runtime.bundle import Bundle
 from everlearn_runtime.errors import BundleError, OtherModel, StateError
@@ -42,11 +56,11 @@ FALSE_ALARM = 0.05
 class EdgeLearner:
     """Predicts, and goes on learning, on a device: numpy and a graph, no training runtime.
 
-    Open one with :meth:`open`. The graph stays as it is; ``learn`` and ``forget`` change the
-    head's statistics, exactly and at once. Safe to share between threads: the graph runs for all of
-    them side by side, the head is read and changed by one at a time, and while some predict the others
-    take their time to learn. A learner belongs to the process that opened it; a forked child opens its
-    own. Whatever raises leaves the state as it was.
+    Open one with :meth:`open`. ``learn`` and ``forget`` change the head's statistics, exactly and at once;
+    the graph stays as it is, but for its adapters after ``adapt``. Safe to share between threads: the graph
+    runs for all of them side by side, the head is read and changed by one at a time, and while some predict
+    the others take their time to learn. A learner belongs to the process that opened it; a forked child opens
+    its own. Whatever raises leaves the state as it was.
 
     Attributes:
         bundle: What it was opened from.
@@ -62,7 +76,7 @@ class EdgeLearner:
     ) -> None:
         self.bundle = bundle
         self.migrated: Migrated | None = None
-        self._backend = backend
+        self._deployed = Deployed(backend)
         self._keeper = keeper
         self._false_alarm = false_alarm
         self._watch = DriftWatch()
@@ -177,12 +191,17 @@ class EdgeLearner:
                 keeper, migrated = _migrate(state, opened, replaced, durable=durable, retention=retention)
         learner = cls(opened, runs, keeper, false_alarm)
         learner.migrated = migrated
+        try:
+            learner._in_turn(learner._redeploy)
+        except BaseException:
+            learner.close()
+            raise
         return learner
 
     @property
     def backend(self) -> str:
         """What runs the graph, and on what, for people."""
-        return self._backend.name
+        return self._deployed.backend.name
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -239,8 +258,9 @@ class EdgeLearner:
         """
         self._check_open()
         batch = self._batch(images, channels)
-        features = self._way.urgent(lambda: self._features(batch))
-        return self._in_turn(lambda: self._predict(features))
+        return self._with_features(
+            lambda backend: self._way.urgent(lambda: self._features(backend, batch)), self._predict
+        )
 
     def learn(
         self,
@@ -278,20 +298,62 @@ class EdgeLearner:
             StateError: The state could not be written, or is read-only.
         """
         self._check_open()
-        batch = self._batch(images, channels)
-        names = check_labels(labels)
-        if len(names) != len(batch):
-            raise ValueError(f"{len(names)} labels for {len(batch)} images; give one label per image")
+        batch, names = self._labelled(images, labels, channels)
         if guard is not None:
             check_guard(guard)
             if self._canaries is None:
                 raise ValueError("guard on a bundle without canaries; export it with canaries=5, for example")
-        parts = []
-        for start in range(0, len(batch), PART_IMAGES):
-            with self._way.part():
-                parts.append(self._features(batch[start : start + PART_IMAGES]))
-        features = np.concatenate(parts)
-        return self._in_turn(lambda: self._learn(features, names, guard))
+        return self._with_features(
+            lambda backend: self._in_parts(backend, batch),
+            lambda deployed, features: self._learn(deployed, features, names, guard),
+        )
+
+    def adapt(
+        self,
+        images: object,
+        labels: Sequence[str],
+        *,
+        steps: int = STEPS,
+        rate: float = RATE,
+        channels: str = "rgb",
+        seed: int = 0,
+    ) -> Adapted:
+        """Train the adapters on, on labelled images of known classes, and go on with them.
+
+        Runs the bundle's training step, averages the result into the adapters as NTK-CL does after a task
+        (each training on the device counts as one), and moves the head's sums along, by a map that is
+        fitted on the same images. Learn images of new classes first. Predictions go on meanwhile; what is
+        learned meanwhile is kept. It is a version like any other. What the head knew of how sure it may be
+        goes, see `Prediction.calibrated`, and the bundle's canaries say nothing any more.
+
+        Args:
+            images: As in :meth:`predict`. The more the better the head can follow.
+            labels: A known class for each.
+            steps: Of the training, on up to 16 images each.
+            rate: AdamW's.
+            channels: As in :meth:`predict`.
+            seed: Of the order of the images.
+
+        Returns:
+            The new version, the losses, and how good the map is.
+
+        Raises:
+            ValueError: As in :meth:`learn`; a class that is not known; the bundle has no training step of
+                adapters, the backend cannot run others, or the head cannot follow; an argument out of
+                range; or the training gave values that are not finite.
+            StateError: The state could not be written or is read-only, or the adapters were changed by
+                another thread meanwhile.
+        """
+        self._check_open()
+        schedule = Schedule(steps, rate, seed)
+        self._in_turn(self._keeper.check_writable)
+        check_adaptable(self.bundle, self._deployed.backend)
+        batch, names = self._labelled(images, labels, channels)
+        deployed, rows, classifier = self._in_turn(lambda: self._to_train(names))
+        trained = train(
+            self.bundle, deployed, batch, rows, classifier, schedule, self._way.part, self._in_parts
+        )
+        return self._in_turn(lambda: self._adapt(trained, names))
 
     def forget(self, label: str, *, purge: bool = False) -> Version:
         """Drop a class.
@@ -419,9 +481,16 @@ class EdgeLearner:
     def _head(self) -> Head:
         return self._keeper.head
 
-    def _predict(self, features: NDArray[np.float32]) -> Prediction:
-        found = self._keeper.use(lambda head: self._look(head, features) if head.classes else None)
-        if found is None:
+    def _predict(self, deployed: Deployed, features: NDArray[np.float32]) -> Prediction | None:
+        known = True
+
+        def look(head: Head) -> Prediction | None:
+            nonlocal known
+            known = bool(head.classes)
+            return self._look(head, features) if known and deployed.runs(self._keeper.adapters) else None
+
+        found = self._keeper.use(look)
+        if not known:
             raise ValueError("no class is known yet; learn some first")
         return found
 
@@ -437,8 +506,17 @@ class EdgeLearner:
         known = look.strangeness <= confidence.threshold(self._false_alarm)
         return Prediction(labels, scores, classes, head.temperature, True, known, look.strangeness)
 
-    def _learn(self, features: NDArray[np.float32], names: list[str], guard: float | None) -> Learned:
+    def _learn(
+        self, deployed: Deployed, features: NDArray[np.float32], names: list[str], guard: float | None
+    ) -> Learned | None:
         self._keeper.head.check(features, names)
+        if not deployed.runs(self._keeper.adapters):
+            return None
+        if guard is not None and deployed.adapters is not None:
+            raise ValueError(
+                "guard after adapt: the bundle's canaries are features under its own adapters, and say "
+                "nothing of the new ones; learn without a guard, or roll back to before it"
+            )
         opinion, doubts = self._keeper.use(lambda head: self._judge(head, features, names, guard is not None))
         if guard is not None and self._canaries is not None:
             canaries, limit = self._canaries, guard
@@ -450,6 +528,25 @@ class EdgeLearner:
                 raise refused
         version = self._keeper.learn(features, names, None if opinion is None else opinion.judgement)
         return Learned(**vars(version), suspects=doubts)
+
+    def _to_train(self, names: list[str]) -> tuple[Deployed, NDArray[np.int64], NDArray[np.float64]]:
+        """What a training starts from: the graph, rows of these classes, and all prototypes."""
+        self._redeploy()
+        head = self._keeper.head
+        check_followable(head, names)
+        rows = np.array([head.classes.index(name) for name in names], np.int64)
+        return self._deployed, rows, self._keeper.use(lambda head: head.prototypes)
+
+    def _adapt(self, trained: Trained, names: list[str]) -> Adapted:
+        state = self._keeper.use(lambda head: head.state())
+        if not Deployed(trained.deployed.backend, trained.since).runs(self._keeper.adapters):
+            raise StateError("the adapters were changed by another call meanwhile; adapt again")
+        head, share = carried(from_state(state), trained)
+        assert trained.deployed.adapters is not None
+        version = self._keeper.adapt(head, trained.deployed.adapters, names)
+        self._deployed = trained.deployed
+        self._watch.reset()
+        return Adapted(**vars(version), **trained.says, explained=share)
 
     def _judge(
         self, head: Head, features: NDArray[np.float32], names: list[str], anyway: bool
@@ -481,7 +578,7 @@ class EdgeLearner:
     def _close(self) -> None:
         self._closed = True
         if self._left.alive:  # the first call, or one after a call that was interrupted
-            self._backend.close()
+            self._deployed.backend.close()
             self._keeper.close()
             self._left.detach()
 
@@ -505,10 +602,52 @@ class EdgeLearner:
     def _batch(self, images: object, channels: str) -> NDArray[np.uint8]:
         return prepare_batch(images, self.bundle.manifest.input, channels=channels)
 
-    def _features(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Run the graph, which needs no turn."""
+    def _labelled(
+        self, images: object, labels: Sequence[str], channels: str
+    ) -> tuple[NDArray[np.uint8], list[str]]:
+        batch = self._batch(images, channels)
+        names = check_labels(labels)
+        if len(names) != len(batch):
+            raise ValueError(f"{len(names)} labels for {len(batch)} images; give one label per image")
+        return batch, names
+
+    def _with_features(
+        self,
+        run: Callable[[Backend], NDArray[np.float32]],
+        use: Callable[[Deployed, NDArray[np.float32]], Result | None],
+    ) -> Result:
+        """Run the graph, without a turn, and use what it gives in one; anew if the adapters have changed.
+
+        Args:
+            run: Features of a backend.
+            use: Looks whether they go with the adapters that there are, and gives None if not.
+        """
+        while True:
+            deployed = self._deployed
+            features = run(deployed.backend)
+            found = self._in_turn(functools.partial(use, deployed, features))
+            if found is not None:
+                return found
+            self._in_turn(self._redeploy)
+
+    def _redeploy(self) -> None:
+        """Let the graph have the adapters that go with the head, which another process may have changed."""
+        adapters = self._keeper.use(lambda head: self._keeper.adapters)
+        if not self._deployed.runs(adapters):
+            # The old one is not closed: other threads may be running it.
+            self._deployed = deploy(self.bundle, self._deployed.backend, adapters)
+
+    def _in_parts(self, backend: Backend, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Features of many images, with room for predictions."""
+        parts = []
+        for start in range(0, len(batch), PART_IMAGES):
+            with self._way.part():
+                parts.append(self._features(backend, batch[start : start + PART_IMAGES]))
+        return np.concatenate(parts)
+
+    def _features(self, backend: Backend, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         try:
-            features = self._backend.run(batch)
+            features = backend.run(batch)
         except ValueError:
             self._check_open()  # if it was closed meanwhile, say that
             raise
@@ -538,13 +677,18 @@ def _migrate(
         retention=retention,
     )
     try:
-        carried = owner.use(lambda head: replaced.carry(head, bundle.head()))
-        kept = owner.migrate(model_of(bundle.manifest), bundle.head, carried.head)
+        if owner.use(lambda head: owner.adapters) is not None:
+            raise StateError(
+                f"{owner.path} has adapters of its own, and the new bundle's map is from features under "
+                "those of the old bundle; roll back to before adapt with the old bundle, then migrate"
+            )
+        moved = owner.use(lambda head: replaced.carry(head, bundle.head()))
+        kept = owner.migrate(model_of(bundle.manifest), bundle.head, moved.head)
     except BaseException:
         owner.close()
         raise
     return owner, Migrated(
-        kept, carried.learned, carried.forgotten, replaced.images, replaced.explained, replaced.agreement
+        kept, moved.learned, moved.forgotten, replaced.images, replaced.explained, replaced.agreement
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,8 @@ class ShippedStep:
         settings: What is fixed.
         tasks: How many tasks' adapters the shipped ones are the mean of.
         parity: With torch.
+        places: Where each adapter stands in ``features.onnx``: the name of the weight, and whether it is
+            transposed there. None of them where the graph cannot take others.
     """
 
     graph: bytes
@@ -82,6 +84,7 @@ class ShippedStep:
     settings: Settings
     tasks: int
     parity: StepParity
+    places: dict[str, tuple[str, bool]] = field(default_factory=dict)
 
     def says(self) -> dict[str, Any]:
         """What stands in the manifest."""
@@ -93,12 +96,13 @@ class ShippedStep:
             "settings": settings,
             "tasks": self.tasks,
             "parity": asdict(self.parity),
+            "places": {name: list(place) for name, place in self.places.items()},
         }
 
 
 def check_says(says: Any) -> None:
     """Raise a ValueError if this is not what :meth:`ShippedStep.says` gives."""
-    fields = ("blocks", "input", "adapters", "settings", "tasks", "parity")
+    fields = ("blocks", "input", "adapters", "settings", "tasks", "parity", "places")
     if not isinstance(says, dict) or set(says) != set(fields):
         raise ValueError(f"expected the fields {', '.join(fields)}")
     if says["blocks"] not in BLOCKS or says["input"] != INPUTS[says["blocks"]]:
@@ -112,6 +116,9 @@ def check_says(says: Any) -> None:
         and type(says["tasks"]) is int
         and says["tasks"] >= 1
         and isinstance(says["parity"], dict)
+        and isinstance(says["places"], dict)
+        and set(says["places"]) in (set(), set(adapters))
+        and all(_is_place(place) for place in says["places"].values())
     )
     if not sound:
         raise ValueError("a field has the wrong type")
@@ -240,6 +247,33 @@ class TrainStep:
         self._state = dict(zip(self._state, new, strict=True))
         self.steps += 1
         return float(loss)
+
+
+def places_of(says: Mapping[str, Any]) -> dict[str, tuple[str, bool]]:
+    """Where a manifest says that each adapter stands in the graph, see `ShippedStep`."""
+    return {name: (weight, transposed) for name, (weight, transposed) in says["places"].items()}
+
+
+def as_weights(adapters: Mapping[str, Array], places: Mapping[str, tuple[str, bool]]) -> dict[str, Array]:
+    """Adapters by the names, and in the shapes, of the graph's weights.
+
+    Args:
+        adapters: By their own names.
+        places: See `ShippedStep`.
+    """
+    weights = {}
+    for name, (weight, transposed) in places.items():
+        weights[weight] = adapters[name].T if transposed else adapters[name]
+    return weights
+
+
+def _is_place(place: object) -> bool:
+    return (
+        isinstance(place, list)
+        and len(place) == 2
+        and isinstance(place[0], str)
+        and isinstance(place[1], bool)
+    )
 
 
 def _is_shape(shape: object) -> bool:

@@ -39,8 +39,9 @@ def trainable(method: Method, blocks: str, *, weight_decay: float, tasks: int) -
             f"{', '.join(map(str, method.parts))}; train with NTKCL(depths=()), or take train_step='head'"
         )
     if blocks == "all":
-        whole = copy.deepcopy(uncut(method.backbone, adapted, patches=patches)).cpu()
-        return Trainable(blocks, whole, settings, tasks)
+        tail = copy.deepcopy(uncut(method.backbone, adapted, patches=patches)).cpu()
+        deployed = merge(copy.deepcopy(tail)).eval().requires_grad_(False)
+        return Trainable(blocks, tail, settings, tasks, deployed)
     trunk, tail = copy.deepcopy(cut(method.backbone, adapted, last=LAST, patches=patches))
     deployed = merge(Both(trunk.cpu(), copy.deepcopy(tail).cpu())).eval().requires_grad_(False)
-    return Trainable(blocks, tail.cpu(), settings, tasks, deployed)
+    return Trainable(blocks, tail.cpu(), settings, tasks, deployed, inside="tail.")

@@ -35,6 +35,7 @@ from everlearn_runtime import (
 from everlearn_runtime.cli import main
 from everlearn_runtime.fleet import Delta, merge, merging
 from everlearn_runtime.heads import BalancedRidge
+from everlearn_runtime.state import Owner
 
 from .conftest import MakeBundle, MakeImages
 
@@ -284,6 +285,18 @@ def test_what_was_taken_back_is_not_handed_in(fleet: Fleet) -> None:
         assert (delta.counts, delta.forgotten) == ({"key": 3}, ())
         with pytest.raises(ValueError, match="nothing was learned or forgotten since version 4"):
             edge.delta(4)
+
+
+def test_adapters_of_its_own_keep_a_device_from_handing_in(fleet: Fleet) -> None:
+    with fleet.open("a") as edge:
+        fleet.teach(edge, "key")
+        owner = edge._keeper
+        assert isinstance(owner, Owner)
+        owner.adapt(owner.head, {"scale": np.ones(2, np.float32)}, ["key"])
+        with pytest.raises(ValueError, match="adapters were trained"):
+            edge.delta(0)
+        owner.rollback(1)
+        assert edge.delta().counts == {"key": 3}
 
 
 def test_few_samples_are_withheld(fleet: Fleet) -> None:

@@ -22,13 +22,15 @@ ADAPTERS = {
     "blocks.1.bias": np.ones(2, np.float32),
 }
 
+PLACES = {"blocks.1.up": ("weights", True), "blocks.1.bias": ("bias", False)}
+
 
 @pytest.fixture
 def stepping(make_bundle: Callable[..., Path], graph: bytes) -> Path:
     """A bundle with a training step; any graph will do, as nothing runs it here."""
     head = LDA()
     head.update(np.arange(12.0).reshape(2, 6), ["mug", "pen"])
-    step = ShippedStep(graph, ADAPTERS, "last2", Settings(), 3, StepParity(5, 1e-7, 1e-6))
+    step = ShippedStep(graph, ADAPTERS, "last2", Settings(), 3, StepParity(5, 1e-7, 1e-6), PLACES)
     return make_bundle(head=head, step=step)
 
 
@@ -61,6 +63,7 @@ def test_what_is_written_is_read(stepping: Path, graph: bytes) -> None:
         },
         "tasks": 3,
         "parity": {"steps": 5, "loss": 1e-7, "parameters": 1e-6},
+        "places": {"blocks.1.up": ["weights", True], "blocks.1.bias": ["bias", False]},
     }
     assert list(bundle.adapters()) == list(ADAPTERS)
     for name, value in bundle.adapters().items():
@@ -96,6 +99,10 @@ def test_a_missing_or_damaged_file_is_found(stepping: Path, name: str) -> None:
         ("tasks", 0),
         ("tasks", True),
         ("parity", 3),
+        ("places", None),
+        ("places", {"blocks.1.up": ["weights", True]}),
+        ("places", {"blocks.1.up": ["weights", True], "blocks.1.bias": "bias"}),
+        ("places", {"blocks.1.up": ["weights", True], "blocks.1.bias": ["bias", 0]}),
     ],
 )
 def test_a_manifest_with_a_wrong_field(stepping: Path, field: str, value: Any) -> None:

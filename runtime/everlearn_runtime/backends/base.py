@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,30 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Give back what the backend holds; it cannot run afterwards."""
+
+
+@runtime_checkable
+class Adaptable(Backend, Protocol):
+    """A backend that can run the same graph with other weights."""
+
+    threads: int | None
+
+    def tokens(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """What a training step of the last blocks trains on, float32 (B, N, d).
+
+        Args:
+            images: uint8 (B, H, W, 3), B at least 1.
+
+        Raises:
+            ValueError: As :meth:`run`, or the graph gives no tokens.
+        """
+
+    def with_graph(self, graph: bytes) -> Backend:
+        """Another backend like this one, on a graph that differs in its weights only.
+
+        Raises:
+            ValueError: It cannot be had.
+        """
 
 
 def check_features(features: NDArray[np.float32], count: int) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""A look into an ONNX file without the onnx package: does it reach outside of itself?
+"""A look into an ONNX file without the onnx package: does it reach outside of itself, and where are weights?
 
 A bundle's manifest has the hash of the graph. A tensor that lies in another file (ONNX's external
 data), or an engine that an ``EPContext`` node names, is covered by no hash, and an engine is
@@ -9,7 +9,11 @@ Only what leads to tensors and nodes is read, by the field numbers of ``onnx.pro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from everlearn_runtime.errors import BundleError
 
@@ -25,6 +29,9 @@ _INSIDE: dict[str, dict[int, str]] = {
     "tensor": {},
 }
 OPERATOR, EXTERNAL_DATA, DATA_LOCATION = 4, 13, 14
+GRAPH, INITIALIZER = 7, 5
+DIMS, DATA_TYPE, NAME, RAW_DATA = 1, 2, 8, 9
+DTYPES = {1: "<f4", 10: "<f2"}  # of those that weights may have, by `TensorProto.DataType`
 ENGINE = memoryview(b"EPContext")
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
@@ -56,6 +63,68 @@ def check_graph(graph: bytes, name: str) -> None:
                     f"{name}: the graph holds a compiled engine (EPContext), which is never taken from "
                     "elsewhere; export it again as plain ONNX"
                 )
+
+
+def put_weights(graph: bytes, weights: Mapping[str, NDArray[Any]], name: str) -> bytes:
+    """The same graph with other values of some of its weights.
+
+    Nothing else of the file changes, not even its length: what runs is as fast as before, and knows
+    nothing of it.
+
+    Args:
+        graph: The bytes of an ONNX file that passes :func:`check_graph`.
+        weights: By the name of the initializer, of its shape; they are rounded to its type.
+        name: Of the file, for messages.
+
+    Raises:
+        BundleError: There is no such weight, of this shape and of 16 or 32 bits, stored as it is in memory.
+        ValueError: A value is too large for 16 bits.
+    """
+    whole = bytearray(graph)
+    left = dict(weights)
+    for number, part in _fields(memoryview(whole), name):
+        if number == GRAPH and isinstance(part, memoryview):
+            for place, tensor in _fields(part, name):
+                if place == INITIALIZER and isinstance(tensor, memoryview):
+                    _put_one(tensor, left, name)
+    if left:
+        raise BundleError(
+            f"{name}: the graph has no weight {min(left)!r} to put adapters into; export it again"
+        )
+    return bytes(whole)
+
+
+def _put_one(tensor: memoryview, left: dict[str, NDArray[Any]], name: str) -> None:
+    """Overwrite a tensor if it is one of those, and take it off them."""
+    shape: list[int] = []
+    kind, own, raw = 0, "", memoryview(b"")
+    for number, value in _fields(tensor, name):
+        if isinstance(value, int):
+            shape += [value] if number == DIMS else []
+            kind = value if number == DATA_TYPE else kind
+        elif number == DIMS:  # packed
+            place = 0
+            while place < len(value):
+                size, place = _varint(value, place, name)
+                shape.append(size)
+        elif number == NAME:
+            own = bytes(value).decode(errors="replace")
+        elif number == RAW_DATA:
+            raw = value
+    if own not in left:
+        return
+    given = left.pop(own)
+    dtype = DTYPES.get(kind)
+    if dtype is None or list(given.shape) != shape or len(raw) != given.size * np.dtype(dtype).itemsize:
+        raise BundleError(
+            f"{name}: the weight {own!r} is of shape {shape} and type {kind} in the graph; adapters of shape "
+            f"{list(given.shape)} cannot be put there; export it again"
+        )
+    with np.errstate(over="ignore"):
+        values = np.ascontiguousarray(given, dtype)
+    if not np.isfinite(values).all():
+        raise ValueError(f"the adapters of {own!r} are not finite in the precision of the graph")
+    raw[:] = values.tobytes()
 
 
 def _fields(message: memoryview, name: str) -> Iterator[tuple[int, int | memoryview]]:

@@ -31,7 +31,7 @@ class OnnxRuntime:
     """A session on one ONNX file: uint8 NHWC images to features.
 
     Args:
-        path: The ONNX file.
+        path: The ONNX file, or its bytes.
         providers: Execution providers, the preferred one first: names, or pairs of a name and its
             options, which go to ONNX Runtime as they are, a TensorRT engine cache among them. A plugin
             (a provider in a library of its own) counts too, see
@@ -48,7 +48,7 @@ class OnnxRuntime:
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | bytes,
         providers: Sequence[Provider] = (CPU,),
         threads: int | None = None,
     ) -> None:
@@ -73,9 +73,10 @@ class OnnxRuntime:
         # Bytes, not a path: what is checked is what is loaded, and ONNX Runtime spells paths in its
         # own encoding.
         try:
-            graph = Path(path).read_bytes()
+            graph = path if isinstance(path, bytes) else Path(path).read_bytes()
         except (OSError, ValueError) as error:
-            raise BundleError(f"{path}: cannot load this graph ({error})") from error
+            raise BundleError(f"{path!s}: cannot load this graph ({error})") from error
+        path = "the graph" if isinstance(path, bytes) else path
         check_graph(graph, str(path))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
@@ -109,6 +110,8 @@ class OnnxRuntime:
         self._session: Any = session
         self._input: str = inputs[0][0]
         self._outputs: list[str] = outputs
+        self._providers = tuple(providers)
+        self.threads = threads
         self._name = f"onnxruntime {onnxruntime.__version__}, {', '.join(wanted)}"
 
     @property
@@ -146,6 +149,20 @@ class OnnxRuntime:
         if TOKENS not in self._outputs:
             raise ValueError("this graph gives no tokens; export it with train_step='last2'")
         return self._run(TOKENS, images)
+
+    def with_graph(self, graph: bytes) -> OnnxRuntime:
+        """The same on a graph that differs in its weights only.
+
+        Raises:
+            ValueError: A provider that builds engines and knows them again by the graph without its weights.
+            BundleError: As the constructor.
+        """
+        if engines := [name for name in pairs(self._providers) if "tensorrt" in name.lower()]:
+            raise ValueError(
+                f"{engines[0]} keeps engines with the weights in them, and may take an old one for the new "
+                "weights; open with backend='onnxruntime' and providers of the CPU or CUDA"
+            )
+        return OnnxRuntime(graph, self._providers, self.threads)
 
     def close(self) -> None:
         """Give the session back."""

@@ -77,6 +77,8 @@ class Aggregate(Head):
             raise ValueError(f"gamma is {gamma!r}; give a number of at least 0")
         if not all(head.exact for head in self._heads):
             self.exact = False  # type: ignore[misc]  # the whole is what its parts are
+        if not all(head.carries for head in self._heads):
+            self.carries = False  # type: ignore[misc]
 
     @property
     def options(self) -> dict[str, Any]:

@@ -54,12 +54,14 @@ class Head(ABC):
         kind: its name in a :class:`HeadState`, of this class alone.
         exact: updates are sums: independent of the order and of the cut into batches, and
             mergeable. A head that cannot promise that says False, and its docstring why.
+        carries: :meth:`carry` moves all that it scores by. A head whose weights were trained says False.
         usual_temperature: T of softmax(scores / T) for as long as too few images were judged: what others
             came to on the bundled backbone's features.
     """
 
     kind: ClassVar[str]
     exact: ClassVar[bool] = True
+    carries: ClassVar[bool] = True
     usual_temperature: ClassVar[float] = 1.0
 
     # Whether single samples wait, to be learned together: where `_learn_each` says the same as

@@ -68,6 +68,11 @@ def affine_drift(before: Array, after: Array) -> Drift:
     return _drifted(before, after)[0]
 
 
+def missed(before: Array, after: Array) -> Array:
+    """How far each image is missed by an :func:`affine_drift` that was fitted without it, (B, F)."""
+    return _drifted(before, after)[1]
+
+
 def _drifted(before: Array, after: Array) -> tuple[Drift, Array]:
     """The drift, and how far each image is missed by the one that was fitted without it (B, F)."""
     rows, width = before.shape

@@ -41,6 +41,7 @@ class Linear(Head):
     kind: ClassVar[str] = "linear"
     usual_temperature: ClassVar[float] = 0.02
     exact: ClassVar[bool] = False
+    carries: ClassVar[bool] = False
     _weights = PerClass[np.float64]()
     _bias = PerClass[np.float64]()
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from everlearn_runtime.errors import OtherModel, StateError
-from everlearn_runtime.heads import Head, HeadState, from_state
+from everlearn_runtime.heads import Head, HeadState
+from everlearn_runtime.state.adapted import Adapters, joined, parted, unpack_adapted
 from everlearn_runtime.state.anchor import Anchor, read_anchor
 from everlearn_runtime.state.database import damaged, rows, senseless
 from everlearn_runtime.state.journal import Event, digest
@@ -27,14 +28,31 @@ class Built:
     Args:
         head: It.
         since: Bytes of the journal that were replayed.
-        seen: The head's state at the entry that was asked for, if it was passed.
+        seen: The state at the entry that was asked for, if it was passed.
         bad: Snapshots that could not be read.
+        adapters: What goes with the head; None: the bundle's own.
     """
 
     head: Head
     since: int = 0
     seen: HeadState | None = None
     bad: list[int] = field(default_factory=list)
+    adapters: Adapters | None = None
+
+    def replay(self, event: Event, data: bytes) -> None:
+        """Do what an event says.
+
+        Raises:
+            ValueError: It does not go with what there is.
+        """
+        if event.kind == "adapt":
+            self.head, self.adapters = unpack_adapted(event.head, data)
+        else:
+            event.replay(self.head, data)
+
+    def state(self) -> HeadState:
+        """A copy of all that is known."""
+        return joined(self.head.state(), self.adapters)
 
 
 @dataclass(frozen=True)
@@ -138,7 +156,7 @@ class Archive:
                 if not sound or digest(before, number, total, text, features) != found:
                     raise self.damaged(f"journal entry {expected} is missing or does not match its checksum")
                 try:
-                    Event.from_json(text).replay(built.head, features)
+                    built.replay(Event.from_json(text), features)
                 except MemoryError:
                     raise
                 except Exception as error:  # whatever a checksum that is right cannot rule out
@@ -146,7 +164,7 @@ class Archive:
                 before, expected = found, expected + 1
                 built.since += len(text) + len(features) + ENTRY_BYTES
                 if number == watch:
-                    built.seen = built.head.state()
+                    built.seen = built.state()
         if expected != last + 1:
             raise self.damaged(f"journal entry {expected} is missing or does not match its checksum")
 
@@ -247,7 +265,8 @@ class Archive:
             return Built(self._base())
         state, _ = read_snapshot(self.database, plan.snapshot)
         try:
-            return Built(from_state(state))
+            head, adapters = parted(state)
+            return Built(head, adapters=adapters)
         except (MemoryError, ValueError):
             raise
         except Exception as error:  # whatever a checksum that is right cannot rule out
@@ -271,7 +290,7 @@ class Archive:
 def mentions(database: sqlite3.Connection, path: Path, label: str) -> bool:
     """Whether the journal or a snapshot of the state at a path names a class; of whatever model it is."""
     events = (_event(text, path) for (text,) in rows(database, "SELECT event FROM journal"))
-    if any(label in event.labels for event in events):
+    if any(event.names(label) for event in events):
         return True
     heads = rows(database, "SELECT head FROM snapshot")
     return any(json.dumps(label, ensure_ascii=False) in str(text) for (text,) in heads)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from everlearn_runtime.bundle import sync_folder
 from everlearn_runtime.errors import StateError
-from everlearn_runtime.heads import Head
+from everlearn_runtime.heads import HeadState
 from everlearn_runtime.state.anchor import Anchor, new_id
 from everlearn_runtime.state.database import (
     PAGE_BYTES,
@@ -95,14 +95,14 @@ def clear_leftovers(path: Path) -> None:
                     lock.release()
 
 
-def start_file(path: Path, anchor: Anchor, event: Event, head: Callable[[], Head] | None) -> NewFile:
+def start_file(path: Path, anchor: Anchor, event: Event, state: Callable[[], HeadState] | None) -> NewFile:
     """Write a state file that begins with one event.
 
     Args:
         path: Its place.
         anchor: Names the file; ``seq`` is the event's.
         event: "start", "purge" or "migrate".
-        head: Makes what is known after it, settled; None: the bundle's own head.
+        state: Makes what is known after it, with a settled head; None: the bundle's own head.
 
     Returns:
         The file, whole, to be put into its place.
@@ -120,8 +120,8 @@ def start_file(path: Path, anchor: Anchor, event: Event, head: Callable[[], Head
                 file.database.execute(
                     "INSERT INTO journal VALUES (?, ?, ?, ?, ?)", (anchor.seq, total, chain, text, b"")
                 )
-            if head is not None:
-                writer = SnapshotWriter(1, anchor.seq, chain, head().state())
+            if state is not None:
+                writer = SnapshotWriter(1, anchor.seq, chain, state())
                 with transaction(file.database):
                     writer.begin(file.database)
                 done = False

@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
-from everlearn_runtime.heads import Head
+from everlearn_runtime.heads import Head, HeadState
 from everlearn_runtime.state.anchor import Anchor
 from everlearn_runtime.state.archive import Archive, Built
 from everlearn_runtime.state.database import transaction
@@ -79,14 +79,14 @@ class Folding:
         busy = self._writer is not None or self._unpruned or self._unswept
         return not busy and self._since >= max(fold_bytes(head.nbytes), self._due)
 
-    def begin(self, database: sqlite3.Connection, head: Head, anchor: Anchor) -> None:
-        """Begin a snapshot of a head that has settled, as it is after the last entry."""
+    def begin(self, database: sqlite3.Connection, state: HeadState, anchor: Anchor) -> None:
+        """Begin a snapshot of what is known after the last entry, with a head that has settled."""
         number = database.execute(
             "SELECT max(coalesce((SELECT max(number) FROM snapshot), 0), "
             "coalesce((SELECT max(key) FROM piece), 0) >> ?) + 1",
             (SHIFT,),
         ).fetchone()[0]
-        writer = SnapshotWriter(number, anchor.seq, anchor.digest, head.state())
+        writer = SnapshotWriter(number, anchor.seq, anchor.digest, state)
         with transaction(database):
             writer.begin(database)
         self._folded = 0

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from everlearn_runtime.heads import Head, Judgement
 from everlearn_runtime.state.versions import Version
 
-KINDS = ("learn", "forget", "rollback", "settle", "start", "purge", "migrate")
+KINDS = ("learn", "forget", "adapt", "rollback", "settle", "start", "purge", "migrate")
 DTYPES = ("<f4", "<f8")
 FORMS = ("", "exact", "pooled")
 LATEST = (1 << 47) - 1  # milliseconds; the year 6429
@@ -29,12 +29,12 @@ class Event:
     """What one entry says.
 
     Args:
-        kind: "learn" and "forget"; "rollback"; "settle", which is no version of its own: the head
+        kind: "learn", "forget" and "adapt"; "rollback"; "settle", which is no version of its own: the head
             finished what it had put off, as it must before a snapshot; "start", "purge"
             and "migrate", with which a file begins.
         version: The version that it makes.
         time: Milliseconds since 1970, UTC.
-        labels: Of "learn", one for each row; of "forget", the class.
+        labels: Of "learn" and "adapt", one for each row; of "forget", the class.
         samples: Of "forget", how many the class had.
         dtype: Of "learn", of the features.
         width: Of "learn", of the features.
@@ -43,6 +43,7 @@ class Event:
         form: Of "forget" and "purge", how the class went, see `Version`.
         judged: Of "learn", what the head said of the rows before, as `Judgement.says` gives it; empty where
             it was not asked, and in entries of earlier versions.
+        head: Of "adapt", what there is of the head beside arrays: ``kind``, ``classes`` and ``options``.
     """
 
     kind: str
@@ -56,6 +57,7 @@ class Event:
     seq: int = 0
     form: str = ""
     judged: dict[str, Any] = field(default_factory=dict)
+    head: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The text that goes into the journal: what is not as by default."""
@@ -82,13 +84,15 @@ class Event:
             raise ValueError("an entry is not one of a journal")
         if event.time > LATEST or any(not isinstance(label, str) for label in event.labels):
             raise ValueError("an entry is not one of a journal")
-        if event.form not in FORMS or not isinstance(event.judged, dict):
+        if event.form not in FORMS or not isinstance(event.judged, dict) or not isinstance(event.head, dict):
             raise ValueError("an entry is not one of a journal")
         return event
 
     def told(self) -> Version:
         """This event for users."""
-        counts = {"learn": Counter(self.labels), "forget": dict.fromkeys(self.labels, self.samples)}
+        counted = Counter(self.labels)
+        forgotten = dict.fromkeys(self.labels, self.samples)
+        counts = {"learn": counted, "adapt": counted, "forget": forgotten}
         return Version(
             self.version,
             EPOCH + timedelta(milliseconds=self.time),
@@ -98,8 +102,12 @@ class Event:
             self.form or None,
         )
 
+    def names(self, label: str) -> bool:
+        """Whether a class is named here."""
+        return label in self.labels or label in self.head.get("classes", ())
+
     def replay(self, head: Head, features: bytes) -> None:
-        """Do to a head what this event says.
+        """Do to a head what this event says, unless it puts another one in its place: "adapt" does.
 
         Raises:
             ValueError: It does not go with this head.
@@ -113,8 +121,8 @@ class Event:
             head.remove(label)
         elif self.kind == "settle":
             head.settle()
-        elif self.kind == "rollback":
-            raise ValueError("a rollback is not replayed but passed over")
+        elif self.kind in ("rollback", "adapt"):
+            raise ValueError(f"{self.kind} is not replayed on a head")
 
     def _rows(self, features: bytes) -> NDArray[Any]:
         if self.dtype not in DTYPES or self.width < 1:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from everlearn_runtime.heads import Head
+from everlearn_runtime.state.adapted import Adapters
 
 Result = TypeVar("Result")
 
@@ -19,11 +20,20 @@ class Looking(ABC):
     """
 
     _sure: bool
+    _adapters: Adapters | None
+
+    @property
+    def adapters(self) -> Adapters | None:
+        """What goes with the head as it was when it was last looked at; None: the bundle's own."""
+        return self._adapters
 
     @property
     @abstractmethod
     def head(self) -> Head:
         """The head; to be read, not changed."""
+
+    def check_writable(self) -> None:  # noqa: B027 - most are
+        """Raise a StateError if nothing may be changed."""
 
     def use(self, look: Callable[[Head], Result]) -> Result:
         """Look at the head in ways that may work in what waits in it, such as scores or counts.

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from everlearn_runtime.errors import StateError
 from everlearn_runtime.heads import Head, Judgement
+from everlearn_runtime.state.adapted import Adapters
 from everlearn_runtime.state.journal import Event, form_of, learn, now
 from everlearn_runtime.state.looking import Looking
 from everlearn_runtime.state.versions import Version
@@ -27,6 +28,7 @@ class Memory(Looking):
 
     def __init__(self, base: Callable[[], Head]) -> None:
         self._head = base()
+        self._adapters = None
         self._version = 0
         self._sure = True
 
@@ -67,6 +69,14 @@ class Memory(Looking):
         return self._change(
             "forget", lambda head: head.remove(label), labels=(label,), samples=samples, form=form
         )
+
+    def adapt(self, head: Head, adapters: Adapters, labels: Sequence[str]) -> Version:
+        """Go on with other adapters, and the head that goes with them."""
+        event = Event("adapt", self._version + 1, now(), labels=tuple(labels))
+        self._sure = False
+        self._head, self._adapters, self._version = head, adapters, event.version
+        self._sure = True
+        return event.told()
 
     def purge(self, label: str) -> Version:
         """Drop a class; there is no history in which it could stand."""

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from everlearn_runtime.errors import StateError
 from everlearn_runtime.heads import Head, Judgement
 from everlearn_runtime.ledger import DIGEST, Mark
+from everlearn_runtime.state.adapted import Adapters, joined, pack_adapted, unpack_adapted
 from everlearn_runtime.state.anchor import Anchor, check_companion, check_kind, new_anchor, read_alone
-from everlearn_runtime.state.archive import ENTRY_BYTES, Archive, lineage
+from everlearn_runtime.state.archive import ENTRY_BYTES, Archive, Built, lineage
 from everlearn_runtime.state.copies import Backup, clear_leftovers, start_file
 from everlearn_runtime.state.database import (
     SCHEMA,
@@ -95,6 +96,7 @@ class Owner(Looking):
         self._pid = os.getpid()
         self._anchor = new_anchor(model)
         self._head: Head
+        self._adapters = None
         self._rollbacks: dict[int, int] = {}
         self._sure = False
         self._folding = Folding(retention)
@@ -156,10 +158,10 @@ class Owner(Looking):
         own = [
             event for seq, event in events if seq > floor and any(start <= seq <= end for start, end in runs)
         ]
-        if adapted := [event.version for event in own if event.kind == "adapt"]:
+        if self._adapters is not None or any(event.kind == "adapt" for event in own):
             raise ValueError(
-                f"adapters were trained in version {adapted[-1]}, and features from before and after that do "
-                "not add up"
+                "adapters were trained on this device, and features under them do not add up with those of "
+                "others; roll back to before that, if it can go"
             )
         forgotten = dict.fromkeys(event.labels[0] for event in own if event.kind == "forget")
         now = Mark(self._anchor.version, self._anchor.digest.hex()[: 2 * DIGEST])
@@ -201,6 +203,22 @@ class Owner(Looking):
             "forget", lambda head: head.remove(label), labels=(label,), samples=samples, form=form
         )
 
+    def adapt(self, head: Head, adapters: Adapters, labels: Sequence[str]) -> Version:
+        """Go on with other adapters, and the head that goes with them.
+
+        Args:
+            head: Of its own, which nobody else looks at.
+            adapters: All of them.
+            labels: A class for each image that they were trained on.
+
+        Raises:
+            StateError: It could not be written; the state is as it was.
+        """
+        says, data = pack_adapted(head, adapters)
+        head, adapters = unpack_adapted(says["head"], data)  # as whoever reads it finds them
+        self._tend(len(data))
+        return self._change("adapt", Built(head, adapters=adapters), data, labels=tuple(labels), **says)
+
     def rollback(self, to: int) -> Version:
         """Go back to a version.
 
@@ -216,7 +234,7 @@ class Owner(Looking):
             events = archive.events()
             seq = self._seq_of(events, to)
             built = archive.build(self._anchor, seq, self._rollbacks)
-        return self._change("rollback", lambda _: built.head, to=to, seq=seq, since=built.since)
+        return self._change("rollback", built, to=to, seq=seq, since=built.since)
 
     def undo(self) -> Version:
         """Take back the last change that has not been taken back; raises like :meth:`rollback`."""
@@ -249,9 +267,11 @@ class Owner(Looking):
         if label in head.classes:
             head.remove(label)
         head.settle()
+        adapters = self._adapters
         event = Event("purge", self._anchor.version + 1, now(), form=form)
         self._file.close(clean=bool(self._anchor.clean))
-        new = start_file(self.path, self._new_anchor(self._anchor.seq + 1), event, lambda: head)
+        anchor = self._new_anchor(self._anchor.seq + 1)
+        new = start_file(self.path, anchor, event, lambda: joined(head.state(), adapters))
         try:
             for path in kept:
                 delete_kept(path)
@@ -285,7 +305,7 @@ class Owner(Looking):
         anchor = replace(new_anchor(model, self._anchor.device), seq=self._anchor.seq + 1)
         self._sure = False
         self._file.close(clean=bool(self._anchor.clean))
-        self._file.put(start_file(self.path, anchor, event, lambda: head))
+        self._file.put(start_file(self.path, anchor, event, head.state))
         self._model, self._base = model, base
         self._rebuild()
         return kept
@@ -345,7 +365,7 @@ class Owner(Looking):
         floor = archive.floor()
         for first, last in lineage(self._anchor.seq, self._rollbacks):
             for seq in range(last, max(first - 1, floor), -1):
-                if archive.event(seq).kind in ("learn", "forget"):
+                if archive.event(seq).kind in ("learn", "forget", "adapt"):
                     return archive.event(seq - 1).version
         return None
 
@@ -370,7 +390,7 @@ class Owner(Looking):
         if schema != SCHEMA:
             merge_wal(self.path)
             # Not entry 1, which would follow the bundle's own head.
-            self._file.put(start_file(self.path, self._new_anchor(2), Event("start", 0, now()), lambda: old))
+            self._file.put(start_file(self.path, self._new_anchor(2), Event("start", 0, now()), old.state))
             self._rebuild()
             return
         self._file.connect()
@@ -396,7 +416,8 @@ class Owner(Looking):
         anchor, rollbacks, unfinished = archive.anchor(), archive.rollbacks(), archive.unfinished()
         built = archive.build(anchor, anchor.seq, rollbacks, unfinished and unfinished[1])
         self._folding.restart(archive.database, built, unfinished)
-        self._anchor, self._head, self._rollbacks = anchor, built.head, rollbacks
+        self._anchor, self._rollbacks = anchor, rollbacks
+        self._head, self._adapters = built.head, built.adapters
 
     def _rebuild(self) -> None:
         """Build the head anew, after something was raised in the middle of a call."""
@@ -421,7 +442,7 @@ class Owner(Looking):
     def _change(
         self,
         kind: str,
-        apply: Callable[[Head], Head | None],
+        change: Callable[[Head], None] | Built,
         features: bytes = b"",
         since: int | None = None,
         **says: Any,
@@ -430,12 +451,12 @@ class Owner(Looking):
 
         Args:
             kind: Of the event.
-            apply: Changes the head that it is given, or hands back another.
+            change: Changes the head that it is given; or what takes its place.
             features: Of the event.
             since: Bytes that are replayed to this head; None: this entry's more than before.
             says: The rest of the event.
         """
-        head = self.head
+        head, adapters = self.head, self._adapters
         self._begin_session()
         anchor, database = self._anchor, self._file.database
         version = anchor.version + (kind != "settle")
@@ -453,9 +474,12 @@ class Owner(Looking):
             after = replace(anchor, seq=seq, version=version, digest=chain)
             after.write(database)
             self._sure = False
-            head = apply(head) or head
+            if isinstance(change, Built):
+                head, adapters = change.head, change.adapters
+            else:
+                change(head)
         self._anchor = after
-        self._head = head
+        self._head, self._adapters = head, adapters
         if kind == "rollback":
             self._rollbacks[seq] = event.seq
         self._folding.grew(size)
@@ -472,7 +496,7 @@ class Owner(Looking):
             with sqlite_errors(self.path):
                 if folding.due(self._head):
                     self._change("settle", lambda head: head.settle())
-                    folding.begin(archive.database, self._head, self._anchor)
+                    folding.begin(archive.database, joined(self._head.state(), self._adapters), self._anchor)
                 else:
                     self._begin_session()
                     if written := folding.go_on(archive.database, size):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from everlearn_runtime.errors import StateError
 from everlearn_runtime.heads import Head, Judgement
+from everlearn_runtime.state.adapted import Adapters
 from everlearn_runtime.state.anchor import Anchor, check_companion, check_kind, new_anchor
 from everlearn_runtime.state.archive import Archive, Built, lineage
 from everlearn_runtime.state.database import SCHEMA, content_errors, explained
@@ -60,6 +61,7 @@ class Reader(Looking):
         self._sure = False
         self._anchor: Anchor
         self._head: Head
+        self._adapters = None
         self._signature: Signature = ()
         self._refresh()
 
@@ -98,6 +100,10 @@ class Reader(Looking):
         """Refuse; raises a StateError."""
         self._refuse()
 
+    def adapt(self, head: Head, adapters: Adapters, labels: Sequence[str]) -> NoReturn:
+        """Refuse; raises a StateError."""
+        self._refuse()
+
     def forget(self, label: str) -> NoReturn:
         """Refuse; raises a StateError."""
         self._refuse()
@@ -117,6 +123,10 @@ class Reader(Looking):
     def backup(self, path: str | Path) -> NoReturn:
         """Refuse; raises a StateError."""
         raise StateError(f"{self.path} was opened with read_only=True; let the learner that owns it copy it")
+
+    def check_writable(self) -> NoReturn:
+        """Refuse; raises a StateError."""
+        self._refuse()
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -167,14 +177,15 @@ class Reader(Looking):
     def _follow(self, database: sqlite3.Connection) -> None:
         if check_kind(database, self.path) != SCHEMA:
             self._anchor = new_anchor(self._model)
-            self._head = read_schema1(database, self.path, self._bundle)
+            self._head, self._adapters = read_schema1(database, self.path, self._bundle), None
             self._sure = True
             return
         archive = self._archive(database)
         anchor = archive.anchor()
         if not (self._sure and self._go_on(archive, anchor)):
             self._sure = False
-            self._head = archive.build(anchor, anchor.seq, archive.rollbacks()).head
+            built = archive.build(anchor, anchor.seq, archive.rollbacks())
+            self._head, self._adapters = built.head, built.adapters
         self._anchor = anchor
         self._sure = True
 
@@ -192,7 +203,9 @@ class Reader(Looking):
         if not any(first <= known.seq + 1 for first, _ in list(lineage(anchor.seq, archive.rollbacks()))[:1]):
             return False
         self._sure = False
-        archive.replay(Built(self._head), known.seq + 1, anchor.seq)
+        built = Built(self._head, adapters=self._adapters)
+        archive.replay(built, known.seq + 1, anchor.seq)
+        self._head, self._adapters = built.head, built.adapters
         return archive.digest(anchor.seq) == anchor.digest
 
 

@@ -15,9 +15,9 @@ class Version:
         number: Counts from 0, the bundle's own head. Every change counts on, also one that takes
             another back.
         time: When, in UTC, by the device's clock. Order is by number; clocks are set back.
-        kind: "start", "learn", "forget", "purge", "rollback", or "migrate" to another model.
-        counts: Samples of each class that were learned or forgotten. Empty for the other kinds; a
-            purge names nothing.
+        kind: "start", "learn", "forget", "adapt", "purge", "rollback", or "migrate" to another model.
+        counts: Samples of each class that were learned or forgotten, or that adapters were trained on.
+            Empty for the other kinds; a purge names nothing.
         to: Of a rollback, the number of the version that it went back to.
         form: Of "forget" and "purge", how the class went: "exact", so that the head is one that has
             never seen the class, or "pooled", so that what its samples said about all classes

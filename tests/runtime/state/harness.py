@@ -29,9 +29,11 @@ from everlearn_runtime import (
     Ridge,
     StreamingLDA,
     WhitenedCosine,
+    from_state,
 )
 from everlearn_runtime.heads import SharedAggregate
 from everlearn_runtime.state import Owner, Reader
+from everlearn_runtime.state.adapted import Adapters
 
 WIDTH = 4
 MODEL = "m" * 64
@@ -63,6 +65,21 @@ def bits(head: Head) -> Bits:
     """All that a head knows, to the bit."""
     state = head.state()
     return state.classes, {name: array.tobytes() for name, array in state.arrays.items()}
+
+
+def whole(keeper: Owner | Reader) -> tuple[int, Bits, str]:
+    """All that a state knows, to the bit: version, head and adapters."""
+    known = bits(keeper.head)
+    return keeper.version, known, "" if keeper.adapters is None else keeper.adapters.id
+
+
+def adapt(owner: Owner, seed: int = 0) -> None:
+    """Other adapters, and a head whose features have moved."""
+    head = from_state(owner.use(lambda head: head.state()))
+    before = rows(20, seed=seed).astype(np.float64)
+    head.carry(before, 1.1 * before + 0.1)
+    times = 1 if owner.adapters is None else owner.adapters.times + 1
+    owner.adapt(head, Adapters({"up": rows(3, seed=seed), "bias": rows(1, seed=seed)[0]}, times), ["a", "b"])
 
 
 def rows(n: int, seed: int = 0, width: int = WIDTH) -> NDArray[np.float32]:

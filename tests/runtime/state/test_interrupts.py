@@ -13,7 +13,7 @@ import pytest
 from everlearn_runtime import Head
 from everlearn_runtime.state import Owner
 
-from .harness import HEADS, TORTURE, Bomb, bits, crashed, opened, own, rows
+from .harness import HEADS, TORTURE, Bomb, adapt, bits, crashed, opened, own, rows, whole
 
 # An interrupt in a destructor goes nowhere, as CPython says.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -24,6 +24,7 @@ CHANGES: dict[str, Change] = {
     "learn one": lambda owner: owner.learn(rows(1, seed=7), ["b"]),
     "learn a new class": lambda owner: owner.learn(rows(5, seed=8), [*"abxyx"]),
     "forget": lambda owner: owner.forget("b"),
+    "adapt": adapt,
     "rollback": lambda owner: owner.rollback(2),
     "undo": lambda owner: owner.undo(),
     "purge": lambda owner: owner.purge("a"),
@@ -84,10 +85,10 @@ def try_everywhere(
     shutil.copy(ready, path)
     with opened(path, new, retention=1000) as owner:
         warm_up(owner, warm)
-        before = owner.version, bits(owner.head)
+        before = whole(owner)
         with Bomb(-1, **options) as bomb:
             change(owner)
-        after = owner.version, bits(owner.head)
+        after = whole(owner)
         lines = bomb.count
     assert lines > 20
     for at in range(stride // 2 if stride > 1 else 0, lines, stride):
@@ -97,18 +98,18 @@ def try_everywhere(
         with Bomb(at, **options) as bomb, interrupts():
             change(owner)
         left = crashed(path, tmp_path / "left")
-        found = owner.version, bits(owner.head)
+        found = whole(owner)
         assert found in (before, after), (at, bomb.place)
         with opened(left, new) as again:
-            assert (again.version, bits(again.head)) == found, (at, bomb.place)
+            assert whole(again) == found, (at, bomb.place)
         if found == before:
             change(owner)
         owner.learn(rows(2, seed=9), ["a", "z"])
-        found = owner.version, bits(owner.head)
+        found = whole(owner)
         assert found[0] == after[0] + 1
         owner.close()
         with opened(path, new) as again:
-            assert (again.version, bits(again.head)) == found, (at, bomb.place)
+            assert whole(again) == found, (at, bomb.place)
     return lines
 
 
