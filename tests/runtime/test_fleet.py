@@ -36,6 +36,7 @@ from everlearn_runtime.cli import main
 from everlearn_runtime.fleet import Delta, merge, merging
 from everlearn_runtime.heads import BalancedRidge
 from everlearn_runtime.state import Owner
+from everlearn_runtime.state.adapted import Adapters
 
 from .conftest import MakeBundle, MakeImages
 
@@ -292,7 +293,7 @@ def test_adapters_of_its_own_keep_a_device_from_handing_in(fleet: Fleet) -> None
         fleet.teach(edge, "key")
         owner = edge._keeper
         assert isinstance(owner, Owner)
-        owner.adapt(owner.head, {"scale": np.ones(2, np.float32)}, ["key"])
+        owner.adapt(owner.head, Adapters({"scale": np.ones(2, np.float32)}, 1), ["key"])
         with pytest.raises(ValueError, match="adapters were trained"):
             edge.delta(0)
         owner.rollback(1)
