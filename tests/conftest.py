@@ -5,9 +5,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from everlearn import Augmentation, Backbone, Images, Learner, Method, arrays, load_backbone
 from everlearn_runtime import prepare
@@ -19,6 +20,21 @@ def vit(name: str = "vit_tiny_patch16_224", **options: Any) -> Backbone:
     """A ViT of 2 blocks on 32 x 32 pixels with seeded random weights; a pass takes milliseconds."""
     size: dict[str, Any] = {"img_size": SIDE, "patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 3}
     return load_backbone(name, weights="random", **{**size, **options})
+
+
+def cnn(name: str = "test_byobnet", **options: Any) -> Backbone:
+    """A model on 32 x 32 pixels with seeded random weights; its batch norms know such images."""
+    small = {"pretrained_cfg_overlay": {"input_size": (3, SIDE, SIDE)}}
+    backbone = load_backbone(name, weights="random", **(small | options))
+    norms = [one for one in backbone.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.train().momentum = 1.0
+    if norms:
+        with torch.no_grad():
+            backbone.features(backbone.normalise(torch.from_numpy(pixels(coloured("abcdefgh", 2)))))
+    for norm in norms:
+        norm.eval()
+    return backbone
 
 
 def coloured(classes: Iterable[str], count: int = 6, seed: int = 0) -> Images:

@@ -107,6 +107,21 @@ def test_the_parts_of_a_vit_make_the_whole(name: str, options: dict[str, Any], p
     assert backbone.depth == len(list(backbone.blocks())) == 2
 
 
+@pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "vit_small_patch16_rope_mixed_224"])
+def test_prompts_have_no_position(name: str) -> None:
+    """They are not turned, so that they may stand anywhere; patches are, so that they may not."""
+    backbone = vit(name, init_values=0.5)
+    block, at = next(backbone.blocks()), backbone.prefix
+    tokens, prompts = noise(2, backbone.tokens, 48), noise(2, 3, 48)
+    behind = attend(block, torch.cat([tokens, prompts], 1))
+    before = attend(block, torch.cat([tokens[:, :at], prompts, tokens[:, at:]], 1), prompts_at=at)
+    torch.testing.assert_close(behind[:, :at], before[:, :at])
+    torch.testing.assert_close(behind[:, at:-3], before[:, at + 3 :])
+    torch.testing.assert_close(behind[:, -3:], before[:, at : at + 3])
+    swapped = attend(block, tokens[:, [*range(at), *reversed(range(at, backbone.tokens))]])
+    assert (swapped[:, 0] - attend(block, tokens)[:, 0]).abs().max() > 1e-5
+
+
 def test_size_and_normalisation_are_read_from_the_model() -> None:
     imagenet = load_backbone("resnet10t", weights="random")
     assert (imagenet.input.height, imagenet.input.width, imagenet.input.resize) == (176, 176, 201)
