@@ -1,24 +1,45 @@
 """Tiny backbones, and images that a tiny backbone can tell apart."""
 
 import hashlib
+import tempfile
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from everlearn import Augmentation, Backbone, Images, Learner, Method, arrays, load_backbone
 from everlearn_runtime import prepare
 
 SIDE = 32
+_FOLDER = tempfile.TemporaryDirectory()
 
 
 def vit(name: str = "vit_tiny_patch16_224", **options: Any) -> Backbone:
     """A ViT of 2 blocks on 32 x 32 pixels with seeded random weights; a pass takes milliseconds."""
     size: dict[str, Any] = {"img_size": SIDE, "patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 3}
     return load_backbone(name, weights="random", **{**size, **options})
+
+
+def cnn(name: str = "test_byobnet", **options: Any) -> Backbone:
+    """A model on 32 x 32 pixels with seeded random weights; its batch norms know such images."""
+    given: dict[str, Any] = {"pretrained_cfg_overlay": {"input_size": [3, SIDE, SIDE]}} | options
+    backbone = load_backbone(name, weights="random", **given)
+    norms = [one for one in backbone.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return backbone
+    for norm in norms:
+        norm.train().momentum = 1.0
+    with torch.no_grad():
+        backbone.features(backbone.normalise(torch.from_numpy(pixels(coloured("abcdefgh", 2)))))
+    # From a file, so that a saved learner can make it again.
+    path = Path(_FOLDER.name) / f"{_digest(np.frombuffer(repr((name, given)).encode(), np.uint8))[-16:]}.pth"
+    torch.save(backbone.model.state_dict(), path)
+    return load_backbone(name, weights=path, **given)
 
 
 def coloured(classes: Iterable[str], count: int = 6, seed: int = 0) -> Images:
@@ -65,11 +86,12 @@ def make_learner(method: Method, **settings: Any) -> Learner:
     """A learner on the tiny ViT that takes a task in a few steps."""
     # Adam's steps are long at any rate, and a scale of a whole layer moves features further than a weight.
     lr = 0.002 if method.defaults.optimizer == "adam" else 0.05
-    lr = 0.0005 if getattr(method, "adapter", None) == "ssf" else lr
-    given: dict[str, Any] = {"backbone": vit(), "epochs": 2, "batch_size": 5, "lr": lr, "device": "cpu"}
+    backbone = settings.pop("backbone", None) or vit()
+    lr = 0.0005 if getattr(method, "adapter", None) == "ssf" or not backbone.has_tokens else lr
+    given: dict[str, Any] = {"epochs": 2, "batch_size": 5, "lr": lr, "device": "cpu"}
     # Strong crops, as a random ViT soon learns a few images by heart.
     given |= {"augmentation": Augmentation(scale=(0.05, 1.0))} | settings
-    return Learner(given.pop("backbone"), method, **given)
+    return Learner(backbone, method, **given)
 
 
 def digests(tensors: dict[str, Tensor]) -> dict[str, str]:

@@ -131,9 +131,11 @@ def test_depths_are_auto_or_a_list(depths: Any) -> None:
 
 def test_a_backbone_without_tokens_has_no_depths() -> None:
     backbone = load_backbone("resnet18", weights="random")
-    with pytest.raises(ValueError, match=r"is no plain Vision Transformer.*Frozen\(\) without depths"):
-        Frozen(depths="auto").attach(backbone)
-    Frozen().attach(backbone)
+    with pytest.raises(ValueError, match=r"is no plain Vision Transformer.*depths are for a ViT's tokens"):
+        Frozen(depths=["mean@0"]).attach(backbone)
+    method = Frozen(patches=True, depths="auto")
+    method.attach(backbone)
+    assert method.sections == (512,)
 
 
 def test_ntk_cl_trains_as_it_did_and_the_head_sees_all() -> None:

@@ -1,11 +1,13 @@
 """SAFE: what the paper says, in numbers."""
 
+import copy
 import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from timm.layers import BatchNormAct2d, GroupNormAct, LayerNorm2d
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -87,7 +89,28 @@ def test_scale_and_shift_is_the_same_by_hand_and_merged() -> None:
     patches = ScaleShift(nn.Conv2d(3, 6, 4, stride=4))
     shaken(patches)
     torch.testing.assert_close(patches.merged()(pixels), patches(pixels))
-    with pytest.raises(ValueError, match="Linear, LayerNorm and Conv2d layers, not Embedding"):
+    maps = torch.randn(2, 6, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for norm in (
+        nn.BatchNorm2d(6),
+        BatchNormAct2d(6, act_layer=nn.ReLU),
+        LayerNorm2d(6),
+        nn.GroupNorm(2, 6),
+        GroupNormAct(6, 2, act_layer=nn.SiLU),
+        nn.LayerNorm(4, bias=False),
+    ):
+        shaken(norm.double().eval().requires_grad_(False))
+        adapter = ScaleShift(norm)
+        shaken(adapter.double())
+        linear = copy.deepcopy(norm)
+        if isinstance(linear, (BatchNormAct2d, GroupNormAct)):
+            linear.act = nn.Identity()
+        last = (-1,) if type(norm) is nn.LayerNorm else (-1, 1, 1)
+        expected = linear(maps) * adapter.scale.view(last) + adapter.shift.view(last)
+        torch.testing.assert_close(adapter(maps), getattr(norm, "act", nn.Identity())(expected))
+        merged = adapter.merged()
+        assert type(merged) is type(norm)
+        torch.testing.assert_close(merged(maps), adapter(maps), rtol=0, atol=1e-14)
+    with pytest.raises(ValueError, match="Linear, Conv2d and norm layers, not Embedding"):
         ScaleShift(nn.Embedding(2, 3))
 
 

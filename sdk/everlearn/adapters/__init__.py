@@ -1,6 +1,7 @@
 """Adapters: small trainable modules that are put between the frozen parts of a backbone."""
 
 from everlearn.adapters.bottleneck import Bottleneck, Bottlenecks
+from everlearn.adapters.choice import adapters_for, seen_by
 from everlearn.adapters.gated import GatedLinear, GatedLoRA
 from everlearn.adapters.hybrid import Hybrid
 from everlearn.adapters.lora import LoRA, insert_lora
@@ -20,9 +21,11 @@ __all__ = [
     "LoRA",
     "PromptGenerator",
     "ScaleShift",
+    "adapters_for",
     "insert_lora",
     "insert_ssf",
     "load_peft",
     "merge",
     "save_peft",
+    "seen_by",
 ]

@@ -11,15 +11,17 @@ from torch import Tensor, nn
 
 from everlearn.backbones import Backbone
 
-LAYERS = {
-    "query": ("attn.qkv", 0),
-    "key": ("attn.qkv", 1),
-    "value": ("attn.qkv", 2),
-    "proj": ("attn.proj", None),
-    "fc1": ("mlp.fc1", None),
-    "fc2": ("mlp.fc2", None),
+LAYERS: dict[str, tuple[tuple[str, int | None], ...]] = {
+    "query": (("attn.qkv", 0), ("attn.q_proj", None)),
+    "key": (("attn.qkv", 1), ("attn.k_proj", None)),
+    "value": (("attn.qkv", 2), ("attn.v_proj", None)),
+    "proj": (("attn.proj", None),),
+    "fc1": (("mlp.fc1", None), ("mlp.fc1_g", None), ("mlp.fc1_x", None)),
+    "fc2": (("mlp.fc2", None),),
 }
-"""Linear layers of a block by name: where each lies, and which third of the outputs it is."""
+"""Linear layers of a block by name: where each may lie, and which third of the outputs it is.
+
+A block has ``qkv`` or three layers in its place; its MLP has ``fc1`` or, gated, ``fc1_g`` and ``fc1_x``."""
 
 
 class LoRA(nn.Module):
@@ -146,11 +148,14 @@ def insert_lora(
     if unknown or not layers:
         raise ValueError(f"layers must be some of {', '.join(LAYERS)}, got {', '.join(layers) or 'none'}")
     thirds: dict[str, list[int]] = {}
-    for path, third in (LAYERS[name] for name in layers):
+    for path, third in (place for name in layers for place in LAYERS[name]):
         thirds.setdefault(path, []).extend([] if third is None else [third])
     inserted: list[LoRA] = []
     for block in backbone.blocks():
+        there = {path for path, _ in block.named_modules()}
         for path, parts in thirds.items():
+            if path not in there:
+                continue
             options: dict[str, Any] = {"parts": sorted(set(parts)), "of": 3} if parts else {}
             adapter = LoRA(block.get_submodule(path), rank=rank, scale=scale, **options)
             block.set_submodule(path, adapter)

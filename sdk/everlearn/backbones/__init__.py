@@ -7,7 +7,7 @@ torchvision_guard.make_importable()  # before timm, which every module here impo
 from everlearn.backbones.backbone import BUNDLED, Backbone, BackboneSpec  # noqa: E402
 from everlearn.backbones.load import load_backbone, resolve  # noqa: E402
 from everlearn.backbones.parts import Depths, Part  # noqa: E402
-from everlearn.backbones.vit import attend, feed_forward  # noqa: E402
+from everlearn.backbones.vit import attend, feed_forward, fuse_qkv  # noqa: E402
 from everlearn.backbones.weights import load_weights  # noqa: E402
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Part",
     "attend",
     "feed_forward",
+    "fuse_qkv",
     "load_backbone",
     "load_weights",
     "resolve",

@@ -8,10 +8,12 @@ from typing import Any, cast
 
 import torch
 from timm.data import resolve_model_data_config
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from everlearn.backbones.parts import AUTO, Depths, Part, given, part, plain_norm, recommended
+from everlearn.backbones.vit import AnyBlock, ViT, is_vit, make_blocks_whole, through
 from everlearn_runtime.images import InputSpec
 
 BUNDLED = "everlearn_vit_tiny_p8_64"
@@ -38,7 +40,7 @@ class Backbone(nn.Module):
     """A frozen pretrained model, and what methods need to know about it.
 
     Everything is read from the model: image size, normalisation, width, depth, tokens. A model
-    that is no plain ViT still gives `features`; what needs tokens raises ``ValueError``.
+    that is no plain ViT, such as a CNN, still gives `features`; what needs tokens raises ``ValueError``.
 
     Args:
         model: a timm model without a classifier (``num_classes=0``).
@@ -56,6 +58,8 @@ class Backbone(nn.Module):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.spec = spec
+        if isinstance(model, Eva):
+            make_blocks_whole(model)
         data = resolve_model_data_config(model)
         height, width = _image_size(model, data)
         crop = data.get("crop_mode") or "center"
@@ -108,11 +112,11 @@ class Backbone(nn.Module):
         A name is ``"cls"``, ``"mean"`` (of the patch tokens) or ``"std"`` (their standard deviation, in
         each channel) of the last block's tokens after the final norm; with ``"@9"`` behind it of what
         block 9 gives, through a layer norm without weights. Blocks are counted from 0, negative
-        numbers from the end.
+        numbers from the end. A model without such tokens, see `has_tokens`, has no parts.
 
         Args:
-            depths: names, or ``"auto"`` for the `recommended` ones.
-            patches: have ``"mean"`` come first, unless the model itself pools by the mean.
+            depths: names, or ``"auto"`` for the `recommended` ones, if there are any.
+            patches: have ``"mean"`` come first, unless the model itself pools by the mean, as CNNs do.
 
         Raises:
             ValueError: for a name that is none or there twice, a block that is no inner one, a part that
@@ -124,6 +128,8 @@ class Backbone(nn.Module):
         """
         names = given(depths)
         if not names and not patches:
+            return ()
+        if names in ((), AUTO) and not self.has_tokens:
             return ()
         first = (Part("mean"),) if patches and self.pooled is not None else ()
         if names == AUTO:
@@ -162,18 +168,26 @@ class Backbone(nn.Module):
     # The parts of a ViT, for methods that put adapters between them.
 
     @property
-    def vit(self) -> VisionTransformer:
-        """The model as a plain ViT; ``ValueError`` when it is none."""
-        if not isinstance(self.model, VisionTransformer) or not all(
-            type(block) is Block for block in self.model.blocks
-        ):
+    def has_tokens(self) -> bool:
+        """Whether the model is a plain ViT, or an Eva: blocks of tokens that adapters fit between."""
+        return is_vit(self.model)
+
+    @property
+    def vit(self) -> ViT:
+        """The model as a plain ViT, which timm's Eva is, too; ``ValueError`` when it is none."""
+        self.require_tokens()
+        return self.model
+
+    def require_tokens(self) -> None:
+        """``ValueError`` unless the model `has_tokens`."""
+        if not self.has_tokens:
             raise ValueError(
                 f"backbone {self.name!r} ({type(self.model).__name__}) is no plain Vision Transformer, and "
-                "adapters and depths are between a ViT's tokens; choose a ViT such as "
-                f"{BUNDLED!r} or 'vit_base_patch16_224.augreg_in21k', or use Frozen() without depths and "
-                "patches, which needs features only"
+                "low-rank updates, bottlenecks, prompts and depths are for a ViT's tokens; choose a ViT such "
+                f"as {BUNDLED!r} or 'vit_small_patch16_dinov3.lvd1689m', a method that goes with any model "
+                "that has norms, which NTKCL(), RanPAC(), APER() and SAFE(adapter='ssf') do, or Frozen(), "
+                "which goes with any"
             )
-        return self.model
 
     @property
     def name(self) -> str:
@@ -203,9 +217,12 @@ class Backbone(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """Tokens (B, N, d) that enter the first block, from normalised images (B, 3, H, W)."""
         vit = self.vit
-        return cast(Tensor, vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images)))))
+        tokens = vit._pos_embed(vit.patch_embed(images))
+        if isinstance(vit, Eva):
+            return cast(Tensor, vit.norm_pre(tokens[0]))  # beside them is what each block has as its rope
+        return cast(Tensor, vit.norm_pre(vit.patch_drop(tokens)))
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[AnyBlock]:
         """The blocks, first to last."""
         return iter(self.vit.blocks)
 
@@ -213,7 +230,7 @@ class Backbone(nn.Module):
         """Tokens (B, N, d) behind each block, of normalised images (B, 3, H, W)."""
         tokens = self.embed(images)
         for block in self.blocks():
-            tokens = block(tokens)
+            tokens = through(block, tokens)
             yield tokens
 
     def pool(self, tokens: Tensor) -> Tensor:
@@ -255,7 +272,8 @@ class Backbone(nn.Module):
     def pooled(self) -> int | None:
         """Number of tokens, from the front, that `pool` reads: 1 for CLS; None when it reads all."""
         vit = self.vit
-        by_cls = vit.global_pool == "token" and type(vit).forward_head is VisionTransformer.forward_head
+        known = (VisionTransformer.forward_head, Eva.forward_head)
+        by_cls = vit.global_pool == "token" and type(vit).forward_head in known
         return 1 if by_cls and vit.attn_pool is None else None
 
     def fuse_attention(self, fused: bool) -> None:

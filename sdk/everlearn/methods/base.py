@@ -185,7 +185,9 @@ class Method(nn.Module):
         """
         features = Features(copy.deepcopy(self)).eval().requires_grad_(False)
         merge(features)
-        reparameterize_model(features.method.backbone.model, inplace=True)
+        for module in list(features.modules()):
+            if isinstance(module, Backbone):  # its own, and twins of it
+                reparameterize_model(module.model, inplace=True)
         return features
 
     def adapted_blocks(self) -> list[nn.Module]:
@@ -217,6 +219,11 @@ class Method(nn.Module):
     def trainable(self) -> list[nn.Parameter]:
         """Give the parameters that the optimizer moves."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def own_parameters(self, module: nn.Module) -> list[nn.Parameter]:
+        """The parameters of a module that are none of the backbone's, which a `Backbone.twin` has, too."""
+        shared = self.backbone.shared()
+        return [parameter for parameter in module.parameters() if id(parameter) not in shared]
 
     def shared(self) -> dict[int, Any]:
         """What no task changes, as a memo for ``copy.deepcopy``: copies hold these very objects."""

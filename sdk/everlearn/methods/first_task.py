@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from everlearn.adapters.bottleneck import Bottlenecks
+from everlearn.adapters.choice import adapters_for, seen_by
 from everlearn.backbones import Backbone, Depths, Part
 from everlearn.backbones.parts import given
 from everlearn.methods.base import Batches, CosineClassifier, Method, TaskInfo
@@ -15,7 +15,10 @@ from everlearn.training import Training
 
 
 class FirstTask(Method):
-    """Base of `RanPAC` and `APER`: bottlenecks beside the MLPs that learn the first task, then rest.
+    """Base of `RanPAC` and `APER`: small adapters that learn the first task, then rest.
+
+    They are bottlenecks beside the MLPs of a ViT; of any other model, such as a CNN, its norms are scaled and
+    shifted (`everlearn.adapters.adapters_for`).
 
     They are trained with the cross-entropy of a cosine classifier over the first task's classes,
     which is then dropped. From the second task on nothing trains, so the features stay as they
@@ -23,7 +26,7 @@ class FirstTask(Method):
     that is to be forgotten is in the head alone.
 
     Args:
-        pet: tune at all; False leaves the backbone as it came, and then it may be no ViT.
+        pet: tune at all; False leaves the backbone as it came.
         hidden, scale, dropout: of the bottlenecks. For a ViT-B the papers' scale is 0.1, which hardly
             moves a small ViT: on three tasks of Split Tiny-ImageNet-B, held-out training images, RanPAC
             with a scale of 1 had A_T 61.6, and 59.7 without adapters.
@@ -31,7 +34,7 @@ class FirstTask(Method):
         sharpness: start of the cosine classifier's learnable scale.
 
     Attributes:
-        adapters: one `Bottleneck` a block, or none.
+        adapters: one `Bottleneck` a block, a twin with `ScaleShift` layers, or none.
         classifier: the first task's, None before and after it.
         tuned: whether the first task is over.
     """
@@ -58,11 +61,11 @@ class FirstTask(Method):
         self.depths = given(depths)
 
     def attach(self, backbone: Backbone) -> None:
-        """Put a bottleneck beside every block's MLP."""
+        """Make the adapters."""
         super().attach(backbone)
-        self.adapters: nn.ModuleList = nn.ModuleList()
+        self.adapters: nn.Module = nn.ModuleList()
         if self.pet:
-            self.adapters = Bottlenecks(backbone, hidden=self.hidden, dropout=self.dropout, scale=self.scale)
+            self.adapters = adapters_for(backbone, hidden=self.hidden, dropout=self.dropout, scale=self.scale)
         self.classifier: CosineClassifier | None = None
         # Without adapters there is nothing to keep, and features can be reused (`FeatureStore`).
         self.register_buffer("tuned", torch.tensor(False), persistent=self.pet)
@@ -79,7 +82,7 @@ class FirstTask(Method):
         return {"ce": F.cross_entropy(self.classifier(self.adapted(images)).float(), targets)}
 
     def end_task(self, batches: Batches) -> None:
-        """Let the bottlenecks rest, after the first task for good."""
+        """Let the adapters rest, after the first task for good."""
         self.classifier = None
         self.tuned.fill_(True)
         self.adapters.requires_grad_(False)
@@ -87,14 +90,14 @@ class FirstTask(Method):
     def restore(self, learned: dict[str, Tensor], classes: Iterable[str] = ()) -> None:
         """Put back what `learned` gave; ``ValueError`` when it is another configuration's."""
         super().restore(learned, classes)
-        self.adapters.requires_grad_(not self.tuned)
+        for parameter in self.own_parameters(self.adapters):
+            parameter.requires_grad_(not self.tuned)
 
     def adapted(self, images: Tensor, parts: Sequence[Part] = ()) -> Tensor:
         """Features of the tuned backbone, as by `Backbone.features`."""
         if not self.pet:
             return self.backbone.features(images, parts)
-        adapted: Tensor = self.adapters(self.backbone, images, parts)
-        return adapted
+        return torch.cat(seen_by(self.adapters, self.backbone, images, parts), 1)
 
     def features(self, images: Tensor) -> Tensor:
         """Features (B, F) of normalised images (B, 3, H, W)."""

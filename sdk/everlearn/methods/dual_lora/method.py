@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from everlearn.adapters.gated import GatedLoRA
 from everlearn.adapters.lora import insert_lora
-from everlearn.backbones import Backbone, Depths
+from everlearn.backbones import Backbone, Depths, fuse_qkv
 from everlearn.backbones.parts import given
 from everlearn.methods.base import Batches, LinearClassifier, Method, TaskInfo
 from everlearn.methods.dual_lora.energy import Energy
@@ -168,6 +168,8 @@ class DualLoRA(Method):
         self.rule.check(backbone)
         super().attach(backbone)
         self.twin = backbone.twin()
+        for block in self.twin.blocks():
+            fuse_qkv(block.attn)
         self.orthogonal = insert_lora(self.twin, layers=("key", "value"), rank=self.rank)
         self.residual_branch: list[GatedLoRA] = []
         for block, branch in zip(self.twin.blocks(), self.orthogonal, strict=True):
@@ -178,7 +180,7 @@ class DualLoRA(Method):
                     branch,
                     width=width,
                     outputs=branch.linear.out_features,
-                    first=width,  # behind the queries
+                    first=branch.linear.out_features // 3,  # behind the queries
                     slots=self.tasks,
                     directions=self.directions,
                 )

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from everlearn.backbones import Depths
+from everlearn.backbones import Backbone, Depths
 from everlearn.methods.losses import overlap, supervised_info_nce
 from everlearn_runtime.heads import Head
 
@@ -53,8 +53,11 @@ class Form(ABC):
     def check(self, method: NTKCL) -> None:  # noqa: B027 - a form may take all
         """``ValueError`` for arguments that this form cannot have."""
 
-    def insert(self, method: NTKCL) -> None:  # noqa: B027 - bottlenecks may be all
-        """Put what this form has beside the bottlenecks into ``cur`` and beside it."""
+    def check_backbone(self, backbone: Backbone) -> None:  # noqa: B027 - a form may go with all
+        """``ValueError`` for a backbone that this form cannot go on."""
+
+    def insert(self, method: NTKCL) -> None:  # noqa: B027 - the channel view's may be all
+        """Put what this form has beside the channel view's adapters into ``cur`` and beside it."""
 
     @abstractmethod
     def sections(self, method: NTKCL) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from everlearn.adapters.bottleneck import beside_mlps, first_block
 from everlearn.adapters.hybrid import Hybrid
 from everlearn.adapters.prompt import PromptGenerator, insert, strip
-from everlearn.backbones import attend, feed_forward
+from everlearn.backbones import Backbone, attend, feed_forward
 from everlearn.methods.ntkcl.form import Form, Seen
 from everlearn_runtime.heads import Head, Prototypes
 
@@ -45,6 +45,10 @@ class FourPasses(Form):
                 f"the hybrid view has no depths, got {method.depths!r}; leave them out, or take "
                 "view='averaged'"
             )
+
+    def check_backbone(self, backbone: Backbone) -> None:
+        """Refuse a model without tokens, of which prompts are made."""
+        backbone.require_tokens()
 
     def insert(self, method: NTKCL) -> None:
         """Put a prompt generator beside every block, and the fusion behind them."""
@@ -116,11 +120,11 @@ def patch_section(method: NTKCL, tokens: Tensor, after: Tensor, generators: nn.M
         if index == 0:  # the MLP sees each token alone, so only the prompts are new to it
             after = insert(after, feed_forward(block, generate(tokens)), at)
             continue
-        tokens, old = strip(attend(block, after), count, at)
+        tokens, old = strip(attend(block, after, prompts_at=at), count, at)
         prompts = generate(tokens) + 0.1 * old
         after = insert(tokens, old, at) + feed_forward(block, insert(tokens, prompts, at))
     if last:
-        tokens = attend(block, after, backbone.pooled)
+        tokens = attend(block, after, backbone.pooled, prompts_at=at)
         if backbone.pooled is None:
             tokens, _ = strip(tokens, count, at)
         after = tokens + feed_forward(block, tokens)

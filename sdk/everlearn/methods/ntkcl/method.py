@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from everlearn.adapters.bottleneck import Bottlenecks
+from everlearn.adapters.choice import adapters_for
 from everlearn.adapters.hybrid import Hybrid
 from everlearn.backbones import Backbone, Depths
 from everlearn.backbones.parts import given
@@ -38,7 +38,10 @@ class NTKCL(Method):
     weights from those before the task.
 
     ``view="averaged"``, the default, is ours: one pass over the backbone, on the workstation and on the
-    device, seen as CLS and as the mean of the patch tokens (`everlearn.methods.ntkcl.one_pass`).
+    device, seen as CLS and as the mean of the patch tokens (`everlearn.methods.ntkcl.one_pass`). It goes with
+    any model: where there are no blocks of tokens between which bottlenecks would fit, in a CNN or a hybrid,
+    the adapters are scales and shifts of all norms, which merge into them (`everlearn.adapters.insert_ssf`),
+    and the model's pooled features are the only view.
     ``view="hybrid"`` is the paper's, at four passes: bottlenecks, prompts generated from the image's own
     tokens, and their fusion (`everlearn.methods.ntkcl.hybrid`). ``variant="released"`` is that as the
     authors' code does it, which differs in six places (`everlearn.methods.ntkcl.released`).
@@ -52,12 +55,13 @@ class NTKCL(Method):
             classes with prototypes of zero. None: each task's own number, and no such classes.
         view: ``"averaged"`` or ``"hybrid"``, see above; the released variant is hybrid only, and
             takes it by default.
-        patches: in the averaged view, False leaves CLS alone. On a backbone that pools by the mean
-            there is one section anyway.
+        patches: in the averaged view, False leaves CLS alone. On a backbone that pools by the mean,
+            and on a CNN, there is one section anyway.
         depths: in the averaged view, further parts for the head, as in `Frozen`: behind CLS and the mean
-            patch, which alone the loss looks at. By default ``"auto"``, and none without ``patches``.
+            patch, which alone the loss looks at. By default ``"auto"``, and none without ``patches``. A model
+            without tokens has none.
         ptm: in the hybrid view, put the frozen backbone's own features in front, as a third section.
-        hidden: width of the bottlenecks; 64 in the averaged view, the paper's 16 in the hybrid one.
+        hidden: width of the bottlenecks, on a ViT; 64 in the averaged view, the paper's 16 in the hybrid one.
         scale: constant factor of the bottlenecks' output; 1 or the paper's 0.1, likewise.
         sharpness: start of the cosine classifiers' learnable scale; 12 or the paper's 1, likewise.
             From 1, cross-entropy goes on pulling at images that are classified well, which cost
@@ -74,7 +78,8 @@ class NTKCL(Method):
     Attributes:
         cur, pre: the trained and the averaged adapters; ``cur["channel"]`` and ``cur["patch"]``
             are lists, one `Bottleneck` and one `PromptGenerator` a block, the latter in the hybrid
-            view only.
+            view only. On a model without tokens ``cur["channel"]`` is a `Backbone.twin` with
+            `ScaleShift` layers.
         hybrid: the fusion, in the hybrid view.
         classifier: the task's own cosine classifier, None between tasks.
         patch_classifier: that of the mean patch, in the averaged view.
@@ -152,12 +157,13 @@ class NTKCL(Method):
         self.rank = rank
 
     def attach(self, backbone: Backbone) -> None:
-        """Put both adapters, pre and cur, beside every block, and the fusion behind them."""
-        bottlenecks = Bottlenecks(backbone, hidden=self.hidden, dropout=self.dropout, scale=self.scale)
+        """Make both adapters, pre and cur, and the fusion behind them."""
+        self.form.check_backbone(backbone)
+        adapters = adapters_for(backbone, hidden=self.hidden, dropout=self.dropout, scale=self.scale)
         super().attach(backbone)
-        self.cur = nn.ModuleDict({"channel": bottlenecks})
+        self.cur = nn.ModuleDict({"channel": adapters})
         self.form.insert(self)
-        self.pre = copy.deepcopy(self.cur).requires_grad_(False)
+        self.pre = copy.deepcopy(self.cur, backbone.shared()).requires_grad_(False)
         self.classifier: CosineClassifier | None = None
         self.patch_classifier: CosineClassifier | None = None
         self.anchor: nn.ModuleList | None = None
@@ -182,7 +188,7 @@ class NTKCL(Method):
         """Make the task's classifiers; take down the weights and the old prototypes."""
         self.tasks = task.index
         self.form.begin_task(self, len(task.classes))
-        self.anchor = copy.deepcopy(self._regularised()).requires_grad_(False)
+        self.anchor = copy.deepcopy(self._regularised(), self.backbone.shared()).requires_grad_(False)
         self.first_target = len(task.prototypes)
         self.form.remember(self, task.prototypes.to(self.backbone.mean), len(task.classes))
 
@@ -210,7 +216,8 @@ class NTKCL(Method):
     def end_task(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Take cur into the mean of all tasks' adapters, and drop what the task alone needed."""
         with torch.no_grad():
-            for mean, value in zip(self.pre.parameters(), self.cur.parameters(), strict=True):
+            pairs = zip(self.own_parameters(self.pre), self.own_parameters(self.cur), strict=True)
+            for mean, value in pairs:
                 mean.lerp_(value, 1 / (self.tasks + 1))
         self.classifier = self.patch_classifier = self.anchor = None
         del self.old, self.basis
@@ -221,7 +228,14 @@ class NTKCL(Method):
 
     def adapted_blocks(self) -> list[nn.Module]:
         """Each block with its averaged bottleneck; the hybrid view's adapters are no part of one pass."""
-        return self.form.adapted_blocks(self) if isinstance(self.form, OnePass) else super().adapted_blocks()
+        if not isinstance(self.form, OnePass):
+            return super().adapted_blocks()
+        if not self.backbone.has_tokens:
+            raise ValueError(
+                f"what adapts the backbone {self.backbone.name!r} is merged into its norms, and a device "
+                "cannot train on it; take train_step='head', or a Vision Transformer"
+            )
+        return self.form.adapted_blocks(self)
 
     def views(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Give z_c, z_p and z_m of the hybrid view, (B, F) each, of normalised images; four passes."""
@@ -237,14 +251,14 @@ class NTKCL(Method):
         return nn.ModuleList([self.cur, *([self.hybrid] if hasattr(self, "hybrid") else [])])
 
     def _distance(self) -> Tensor:
-        """Squared distance of all weights (not biases) from those before the task."""
+        """Squared distance of all weights and scales (not biases, not shifts) from those before the task."""
         assert self.anchor is not None
         current = self._regularised().named_parameters()
         return torch.stack(
             [
                 (value - start).square().sum()
                 for (name, value), start in zip(current, self.anchor.parameters(), strict=True)
-                if name.endswith("weight")
+                if value.requires_grad and name.endswith(("weight", "scale"))
             ]
         ).sum()
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from everlearn.adapters.adapted import Beside
-from everlearn.adapters.bottleneck import Bottleneck, beside_mlps, first_block
-from everlearn.backbones import Depths, Part
+from everlearn.adapters.bottleneck import Bottleneck
+from everlearn.adapters.choice import seen_by
+from everlearn.backbones import Depths
 from everlearn.methods.ntkcl.form import Form, Seen
 from everlearn_runtime.heads import Head, WhitenedCosine
 
@@ -51,13 +51,13 @@ class OnePass(Form):
 
     def see(self, method: NTKCL, images: Tensor) -> Seen:
         """CLS and the mean patch of the trained adapters."""
-        seen = one_pass(method, images, method.cur["channel"], method.trained_parts)
+        seen = seen_by(method.cur["channel"], method.backbone, images, method.trained_parts)
         views = dict(zip(("channel", "patch"), seen, strict=False))
         return Seen(views, {"both": torch.cat(seen, 1)}, apart="both", clear=("both",))
 
     def features(self, method: NTKCL, images: Tensor) -> Tensor:
         """CLS, the mean patch and the depths of the averaged adapters, (B, F)."""
-        return torch.cat(one_pass(method, images, method.pre["channel"], method.parts), 1)
+        return torch.cat(seen_by(method.pre["channel"], method.backbone, images, method.parts), 1)
 
     def adapted_blocks(self, method: NTKCL) -> list[nn.Module]:
         """Each block with its averaged bottleneck."""
@@ -71,9 +71,3 @@ class OnePass(Form):
             )
             for place, (block, bottleneck) in enumerate(zip(backbone.blocks(), bottlenecks, strict=True), 1)
         ]
-
-
-def one_pass(method: NTKCL, images: Tensor, adapters: nn.Module, parts: Sequence[Part]) -> list[Tensor]:
-    """CLS and the parts of the branch with bottlenecks, as by `Backbone.gather`."""
-    backbone, shared = method.backbone, first_block(method.backbone, images)
-    return backbone.gather(beside_mlps(backbone, *shared, adapters, backbone.wanted(parts)), parts)

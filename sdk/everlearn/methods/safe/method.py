@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from everlearn.adapters.bottleneck import Bottlenecks
+from everlearn.adapters.choice import seen_by
 from everlearn.adapters.ssf import insert_ssf
 from everlearn.adapters.vpt import DeepPrompts
 from everlearn.backbones import Backbone, Depths, Part
@@ -54,7 +55,8 @@ class SAFE(Method):
         variant: ``"paper"``, or ``"released"`` for the authors' code.
         adapter: ``"bottleneck"`` beside each MLP, ``"ssf"`` (scale and shift of the layers' outputs;
             it merges into the weights, and moves features much further at the same rate of
-            learning), or ``"vpt"`` (prompts of its own for every block).
+            learning; the one that goes with CNNs and hybrids, too, around their norms), or ``"vpt"`` (prompts
+            of its own for every block).
         hidden, scale, dropout: of the bottlenecks; 64, 0.1 and 0.1 in the paper. With few epochs and
             enough images a scale of 1 does better: on three tasks of Split Tiny-ImageNet-B, held-out
             training images, A_T was 60.7 and with 0.1 59.8. With a handful of images it strays too far.
@@ -134,7 +136,7 @@ class SAFE(Method):
         self.depths = given(depths)
 
     def attach(self, backbone: Backbone) -> None:
-        """Make the fast learner, and slow as its copy; ``ValueError`` where the backbone is no ViT."""
+        """Make the fast learner, and slow as its copy; ``ValueError`` where the adapter cannot go on it."""
         super().attach(backbone)
         self.fast = self._learner()
         self.slow = copy.deepcopy(self.fast, backbone.shared()).requires_grad_(False)
@@ -204,7 +206,8 @@ class SAFE(Method):
             return
         with torch.no_grad():
             for slow, fast in ((self.slow, self.fast), self.classifiers):
-                for kept, value in zip(slow.parameters(), fast.parameters(), strict=True):
+                pairs = zip(self.own_parameters(slow), self.own_parameters(fast), strict=True)
+                for kept, value in pairs:
                     kept.copy_(value)
             self.rules.end_first_task(self)
 
@@ -234,7 +237,4 @@ class SAFE(Method):
 
     def _see(self, images: Tensor, learner: nn.Module, parts: Sequence[Part] = ()) -> Tensor:
         """Features of one learner, as by `Backbone.features`."""
-        if isinstance(learner, Backbone):
-            return learner.features(images, parts)
-        features: Tensor = learner(self.backbone, images, parts)
-        return features
+        return torch.cat(seen_by(learner, self.backbone, images, parts), 1)
