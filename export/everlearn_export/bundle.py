@@ -16,11 +16,11 @@ from tqdm.auto import tqdm
 
 from everlearn_export.layers import worst_layers
 from everlearn_export.onnx import to_onnx, with_preprocessing
+from everlearn_export.parity import LIMITS, Limits, ParityError, verify
 from everlearn_export.precision import check_precision, lower
 from everlearn_export.replace import check_replaces, fit_map, in_batches
 from everlearn_export.step_parity import StepParityError, make_step
 from everlearn_export.train_step import Trainable
-from everlearn_export.verify import LIMITS, Limits, ParityError, verify
 from everlearn_runtime.backends.onnxruntime import TOKENS, OnnxRuntime
 from everlearn_runtime.bundle import Bundle, Manifest, check_target, write_bundle
 from everlearn_runtime.guard import Canaries

@@ -21,13 +21,14 @@ from tqdm.auto import tqdm
 from everlearn import checkpoint as checkpoints
 from everlearn import methods, processes
 from everlearn import precision as precisions
-from everlearn.backbones import BUNDLED, load_backbone, resolve
+from everlearn.backbones import load_backbone, resolve
 from everlearn.checkpoint import Lesson, State, Unfinished
 from everlearn.checks import whole
+from everlearn.choices import BUNDLED, HEADS
 from everlearn.data import Augmentation, ClassIncremental, Images, any_images, as_images, photographs
 from everlearn.data.loader import Loader, Targets
 from everlearn.evaluation.metrics import AccuracyMatrix, accuracy
-from everlearn.evaluation.runner import HEADS, measure
+from everlearn.evaluation.runner import measure
 from everlearn.methods.base import Method, TaskInfo
 from everlearn.trainable import trainable
 from everlearn_export.bundle import HeldOut, export_bundle
