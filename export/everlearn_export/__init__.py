@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from everlearn_runtime import lazy
+from everlearn_runtime.version import __version__
 
 if TYPE_CHECKING:
     from everlearn_export.bundle import export_bundle
@@ -19,4 +20,13 @@ else:
         },
     )
 
-__all__ = ["LIMITS", "Limits", "Parity", "ParityError", "export_bundle", "verify", "write_files"]
+__all__ = [
+    "LIMITS",
+    "Limits",
+    "Parity",
+    "ParityError",
+    "__version__",
+    "export_bundle",
+    "verify",
+    "write_files",
+]

@@ -4,7 +4,6 @@ import copy
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from everlearn_runtime.bundle import Bundle, Manifest, check_target, write_bundl
 from everlearn_runtime.guard import Canaries
 from everlearn_runtime.heads import Head
 from everlearn_runtime.images import InputSpec
+from everlearn_runtime.version import __version__
 
 SAMPLE = 8
 """Images on which layers are compared."""
@@ -185,7 +185,7 @@ def export_bundle(
         sections=sections,
         training=training,
         parity={**asdict(parity), "precision": precision, "target": target},
-        everlearn=version("everlearn"),
+        everlearn=__version__,
         replaces=replaced,
         canaries=canaries,
         step=step,

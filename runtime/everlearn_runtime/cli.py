@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -469,10 +469,19 @@ def _status(arguments: argparse.Namespace) -> tuple[Any, str]:
 
 def _info(arguments: argparse.Namespace) -> tuple[Any, str]:
     facts = describe(arguments.path)
+    return facts, table(facts)
+
+
+def table(facts: Mapping[str, Any], *, as_json: bool = False) -> str:
+    """What is known of something, see `everlearn_runtime.info.describe`, as it is printed."""
+    if as_json:
+        return json.dumps(facts)
     text = _aligned(None, lines(facts))
-    if counts := facts.get("classes"):
-        text += "\n\n" + _aligned(("class", "samples"), [(name, f"{n:,}") for name, n in counts.items()])
-    return facts, text
+    classes = facts.get("classes") or ()
+    if isinstance(classes, Mapping):
+        samples = [(name, f"{count:,}") for name, count in classes.items()]
+        return text + ("\n\n" + _aligned(("class", "samples"), samples) if samples else "")
+    return text + ("\n\n" + "\n".join(classes) if classes else "")
 
 
 def _benchmark(arguments: argparse.Namespace) -> tuple[Any, str]:

@@ -61,6 +61,8 @@ def lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _plain(value: object) -> str:
     if value is None:
         return "none"
+    if isinstance(value, float):
+        return f"{value:.4g}"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):

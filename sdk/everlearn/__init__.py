@@ -19,6 +19,7 @@ threads.wait_briefly()  # before torch is imported, which happens when a name is
 
 from everlearn.errors import need_training  # noqa: E402
 from everlearn_runtime import lazy  # noqa: E402
+from everlearn_runtime.version import __version__  # noqa: E402
 
 if TYPE_CHECKING:
     from everlearn import recipes
@@ -91,6 +92,7 @@ __all__ = [
     "SimpleCIL",
     "Task",
     "WhitenedCosine",
+    "__version__",
     "arrays",
     "digits",
     "folder",

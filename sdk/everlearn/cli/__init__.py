@@ -1,4 +1,4 @@
-"""The command line: everlearn train | bench | report | export | predict.
+"""The command line: everlearn train | bench | report | export | predict | info.
 
 Nothing of torch is imported before a command has been typed that needs it, so that help comes at once and
 mistakes in arguments are told at once.
@@ -8,9 +8,11 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from everlearn.cli.parser import make_parser
 from everlearn.errors import ElsewhereError, need_training
+from everlearn.info import describe, is_run
 from everlearn_runtime import cli as device
 from everlearn_runtime.errors import MissingExtra
 from everlearn_runtime.terminal import escaping
@@ -32,10 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    if arguments[:1] == ["predict"]:
+    if arguments[:1] == ["predict"] or (arguments[:1] == ["info"] and not _is_run(arguments)):
         return device.main(arguments)  # the device's own command, so that both say the same
     parsed = make_parser().parse_args(arguments)
     try:
+        if parsed.run == "info":
+            print(device.table(describe(parsed.path), as_json=parsed.json))
+            return 0
         need_training()
         from everlearn.cli import commands
 
@@ -48,6 +53,12 @@ def _run(arguments: list[str]) -> int:
         print(f"everlearn: interrupted{goes_on}", file=sys.stderr)
         return 130
     return 0
+
+
+def _is_run(arguments: list[str]) -> bool:
+    """Whether ``info`` is asked of what a workstation has written, or for help."""
+    paths = [text for text in arguments[1:] if not text.startswith("-")]
+    return "-h" in arguments or "--help" in arguments or any(is_run(Path(path)) for path in paths)
 
 
 @contextlib.contextmanager

@@ -1,12 +1,28 @@
 """What the commands take, without torch: help comes at once."""
 
 import argparse
+import textwrap
 
 from everlearn.choices import BUNDLED, HEADS, PRECISIONS
 from everlearn.methods import __all__ as METHODS
 from everlearn_export.choices import BATCH, KINDS, TARGETS
 from everlearn_export.choices import PRECISIONS as GRAPH_PRECISIONS
 from everlearn_runtime.train_step import BLOCKS
+from everlearn_runtime.version import __version__
+
+_EXAMPLES = {
+    name: "example:\n  everlearn " + text.replace("\n", "\n  everlearn ")
+    for name, text in {
+        "": "train photos/ --out run/\nexport run/ --out bundle/\npredict bundle/ cup.jpg",
+        "train": "train photos/ --out run/ --no-flip\ntrain cifar100.npz --recipe cifar100 --out run/",
+        "bench": "bench photos/ --out bench/ --methods NTKCL RanPAC --seeds 0 1 2 --heads lda",
+        "export": "export run/ --out bundle/ --images photos/\n"
+        "export run/ --out bundle/ --precision int8 --images photos/ --overwrite",
+        "report": "report run/ photos/\nreport bench/",
+        "predict": "predict bundle/ cup.jpg\npredict bundle/ photos/ --state device.db",
+        "info": "info run/\ninfo bundle/ --json\ninfo device.db",
+    }.items()
+}
 
 _DATA = "a folder of class folders, a .npz file, or 'digits'"
 
@@ -14,8 +30,12 @@ _DATA = "a folder of class folders, a .npz file, or 'digits'"
 def make_parser() -> argparse.ArgumentParser:
     """All commands; ``run`` names the one that was typed, and ``goes_on`` says whether it can be repeated."""
     parser = argparse.ArgumentParser(
-        prog="everlearn", description="Train a continual learner, and export it for devices."
+        prog="everlearn",
+        description="Train a continual learner, and export it for devices.",
+        epilog=_EXAMPLES[""],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"everlearn {__version__}")
     parser.set_defaults(goes_on=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -138,6 +158,19 @@ def make_parser() -> argparse.ArgumentParser:
     _data_options(report)
 
     commands.add_parser("predict", help="classify images with a bundle: predict BUNDLE IMAGES...")
+    info = commands.add_parser(
+        "info",
+        help="what a bundle, a run or a device's state is",
+        description="Say what a bundle, a run, a benchmark or a device's state is.",
+    )
+    info.set_defaults(run="info")
+    info.add_argument("path", metavar="BUNDLE|RUN|STATE")
+    info.add_argument("--json", action="store_true", help="print JSON")
+    for name, command in commands.choices.items():
+        command.epilog = _EXAMPLES[name]
+        command.formatter_class = argparse.RawDescriptionHelpFormatter
+        if command.description:
+            command.description = textwrap.fill(command.description, 78)
     return parser
 
 

@@ -11,9 +11,8 @@ stopped one was.
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,13 +32,14 @@ from everlearn.evaluation.exported import check_exported
 from everlearn.evaluation.run import FILE as RUN
 from everlearn.evaluation.run import OWN, Run
 from everlearn.evaluation.runner import measure
-from everlearn.files import read_json, write_json
+from everlearn.files import BENCH, read_json, write_json
 from everlearn.learner import DEFAULT_AUGMENTATION, Learner
 from everlearn.methods.base import Method
 from everlearn.tables import aligned, seconds, spread
 from everlearn.training import Training
+from everlearn_runtime.version import __version__
 
-FILE = "bench.json"
+FILE = BENCH
 FORMAT = 2
 
 MakeMethod = Callable[[], Method]
@@ -58,7 +58,7 @@ class Bench:
 
     settings: dict[str, Any]
     runs: tuple[Run, ...]
-    version: str = field(default_factory=partial(version, "everlearn"))
+    version: str = __version__
 
     @classmethod
     def read(cls, folder: str | Path) -> "Bench":
