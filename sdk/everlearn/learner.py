@@ -7,8 +7,9 @@ import json
 import time
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from everlearn import checkpoint as checkpoints
-from everlearn import methods, processes
+from everlearn import log, methods, processes
 from everlearn import precision as precisions
 from everlearn.backbones import load_backbone, resolve
 from everlearn.checkpoint import Lesson, State, Unfinished
@@ -30,6 +30,7 @@ from everlearn.data.loader import Loader, Targets
 from everlearn.evaluation.metrics import AccuracyMatrix, accuracy
 from everlearn.evaluation.runner import measure
 from everlearn.methods.base import Method, TaskInfo
+from everlearn.progress import Pace, track
 from everlearn.trainable import trainable
 from everlearn_export.bundle import HeldOut, export_bundle
 from everlearn_runtime.bundle import Bundle, Manifest
@@ -42,6 +43,8 @@ DEFAULT_AUGMENTATION = Augmentation()
 MAP_IMAGES = 512  # on which the map from a bundle to the one that replaces it is fitted, at most
 CALIBRATION_IMAGES = 2048  # that a head judges before it is exported, at most
 LOWER_PRECISION_IMAGES = 512  # on which a graph's scales are found and its losses seen, at most
+
+_log = getLogger("everlearn.learner")
 
 _ATTACH, _BEGIN, _EPOCH, _SURVEY, _END = range(5)  # what a stream of random numbers is for
 
@@ -66,11 +69,16 @@ class Learner:
         precision: ``"fp32"``, or ``"bf16"`` to train under autocast (features stay fp32), or
             ``"auto"``, which is bf16 where the device has instructions for it.
         workers: processes that load images; the result does not depend on it.
-        progress: show progress bars; by default where there is a terminal.
+        progress: True shows progress, as bars on a terminal and as a line every ten seconds elsewhere; None,
+            the default, shows bars where there is a terminal; False shows nothing.
 
     Attributes:
         history: the tasks learned, see `Lesson`.
         unfinished: the task that an interrupt has left behind, or None.
+        listeners: functions that are called with the figures of every epoch and every task, see
+            `everlearn.log.Row`; with ``checkpoint=`` the same rows are in the folder's ``log.csv``.
+
+    What it does is also told to Python's `logging`, as ``everlearn``, at the level INFO.
 
     Raises:
         ValueError: for settings outside their range, an unknown backbone, a method that needs
@@ -132,6 +140,7 @@ class Learner:
         copy.deepcopy(self.head).update(np.ones((1, sum(self.method.sections))), ["probe"])
         self.history: list[Lesson] = []
         self.unfinished: Unfinished | None = None
+        self.listeners: list[log.Listener] = []
         self._seen: Images | None = None
         for own in (self.method, self.head):
             _owners[own] = weakref.ref(self)
@@ -185,13 +194,26 @@ class Learner:
                 f"this learner stopped after epoch {self.unfinished.epochs} of a task with other images, or "
                 "the same in another order; call fit with that task's data to finish it"
             )
+        if checkpoint is not None and not self.started and processes.is_main():
+            log.clear(checkpoint)
         with self._all_or_nothing():
             lesson = self._learn(images, digest, checkpoint)
         self.history.append(lesson)
         self._seen = images
         if checkpoint is not None:
             self.save(checkpoint)
+        figures = {"images": lesson.images, "classes": len(lesson.classes), "seconds": lesson.seconds}
+        self.tell({"task": len(self.history), **figures}, checkpoint)
         return self
+
+    def tell(self, row: log.Row, folder: str | Path | None = None) -> None:
+        """Give figures to the listeners, to `logging` and, with a folder, to its ``log.csv``."""
+        if processes.is_main():
+            _log.info("%s", ", ".join(f"{name} {value:.4g}" for name, value in row.items()))
+            if folder is not None:
+                log.add(folder, row)
+            for listener in self.listeners:
+                listener(row)
 
     def forget(self, label: str) -> "Learner":
         """Take a class out of the head, and out of all that the method keeps for each class.
@@ -217,9 +239,21 @@ class Learner:
             self._seen = self._seen.subset(others) if others else None
         return self
 
-    def run(self, stream: ClassIncremental, *, checkpoint: str | Path | None = None) -> AccuracyMatrix:
-        """Learn every task of a stream and measure all tasks seen so far after each: see `measure`."""
-        return measure(self, stream, folder=checkpoint).accuracy
+    def run(
+        self,
+        stream: ClassIncremental,
+        *,
+        checkpoint: str | Path | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> AccuracyMatrix:
+        """Learn every task of a stream and measure all tasks seen so far after each: see `measure`.
+
+        Args:
+            stream: the tasks.
+            checkpoint: a folder for the learner and its figures; a run goes on from there.
+            say: is told in one line how far it is after each task, for example ``print``.
+        """
+        return measure(self, stream, folder=checkpoint, after_task=say).accuracy
 
     def evaluate(self, data: object, labels: object = None) -> float:
         """Top-1 accuracy in [0, 1] on labelled images, over all classes known so far.
@@ -522,7 +556,7 @@ class Learner:
                 self.method.survey(batches)
             processes.same(self.method.learned().values())
         parameters = sum(parameter.numel() for parameter in self.method.trainable())
-        for so_far in self._train(loader, targets, begun):
+        for so_far in self._train(loader, targets, begun, checkpoint):
             if checkpoint is not None:
                 self.unfinished = replace(so_far, seconds=time.perf_counter() - start)
                 self.save(checkpoint)
@@ -551,7 +585,9 @@ class Learner:
         with self._seeded(_BEGIN, task.index):
             self.method.begin_task(task)
 
-    def _train(self, loader: Loader, targets: Targets, begun: Unfinished) -> Iterator[Unfinished]:
+    def _train(
+        self, loader: Loader, targets: Targets, begun: Unfinished, folder: str | Path | None
+    ) -> Iterator[Unfinished]:
         """Train epoch by epoch; gives the task as far as it is, after each epoch but the last."""
         parameters, setting, index = self.method.trainable(), self.training, len(self.history)
         if not parameters:
@@ -561,23 +597,33 @@ class Learner:
             # Adam counts its steps on the CPU.
             moved = {name: value.to(self.device) if value.dim() else value for name, value in state.items()}
             optimizer.state[parameter] = {name: value.clone() for name, value in moved.items()}
+        pace: Pace | None = None
         for epoch in range(begun.epochs, setting.epochs):
+            start, sums, seen = time.perf_counter(), dict[str, float](), 0
             for group in optimizer.param_groups:
                 group["lr"] = setting.rate(epoch)
             key = (self.seed, index, epoch)
             batches = loader.shuffled(targets, self.augmentation, batch_size=setting.batch_size, key=key)
+            pace = pace or Pace(len(batches) * setting.epochs, done=len(batches) * epoch)
             self.method.train()
             with self._seeded(_EPOCH, index, epoch, *processes.key()):
                 name = f"task {index + 1}, epoch {epoch + 1}/{setting.epochs}"
-                for batch, target in (bar := self._bar(batches, name, "step")):
-                    bar.set_postfix(self._step(optimizer, batch, target), refresh=False)
+                for batch, target in (bar := self._bar(batches, name, "step", pace)):
+                    terms = self._step(optimizer, batch, target)
+                    sums = {key: sums.get(key, 0.0) + len(batch) * value for key, value in terms.items()}
+                    seen += len(batch)
+                    bar.set_postfix({key: f"{value:.3g}" for key, value in terms.items()}, refresh=False)
             self.method.eval()
             processes.same(self.method.learned().values())
+            means = {key: value / seen for key, value in sums.items()}
+            figures = {"lr": setting.rate(epoch), "seconds": time.perf_counter() - start}
+            place = {"task": index + 1, "epoch": epoch + 1}
+            self.tell({**place, **figures, "loss": sum(means.values()), **means}, folder)
             if epoch + 1 < setting.epochs:
                 states = tuple(optimizer.state[parameter] for parameter in parameters)
                 yield replace(begun, epochs=epoch + 1, optimizer=states)
 
-    def _step(self, optimizer: torch.optim.Optimizer, images: Tensor, targets: Tensor) -> dict[str, str]:
+    def _step(self, optimizer: torch.optim.Optimizer, images: Tensor, targets: Tensor) -> dict[str, float]:
         optimizer.zero_grad()
         terms = self._backward(images, targets) if len(images) else {}
         parameters = self.method.trainable()
@@ -587,7 +633,7 @@ class Learner:
         processes.mean_gradients(parameters, weight=len(images))
         optimizer.step()
         self.method.after_step()
-        return {name: f"{value.item():.3g}" for name, value in terms.items()}
+        return {name: value.item() for name, value in terms.items()}
 
     def _backward(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
@@ -626,10 +672,8 @@ class Learner:
     def _loader(self, images: Images) -> Loader:
         return Loader(images, self.backbone, self.device, workers=self.workers)
 
-    def _bar(self, batches: Any, name: str, unit: str) -> Any:
-        quiet = None if self.progress is None else not self.progress  # None: quiet without a terminal
-        quiet = quiet if processes.is_main() else True
-        return tqdm(batches, desc=name, total=len(batches), unit=unit, disable=quiet, leave=False)
+    def _bar(self, batches: Any, name: str, unit: str, pace: Pace | None = None) -> Any:
+        return track(batches, name, unit, show=self.progress if processes.is_main() else False, pace=pace)
 
     @contextlib.contextmanager
     def _all_or_nothing(self) -> Iterator[None]:

@@ -58,7 +58,7 @@ def test_train_export_and_predict(data: Path, tmp_path: Path, capsys: Output) ->
     assert table[0].split() == ["after", "task", "1", "2", "all"]
     assert table[2].split()[0] == "2"
     assert table[3].startswith("average ")
-    assert {path.name for path in run.iterdir()} == {FILE, "run.json"}
+    assert {path.name for path in run.iterdir()} == {FILE, "run.json", "log.csv"}
 
     verify_on = ["--images", str(data)]
     assert main(["export", str(run), "--out", str(bundle), *verify_on]) == 0

@@ -3,6 +3,7 @@
 import argparse
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from everlearn.evaluation.run import FILE as RUN
 from everlearn.evaluation.run import Run
 from everlearn.evaluation.runner import as_it_stands, measure
 from everlearn.learner import Learner
+from everlearn.log import tensorboard
 from everlearn.methods import NTKCL
 from everlearn.precision import resolve
+from everlearn.progress import Pace
 from everlearn.report import write_report
 from everlearn_export.files import write_files
 from everlearn_runtime.bundle import Bundle
@@ -80,7 +83,24 @@ def _train(arguments: argparse.Namespace) -> None:
     if begun is not None:
         done = len(learner.tasks)
         print(f"{arguments.out} has {done} of {len(stream)} tasks; going on with its settings")
-    print(measure(learner, stream, folder=arguments.out).accuracy.table())
+    if arguments.tensorboard and processes.is_main():
+        learner.listeners.append(tensorboard(arguments.out))
+    say = _said_after_tasks(len(learner.tasks), 1 if learner.method.at_once else len(stream))
+    print(measure(learner, stream, folder=arguments.out, after_task=say).accuracy.table())
+
+
+def _said_after_tasks(done: int, tasks: int) -> Callable[[str], None]:
+    """What says on stderr how far a run is, of which some tasks were done before."""
+    pace, told = Pace(tasks, done=done), 0
+
+    def say(line: str) -> None:
+        nonlocal told
+        told += 1
+        if told > done:
+            pace.step()
+            print(f"{line.replace(':', f' of {tasks}:', 1)}; {pace.told()}", file=sys.stderr, flush=True)
+
+    return say
 
 
 def _fresh(arguments: argparse.Namespace, recipe: recipes.Recipe | None) -> Learner:
@@ -89,6 +109,7 @@ def _fresh(arguments: argparse.Namespace, recipe: recipes.Recipe | None) -> Lear
     options: dict[str, Any] = {
         "head": HEADS[arguments.head](seed) if arguments.head else None,
         "seed": seed,
+        "progress": True,
         **_shared(arguments, recipe.augmentation if recipe else Augmentation()),
     }
     weights = arguments.weights or "pretrained"
@@ -106,7 +127,7 @@ def _begun(arguments: argparse.Namespace, recipe: recipes.Recipe | None) -> Lear
     """
     if not (Path(arguments.out) / FILE).is_file():
         return None
-    learner = Learner.load(arguments.out, device=arguments.device, workers=arguments.workers)
+    learner = Learner.load(arguments.out, device=arguments.device, workers=arguments.workers, progress=True)
     if not learner.started:
         return None
     record = learner.record()

@@ -52,6 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_argument("--method", choices=METHODS, help="default: NTKCL")
     train.add_argument("--head", choices=list(HEADS), help="default: the method's own")
     train.add_argument("--seed", type=int, metavar="N", help="default: 0")
+    train.add_argument("--tensorboard", action="store_true", help="write RUN/tensorboard, beside RUN/log.csv")
     _data_options(train)
     _learning_options(train, ", or the recipe's")
 

@@ -87,6 +87,7 @@ def measure(
             test, classes = stream[seen - 1].test_so_far, stream.tasks[:seen]
             run = _with_figures(run, learner, beside, figures(learner, beside.heads, test, classes))
             run = _with_exported(run, learner, precisions, learning[index].train, test, classes)
+            learner.tell({"task": index + 1, "accuracy": run.scores[OWN].rows[-1].seen}, path)
             if path is not None:
                 _write(run, path)
         after_task(f"task {index + 1}: {100 * run.scores[OWN].rows[index].seen:.1f} %")
