@@ -8,6 +8,7 @@ import os
 import weakref
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from logging import getLogger
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+_log = getLogger("everlearn_runtime.edge")
+
 # Learning runs the graph on so many images at once, and then looks whether somebody wants to predict.
 PART_IMAGES = 16
 
@@ -46,7 +49,8 @@ class EdgeLearner:
     head's statistics, exactly and at once. Safe to share between threads: the graph runs for all of
     them side by side, the head is read and changed by one at a time, and while some predict the others
     take their time to learn. A learner belongs to the process that opened it; a forked child opens its
-    own. Whatever raises leaves the state as it was.
+    own. Whatever raises leaves the state as it was. What it does is also told to Python's `logging`, as
+    ``everlearn_runtime``, at the level INFO.
 
     Attributes:
         bundle: What it was opened from.
@@ -168,7 +172,16 @@ class EdgeLearner:
             keeper, migrated = _migrate(state, opened, replaced, durable=durable, retention=retention)
         learner = cls(opened, runs, keeper, false_alarm)
         learner.migrated = migrated
+        _log.info("opened %s with state %s, on %s", bundle, state, runs.name)
         return learner
+
+    def __repr__(self) -> str:
+        place = f"EdgeLearner {str(self.bundle.path)!r}"
+        try:
+            head, version = self._in_turn(lambda: (repr(self._keeper.head), self._keeper.version))
+        except ValueError:  # closed, or another process's
+            return f"<{place}: not open here>"
+        return f"<{place}: version {version}, {head[1:-1]}, on {self.backend}>"
 
     @property
     def backend(self) -> str:
@@ -233,6 +246,22 @@ class EdgeLearner:
         features = self._way.urgent(lambda: self._features(batch))
         return self._in_turn(lambda: self._predict(features))
 
+    def predict_proba(self, images: object, *, channels: str = "rgb") -> NDArray[np.float64]:
+        """Probabilities (B, C) of :meth:`predict`, in the order of ``classes``, by scikit-learn's name."""
+        return self.predict(images, channels=channels).probabilities
+
+    def score(self, images: object, labels: Sequence[str], *, channels: str = "rgb") -> float:
+        """The share of images, as in :meth:`predict`, whose best class is their label, in [0, 1].
+
+        Raises:
+            ValueError: As in :meth:`predict`, or another number of labels than of images.
+        """
+        names = check_labels(labels)
+        found = self.predict(images, channels=channels).labels
+        if len(names) != len(found):
+            raise ValueError(f"{len(names)} labels for {len(found)} images; give one label per image")
+        return sum(map(str.__eq__, found, names)) / len(names)
+
     def learn(
         self,
         images: object,
@@ -282,7 +311,9 @@ class EdgeLearner:
             with self._way.part():
                 parts.append(self._features(batch[start : start + PART_IMAGES]))
         features = np.concatenate(parts)
-        return self._in_turn(lambda: self._learn(features, names, guard))
+        learned = self._in_turn(lambda: self._learn(features, names, guard))
+        _log.info("version %d: learned %s", learned.number, dict(learned.counts))
+        return learned
 
     def forget(self, label: str, *, purge: bool = False) -> Version:
         """Drop a class.
@@ -312,7 +343,9 @@ class EdgeLearner:
             StateError: The state could not be written, or is read-only.
         """
         name = check_label(label)
-        return self._in_turn(lambda: self._forget(name, purge))
+        version = self._in_turn(lambda: self._forget(name, purge))
+        _log.info("version %d: %s %r", version.number, version.kind, "a class" if purge else name)
+        return version
 
     def undo(self) -> Version:
         """Take back the last change that has not been taken back.
@@ -327,7 +360,7 @@ class EdgeLearner:
             ValueError: Nothing is left to take back within the history, or the learner is closed.
             StateError: The state could not be read or written, or is read-only.
         """
-        return self._in_turn(self._keeper.undo)
+        return _back(self._in_turn(self._keeper.undo))
 
     def rollback(self, to: int) -> Version:
         """Go back to an earlier version, exactly, to the bit.
@@ -346,7 +379,7 @@ class EdgeLearner:
         """
         if type(to) is not int:
             raise ValueError(f"to is {to!r}; give a version's number, see history()")
-        return self._in_turn(lambda: self._keeper.rollback(to))
+        return _back(self._in_turn(lambda: self._keeper.rollback(to)))
 
     def backup(self, path: str | Path) -> None:
         """Copy the state, as it is now, to another file; other threads go on learning meanwhile.
@@ -480,6 +513,11 @@ class EdgeLearner:
                 f"the graph gives {features.shape[1]} features, the manifest says {width}; export again"
             )
         return features
+
+
+def _back(version: Version) -> Version:
+    _log.info("version %d: back to version %s", version.number, version.to)
+    return version
 
 
 def model_of(bundle: Bundle) -> str:

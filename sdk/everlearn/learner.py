@@ -31,6 +31,7 @@ from everlearn.evaluation.metrics import AccuracyMatrix, accuracy
 from everlearn.evaluation.runner import measure
 from everlearn.methods.base import Method, TaskInfo
 from everlearn.progress import Pace, track
+from everlearn.tables import duration
 from everlearn.trainable import trainable
 from everlearn_export.bundle import HeldOut, export_bundle
 from everlearn_runtime.bundle import Bundle, Manifest
@@ -38,6 +39,7 @@ from everlearn_runtime.heads import Classes, Head, from_state
 from everlearn_runtime.heads.checks import check_label
 from everlearn_runtime.heads.registry import own_kind
 from everlearn_runtime.images import prepare_batch
+from everlearn_runtime.words import plural, some
 
 DEFAULT_AUGMENTATION = Augmentation()
 MAP_IMAGES = 512  # on which the map from a bundle to the one that replaces it is fitted, at most
@@ -145,6 +147,19 @@ class Learner:
         for own in (self.method, self.head):
             _owners[own] = weakref.ref(self)
 
+    def __repr__(self) -> str:
+        made = f"{self.backbone.name}, {type(self.method).__name__}, {type(self.head).__name__}"
+        said = "nothing learned"
+        if self.history:
+            last = self.history[-1]
+            said = (
+                f"{plural(len(self.history), 'task')}, {plural(len(self.classes), 'class')}; the last of "
+                f"{plural(last.images, 'image')} of {some(last.classes)}, "
+                f"{plural(last.parameters, 'parameter')} trained, {duration(last.seconds)}"
+            )
+        half = "" if self.unfinished is None else f"; a task unfinished after epoch {self.unfinished.epochs}"
+        return f"<Learner({made}) on {self.device}: {said}{half}>"
+
     @property
     def classes(self) -> tuple[str, ...]:
         """The classes known so far, in the order of their arrival."""
@@ -168,6 +183,8 @@ class Learner:
     @processes.together()
     def fit(self, data: object, labels: object = None, *, checkpoint: str | Path | None = None) -> "Learner":
         """Learn a task: images of any classes, new and old ones alike.
+
+        Gives this learner, whose ``repr`` and ``history[-1]`` say what was learned.
 
         Whatever stops it, this learner is then as it was before the call; only when writing the
         last checkpoint fails has it learned the task, and `save` can be called again.
@@ -272,6 +289,23 @@ class Learner:
                 stacklevel=2,
             )
         return accuracy(predicted, images.labels)
+
+    def score(self, data: object, labels: object = None) -> float:
+        """`evaluate` by scikit-learn's name."""
+        return self.evaluate(data, labels)
+
+    def predict_proba(self, images: object, *, channels: str = "rgb") -> NDArray[np.float64]:
+        """How probable each class is for each image, float64 (N, C), each row adding up to 1.
+
+        Args:
+            images, channels: as in `predict`. Columns are in the order of ``classes``.
+
+        The percentages keep what they say once the head is calibrated, see `Learner.export`.
+        """
+        self._check_learned()
+        return self.head.probabilities(
+            self.head.scores(self.features(any_images(images, channels=channels)[0]))
+        )
 
     def predict(self, images: object, *, channels: str = "rgb") -> list[str]:
         """Name the class of each image.
@@ -665,9 +699,12 @@ class Learner:
         return HeldOut(self._loader(images).pixels(range(len(images))), images.labels, chosen)
 
     def _predict(self, images: Images) -> list[str]:
+        self._check_learned()
+        return self.head.predict(self.features(images))
+
+    def _check_learned(self) -> None:
         if not self.classes:
             raise ValueError("nothing has been learned yet, so nothing can be predicted; call fit first")
-        return self.head.predict(self.features(images))
 
     def _loader(self, images: Images) -> Loader:
         return Loader(images, self.backbone, self.device, workers=self.workers)

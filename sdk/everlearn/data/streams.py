@@ -13,6 +13,7 @@ import numpy as np
 from everlearn.checks import whole
 from everlearn.data.images import Images
 from everlearn.data.pairs import as_images
+from everlearn_runtime.words import plural, some
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,12 @@ class ClassIncremental:
         """All classes, in the order in which they arrive."""
         self._ends = self._with_a_test([*range(first, len(names), classes_per_task), len(names)])
 
+    def __repr__(self) -> str:
+        sizes = [len(classes) for classes in self.tasks]
+        each = f"{sizes[0]} classes each" if len(set(sizes)) == 1 else f"{', '.join(map(str, sizes))} classes"
+        images = f"{len(self._train):,} images to train, {len(self._test):,} to test"
+        return f"<ClassIncremental: {plural(len(sizes), 'task')} of {each}, {images}>"
+
     def __len__(self) -> int:
         return len(self._ends)
 
@@ -138,17 +145,12 @@ def _check_classes(train: Images, test: Images) -> None:
     unlearned, untested = test.unknown_to(train.classes), train.unknown_to(test.classes)
     if unlearned:
         raise ValueError(
-            f"classes in test but not in train: {_some(unlearned)}; all that are tested must be learned "
+            f"classes in test but not in train: {some(unlearned)}; all that are tested must be learned "
             "(`Images.of_classes` leaves classes out)"
         )
     if untested:
         warnings.warn(
             f"{len(untested)} of {len(train.classes)} classes have no test image, so they are learned "
-            f"and not tested: {_some(untested)}",
+            f"and not tested: {some(untested)}",
             stacklevel=3,
         )
-
-
-def _some(names: tuple[str, ...]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(repr(name) for name in names[:5]) + more
