@@ -8,6 +8,7 @@ and learns those two by itself.
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,9 @@ def main() -> None:
     order = ClassIncremental(train, test, classes_per_task=2, seed=1993).classes
     known, held_back = order[:8], order[8:]
 
-    print(f"1. Train NTK-CL on the digits {', '.join(known)}, two at a time\n")
+    print(
+        f"1. Train NTK-CL on the digits {', '.join(known)}, two at a time, for two epochs each\n", flush=True
+    )
     learner = Learner(
         "everlearn_vit_tiny_p8_64",
         NTKCL(),
@@ -33,11 +36,12 @@ def main() -> None:
         batch_size=32,
         lr=0.02,
         augmentation=Augmentation(scale=(0.6, 1.0), flip=False),  # a mirrored 3 is no 3
+        progress=True,  # bars on a terminal, a line every ten seconds elsewhere
     )
     stream = ClassIncremental(train.of_classes(known), test.of_classes(known), classes_per_task=2, seed=1993)
-    print(learner.run(stream, checkpoint=RUN).table())
+    print(learner.run(stream, checkpoint=RUN, say=partial(print, flush=True)).table())
 
-    print("\n2. Export one static graph, and verify it against torch\n")
+    print("\n2. Export one static graph, and verify it against torch\n", flush=True)
     manifest = learner.export(RUN / "bundle")
     size = (RUN / "bundle" / "features.onnx").stat().st_size / 1e6
     difference, agreement = manifest.parity["max_abs_difference"], manifest.parity["top1_agreement"]

@@ -1,9 +1,11 @@
 """Imports follow the arrows: sdk to export to runtime, and never back."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -70,15 +72,77 @@ def test_the_runtime_brings_in_nothing_of_the_workstation(module: str) -> None:
     assert loaded.isdisjoint({"everlearn", "everlearn_export", *WORKSTATION})
 
 
-def test_without_the_training_extra_one_line_names_it() -> None:
-    program = """
-import importlib.util
+BASE_INSTALL = """
+import importlib.util, sys
 find = importlib.util.find_spec
-importlib.util.find_spec = lambda name: None if name in ("timm", "onnx") else find(name)
+importlib.util.find_spec = lambda name, *rest: None if name in ("timm", "onnx") else find(name, *rest)
+"""
+NEEDS = 'training (without timm, onnx here) needs: pip install "everlearn[train,cpu]"'
+
+
+def python(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+
+def test_without_the_training_extra_one_line_names_it() -> None:
+    program = (
+        BASE_INSTALL
+        + """
+import everlearn
 try:
-    import everlearn
+    everlearn.Learner
 except ImportError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == 'training (without timm, onnx here) needs: pip install "everlearn[train,cpu]"\n'
+    )
+    assert python(program).stdout == f"{NEEDS}\n"
+
+
+def test_without_the_training_extra_a_command_is_told_in_one_line() -> None:
+    program = BASE_INSTALL + "from everlearn.cli import main; sys.exit(main(['train', 'x', '--out', 'y']))"
+    done = python(program)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"everlearn: {NEEDS}\n")
+    assert python(BASE_INSTALL + "from everlearn.cli import main; main(['--help'])").returncode == 0
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import everlearn, everlearn_export; everlearn.Prototypes; dir(everlearn)",
+        "from everlearn.cli import main; main(['--help'])",
+        "from everlearn.cli import main; main(['train', '--help'])",
+        "from everlearn.cli import main; main(['predict', '--help'])",
+        "from everlearn.cli import main; main(['train', '--nonesuch'])",
+    ],
+)
+def test_help_and_mistakes_wait_for_nothing_heavy(program: str) -> None:
+    tell = "import atexit, sys; atexit.register(lambda: print('MODULES', *sys.modules, file=sys.stderr)); "
+    loaded = python(tell + program).stderr.split("MODULES ")[1].split()
+    assert "everlearn.threads" in loaded
+    heavy = {*WORKSTATION, "onnxruntime", "PIL", "scipy"}
+    assert {name.split(".")[0] for name in loaded}.isdisjoint(heavy)
+
+
+@pytest.mark.parametrize("package", ["everlearn", "everlearn.methods", "everlearn_export"])
+def test_late_names_are_all_there_and_none_is_hidden_by_a_module(package: str) -> None:
+    module = importlib.import_module(package)
+    folder = Path(str(module.__file__)).parent
+    assert set(module.__all__) <= set(dir(module))
+    for name in module.__all__:
+        found = getattr(module, name)
+        is_module = (folder / f"{name}.py").is_file() or (folder / name).is_dir()
+        assert is_module == isinstance(found, ModuleType), name
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nonesuch'"):
+        module.nonesuch  # noqa: B018
+
+
+def test_type_checkers_are_told_of_the_same_late_names() -> None:
+    for package in ("everlearn", "everlearn.methods", "everlearn_export"):
+        module = importlib.import_module(package)
+        (typed,) = [
+            node
+            for node in ast.parse(Path(str(module.__file__)).read_text()).body
+            if isinstance(node, ast.If)
+        ]
+        told = {name.name for node in typed.body if isinstance(node, ast.ImportFrom) for name in node.names}
+        assert told == set(module.__all__) - {"__version__"}

@@ -16,9 +16,10 @@ import numpy as np
 from measure import parser, remembered
 
 from everlearn import NTKCL, Augmentation, ClassIncremental, Frozen, Images, Learner, npz
+from everlearn.choices import HEADS
 from everlearn.evaluation.bench import Bench
 from everlearn.evaluation.run import Run
-from everlearn.evaluation.runner import HEADS, measure
+from everlearn.evaluation.runner import measure
 
 CHANGES: dict[str, dict[str, Any]] = {
     "default": {},

@@ -17,9 +17,9 @@ from measure import parser
 from tqdm import tqdm
 
 from everlearn import NTKCL, Frozen, Images, Learner, Method, npz
+from everlearn.choices import HEADS
 from everlearn.evaluation.bench import bench
 from everlearn.evaluation.run import Run
-from everlearn.evaluation.runner import HEADS
 from everlearn.files import read_json, write_json
 from everlearn_runtime.backends import OnnxRuntime
 from everlearn_runtime.images import prepare

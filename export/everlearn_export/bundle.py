@@ -4,7 +4,6 @@ import copy
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,18 @@ from tqdm.auto import tqdm
 
 from everlearn_export.layers import worst_layers
 from everlearn_export.onnx import to_onnx, with_preprocessing
+from everlearn_export.parity import LIMITS, Limits, ParityError, verify
 from everlearn_export.places import Places, kept, with_places
 from everlearn_export.precision import check_precision, lower
 from everlearn_export.replace import check_replaces, fit_map, in_batches
 from everlearn_export.step_parity import StepParityError, make_step
 from everlearn_export.train_step import Trainable
-from everlearn_export.verify import LIMITS, Limits, ParityError, verify
 from everlearn_runtime.backends.onnxruntime import TOKENS, OnnxRuntime
 from everlearn_runtime.bundle import Bundle, Manifest, check_target, write_bundle
 from everlearn_runtime.guard import Canaries
 from everlearn_runtime.heads import Head
 from everlearn_runtime.images import InputSpec
+from everlearn_runtime.version import __version__
 
 SAMPLE = 8
 """Images on which layers are compared."""
@@ -192,7 +192,7 @@ def export_bundle(
         sections=sections,
         training=training,
         parity={**asdict(parity), "precision": precision, "target": target},
-        everlearn=version("everlearn"),
+        everlearn=__version__,
         replaces=replaced,
         canaries=canaries,
         step=step,

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import onnx
 
+from everlearn_export.choices import BATCH, KINDS
 from everlearn_runtime.bundle import PLAIN_NAME, Bundle
 
-KINDS = ("triton", "deepstream")
-BATCH = 16
 # nvinfer's numbers: of the precision it builds, and of its scaling filters.
 _MODES = {"fp32": 0, "int8": 1, "fp16": 2}
 _FILTERS = {"nearest": 0, "bilinear": 1, "bicubic": 2, "lanczos": 4}

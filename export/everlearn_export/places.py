@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import nn
 
-from everlearn_export.verify import ParityError
+from everlearn_export.parity import ParityError
 from everlearn_runtime.backends.graph import put_weights
 from everlearn_runtime.bundle import FEATURES
 from everlearn_runtime.errors import BundleError

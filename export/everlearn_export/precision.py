@@ -17,10 +17,9 @@ import onnx
 import onnxslim
 from numpy.typing import NDArray
 
+from everlearn_export.choices import PRECISIONS, TARGETS
 from everlearn_export.onnx import quiet
 
-PRECISIONS = ("fp32", "fp16", "int8")
-TARGETS = ("cpu", "tensorrt")
 CALIBRATION_BATCH = 8
 
 

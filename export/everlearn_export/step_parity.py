@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from everlearn_export.parity import ParityError
 from everlearn_export.train_step import Trainable, loss_of, to_step
-from everlearn_export.verify import ParityError
 from everlearn_runtime.backends.onnxruntime import OnnxRuntime
 from everlearn_runtime.heads import Head
 from everlearn_runtime.train_step import INPUTS, ShippedStep, StepParity, TrainStep

@@ -29,6 +29,7 @@ from everlearn_runtime.migration import Migrated
 from everlearn_runtime.prediction import Learned, Prediction
 from everlearn_runtime.state import Version
 from everlearn_runtime.train_step import TrainStep
+from everlearn_runtime.version import __version__
 
 __all__ = [
     "FORMAT",
@@ -69,6 +70,7 @@ __all__ = [
     "TrustError",
     "Version",
     "WhitenedCosine",
+    "__version__",
     "from_state",
     "merge",
     "open_image",

@@ -55,6 +55,7 @@ from everlearn_runtime.images import InputSpec
 from everlearn_runtime.ledger import Ledger
 from everlearn_runtime.migration import Replaced, check_says
 from everlearn_runtime.train_step import ADAPTERS, TRAIN_STEP, ShippedStep
+from everlearn_runtime.words import plural
 
 FORMAT = 3  # the newest that is read; with no training step 2 is written, with no map either 1
 MANIFEST = "manifest.json"
@@ -201,7 +202,7 @@ _JSON_TYPES: dict[str, type] = {
 _SAYS: dict[type, str] = {str: "a string", dict: "an object", list: "a list"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Bundle:
     """A bundle on disk that has been checked.
 
@@ -249,6 +250,12 @@ class Bundle:
             check_graph(bundle.read(TRAIN_STEP), str(bundle.path / TRAIN_STEP))
             bundle.adapters()
         return bundle
+
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        precision = manifest.parity.get("precision", "fp32")
+        what = f"{plural(len(manifest.classes), 'class')}, {plural(manifest.width, 'feature')}"
+        return f"<Bundle {str(self.path)!r}: {what}, head {manifest.head['kind']}, {precision}>"
 
     @property
     def features(self) -> Path:

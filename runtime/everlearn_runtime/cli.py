@@ -4,33 +4,62 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from everlearn_runtime.adapt import RATE, STEPS
 from everlearn_runtime.backends import BACKENDS, Provider
 from everlearn_runtime.benchmark import Case, benchmark
 from everlearn_runtime.bundle import Bundle, read_manifest
-from everlearn_runtime.decoding import IMAGE_SUFFIXES
 from everlearn_runtime.edge import FALSE_ALARM, EdgeLearner
 from everlearn_runtime.errors import MissingExtra
 from everlearn_runtime.heads.checks import check_label
-from everlearn_runtime.images import InputSpec, prepare_batch
+from everlearn_runtime.images import InputSpec
+from everlearn_runtime.info import describe, lines
+from everlearn_runtime.picking import Bad, Picture, files_in, pictures
+from everlearn_runtime.prediction import Prediction
 from everlearn_runtime.state import Version
+from everlearn_runtime.terminal import escaping
+from everlearn_runtime.version import __version__
 
 BATCH = 32
+MOST_NAMES = 20  # of files that cannot be used, on the terminal
 NOT_CALIBRATED = (
     "not calibrated: fewer than 200 images were judged before they were learned, so the percentages are a "
     "guess, and nothing is called unknown"
 )
 _RESIZED = {"center": "shorter side to", "squash": "squeezed to", "border": "bordered within"}
+
+
+_STATE = "--state device.db"
+_EXAMPLES = {
+    name: "example:\n  everlearn-device " + text.replace("\n", "\n  everlearn-device ")
+    for name, text in {
+        "": f"predict bundle/ cup.jpg\nlearn bundle/ mug mug1.jpg mug2.jpg {_STATE}\nundo bundle/ {_STATE}",
+        "predict": f"predict bundle/ cup.jpg\npredict bundle/ photos/ {_STATE} --json",
+        "learn": f"learn bundle/ mug mug1.jpg mug2.jpg {_STATE}\nlearn bundle/ photos/ {_STATE}",
+        "adapt": f"adapt bundle/ photos/ {_STATE}",
+        "delta": f"delta bundle/ device.delta {_STATE}\n"
+        f"delta bundle/ device.delta --since 12 --key maker {_STATE}",
+        "forget": f"forget bundle/ mug {_STATE}\nforget bundle/ mug {_STATE} --purge",
+        "status": f"status bundle/ {_STATE}",
+        "info": "info bundle/\ninfo device.db --json",
+        "history": f"history bundle/ {_STATE}",
+        "undo": f"undo bundle/ {_STATE}",
+        "rollback": f"rollback bundle/ 41 {_STATE}",
+        "backup": f"backup bundle/ copy.db {_STATE}",
+        "benchmark": "benchmark bundle/ --batch 1 --seconds 5",
+        "build": "build bundle/ --batch 1",
+        "migrate": f"migrate new-bundle/ {_STATE}",
+    }.items()
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,18 +69,45 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None: those of the process.
 
     Returns:
-        0, or 2 after a user's mistake, which is one line on stderr.
+        0; 1 if some files could not be used, and the others were; or 2 after a user's mistake, which is
+        one line on stderr.
     """
-    arguments = _parser().parse_args(argv)
+    with escaping():
+        arguments = _parsed(argv)
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = _warn
+                result, text = arguments.run(arguments)
+        except (ValueError, OSError, MissingExtra) as error:
+            _complain(" ".join(str(error).split()))
+            return 2
+        _say(json.dumps(result) if arguments.json else text)
+        return 1 if result.get("bad") else 0
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and (arguments.run is not _learn or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse has no end of images that may be none, with an option between the class and them
+        arguments.images += rest
+    return arguments
+
+
+def _say(text: str) -> None:
+    """Print the answer. Whatever was to be done is done by now, and not undone by a reader that is gone."""
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _warn
-            result, text = arguments.run(arguments)
-    except (ValueError, OSError, MissingExtra) as error:
-        _print(f"everlearn-device: {' '.join(str(error).split())}", sys.stderr)
-        return 2
-    _print(json.dumps(result) if arguments.json else text, sys.stdout)
-    return 0
+        print(text, flush=True)
+    except OSError as error:
+        # What is still to be written goes nowhere, or Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # as of `| head`
+            _complain(f"done, but the answer could not be printed: {error.strerror}")
+
+
+def _complain(text: str) -> None:
+    print(f"everlearn-device: {text}", file=sys.stderr)
 
 
 def _warn(
@@ -63,19 +119,17 @@ def _warn(
     line: str | None = None,
 ) -> None:
     """A warning as this command says things."""
-    _print(f"everlearn-device: {message}", sys.stderr)
-
-
-def _print(text: str, file: TextIO) -> None:
-    """Print, spelling out what the terminal's encoding does not have."""
-    encoding = file.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding), file=file)
+    _complain(str(message))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="everlearn-device", description="Run a bundle, and go on learning on the device."
+        prog="everlearn-device",
+        description="Run a bundle, and go on learning on the device.",
+        epilog=_EXAMPLES[""],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"everlearn {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     plain = argparse.ArgumentParser(add_help=False)
     plain.add_argument("bundle", metavar="BUNDLE", help="the bundle's folder")
@@ -101,13 +155,21 @@ def _parser() -> argparse.ArgumentParser:
     images: dict[str, Any] = {
         "metavar": "IMAGES",
         "nargs": "+",
-        "help": "image files, or .npy files of uint8 (H, W), (H, W, 3) or (N, H, W, 3), of any size",
+        "help": "image files, or .npy files of uint8 (H, W), (H, W, 3) or (N, H, W, 3), of any size; folders "
+        "of these, or of class folders",
     }
 
     def command(
         name: str, run: Any, says: str, options: argparse.ArgumentParser = common
     ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, parents=[options], help=says, description=says)
+        sub = commands.add_parser(
+            name,
+            parents=[options],
+            help=says,
+            description=says,
+            epilog=_EXAMPLES[name],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         sub.set_defaults(run=run)
         return sub
 
@@ -121,9 +183,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help=f"of images of known classes that may be called unknown; default {FALSE_ALARM}",
     )
-    learn = command("learn", _learn, "learn images of one class, old or new")
-    learn.add_argument("label", metavar="LABEL")
-    learn.add_argument("images", **images)
+    learn = command("learn", _learn, "learn images of one class, or of class folders, old classes or new")
+    learn.add_argument(
+        "label", metavar="LABEL", help="the class; or, without images, a folder of class folders"
+    )
+    learn.add_argument("images", **{**images, "nargs": "*"})
     learn.add_argument(
         "--guard",
         type=float,
@@ -137,6 +201,20 @@ def _parser() -> argparse.ArgumentParser:
     forget = command("forget", _forget, "drop a class")
     forget.add_argument("label", metavar="LABEL")
     status = command("status", _status, "what is known and how much room it takes")
+    info = commands.add_parser(
+        "info",
+        help="what a bundle or a state is",
+        description="what a bundle or a state is",
+        epilog=_EXAMPLES["info"],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    info.set_defaults(run=_info)
+    info.add_argument("path", metavar="BUNDLE|STATE")
+    info.add_argument("--json", action="store_true", help="print JSON")
+    for sub in (predict, learn, adapt):
+        sub.add_argument(
+            "--strict", action="store_true", help="refuse all images if one of them cannot be used"
+        )
     for sub in (predict, status):
         sub.add_argument("--state", metavar="FILE", help="what this device has learned")
     forget.add_argument(
@@ -224,15 +302,11 @@ def _predict(arguments: argparse.Namespace) -> tuple[Any, str]:
     rows: list[dict[str, Any]] = []
     calibrated = False
     with _open(arguments, read_only=True, false_alarm=arguments.false_alarm) as learner:
-        names, batch = _images(arguments.images, learner.bundle.manifest.input)
-        for start in range(0, len(batch), BATCH):
-            found = learner.predict(batch[start : start + BATCH])
+        given = _Given(arguments.images, learner.bundle.manifest.input, arguments.strict)
+        for batch in given.batches():
+            found = learner.predict(np.stack([picture.pixels for picture in batch]))
             calibrated = found.calibrated
-            for name, label, scores, top, known in zip(
-                names[start:], found.labels, found.scores, found.top(arguments.top), found.known, strict=False
-            ):
-                row = {"image": name, "label": label, "known": bool(known), "probabilities": dict(top)}
-                rows.append({**row, "scores": dict(zip(found.classes, map(float, scores), strict=True))})
+            rows += _rows(batch, found, arguments.top)
     table = [
         (
             row["image"],
@@ -242,30 +316,67 @@ def _predict(arguments: argparse.Namespace) -> tuple[Any, str]:
         for row in rows
     ]
     text = _aligned(("image", "label", "probabilities"), table)
+    in_folders = [row["label"] == row["folder"] for row in rows if "folder" in row]
+    if in_folders:
+        text += f"\n\n{sum(in_folders)} of {len(in_folders)} are of the class of their folder"
     if not calibrated:
         text += "\n\n" + NOT_CALIBRATED
-    return {"calibrated": calibrated, "predictions": rows}, text
+    return {"calibrated": calibrated, "predictions": rows, **given.said()}, text
+
+
+def _rows(batch: Sequence[Picture], found: Prediction, top: int) -> Iterator[dict[str, Any]]:
+    for picture, label, scores, best, known in zip(
+        batch, found.labels, found.scores, found.top(top), found.known, strict=True
+    ):
+        folder = {} if picture.label is None else {"folder": picture.label}
+        row = {"image": picture.name, "label": label, "known": bool(known), "probabilities": dict(best)}
+        yield {**row, **folder, "scores": dict(zip(found.classes, map(float, scores), strict=True))}
 
 
 def _learn(arguments: argparse.Namespace) -> tuple[Any, str]:
     # All that can be wrong with them is found before there is a state file.
-    check_label(arguments.label)
-    names, batch = _images(arguments.images, read_manifest(arguments.bundle).input)
+    label: str | None = arguments.label
+    if arguments.images:
+        check_label(label)
+        paths = arguments.images
+    elif Path(arguments.label).is_dir():
+        label, paths = None, [arguments.label]
+    else:
+        raise ValueError(
+            f"no images to learn; give them after the class, {label!r}, or a folder of class folders in its "
+            "place"
+        )
+    spec = read_manifest(arguments.bundle).input
+    given = _Given(paths, spec, arguments.strict)
+    for file in given.files:
+        if label is None and file.label is None:
+            raise ValueError(f"{file.path} is in no class folder; give its class before {paths[0]}")
+        if label is not None and file.label is not None:
+            raise ValueError(
+                f"{file.path} is in a class folder; leave {label!r} out to learn it as {file.label!r}"
+            )
+    found: list[Picture] = []
+    for batch in given.batches():
+        found += batch
+        spec.check_number(len(found))  # of a call, which is one version
+    labels = [picture.label or arguments.label for picture in found]
     with _open(arguments, new=True) as learner:
-        learned = learner.learn(batch, [arguments.label] * len(batch), guard=arguments.guard)
+        learned = learner.learn(
+            np.stack([picture.pixels for picture in found]), labels, guard=arguments.guard
+        )
         counts = learner.counts
-    samples = counts[arguments.label]
     doubts = [
-        {"image": names[one.index], "looks": one.looks, "reason": one.reason} for one in learned.suspects
+        {"image": found[one.index].name, "looks": one.looks, "reason": one.reason} for one in learned.suspects
     ]
-    said = {
-        "label": arguments.label,
-        "learned": len(batch),
-        "samples": samples,
-        "classes": counts,
-        "suspects": doubts,
-    }
-    text = f"learned {len(batch)} of {arguments.label!r}, {samples} samples in all; {len(counts)} classes"
+    said: dict[str, Any] = {"learned": len(found), "classes": counts, "suspects": doubts, **given.said()}
+    if label is None:
+        said["samples"] = {label: labels.count(label) for label in dict.fromkeys(labels)}
+        what = ", ".join(f"{count} of {label!r}" for label, count in said["samples"].items())
+        text = f"learned {what}; {len(counts)} classes"
+    else:
+        said |= {"label": arguments.label, "samples": counts[arguments.label]}
+        text = f"learned {len(found)} of {arguments.label!r}, {said['samples']} samples in all; "
+        text += f"{len(counts)} classes"
     for one in doubts:
         why = f"looks like {one['looks']!r}" if one["reason"] == "label" else "is unlike everything known"
         text += f"\n{one['image']} {why}; if it is wrong, `everlearn-device undo` takes all of it back"
@@ -275,20 +386,19 @@ def _learn(arguments: argparse.Namespace) -> tuple[Any, str]:
 def _adapt(arguments: argparse.Namespace) -> tuple[Any, str]:
     if not Path(arguments.folder).is_dir():
         raise ValueError(f"{arguments.folder}: no such folder; give one with a folder for each class")
-    files = [
-        (str(path), folder.name)
-        for folder in sorted(Path(arguments.folder).iterdir())
-        if folder.is_dir()
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower() in (*IMAGE_SUFFIXES, ".npy")
-    ]
-    if not files:
-        raise ValueError(f"{arguments.folder}: no images; put those of each class into a folder of its name")
-    read = [(_read(path, read_manifest(arguments.bundle).input)[1], label) for path, label in files]
-    labels = [label for batch, label in read for _ in batch]
+    given = _Given([arguments.folder], read_manifest(arguments.bundle).input, arguments.strict)
+    if loose := [file.path for file in given.files if file.label is None]:
+        raise ValueError(
+            f"{loose[0]} is in no class folder; put the images of each class into one of its name"
+        )
+    found = [picture for batch in given.batches() for picture in batch]
+    labels = [picture.label or "" for picture in found]
     with _open(arguments) as learner:
         done = learner.adapt(
-            np.concatenate([batch for batch, _ in read]), labels, steps=arguments.steps, rate=arguments.rate
+            np.stack([picture.pixels for picture in found]),
+            labels,
+            steps=arguments.steps,
+            rate=arguments.rate,
         )
     said = {
         "version": done.number,
@@ -298,6 +408,7 @@ def _adapt(arguments: argparse.Namespace) -> tuple[Any, str]:
         "weight": done.weight,
         "moved": done.moved,
         "explained": done.explained,
+        **given.said(),
     }
     text = (
         f"adapted on {done.images} images of {len(done.counts)} classes, {done.steps} steps: loss "
@@ -444,6 +555,23 @@ def _delta(arguments: argparse.Namespace) -> tuple[Any, str]:
     return said, text
 
 
+def _info(arguments: argparse.Namespace) -> tuple[Any, str]:
+    facts = describe(arguments.path)
+    return facts, table(facts)
+
+
+def table(facts: Mapping[str, Any], *, as_json: bool = False) -> str:
+    """What is known of something, see `everlearn_runtime.info.describe`, as it is printed."""
+    if as_json:
+        return json.dumps(facts)
+    text = _aligned(None, lines(facts))
+    classes = facts.get("classes") or ()
+    if isinstance(classes, Mapping):
+        samples = [(name, f"{count:,}") for name, count in classes.items()]
+        return text + ("\n\n" + _aligned(("class", "samples"), samples) if samples else "")
+    return text + ("\n\n" + "\n".join(classes) if classes else "")
+
+
 def _benchmark(arguments: argparse.Namespace) -> tuple[Any, str]:
     Bundle.open(arguments.bundle, arguments.trust)
     cases = None
@@ -491,28 +619,46 @@ def _build(arguments: argparse.Namespace) -> tuple[Any, str]:
     return {**asdict(key), "bytes": built.nbytes, "cached": built.cached}, text
 
 
-def _images(paths: Sequence[str], spec: InputSpec) -> tuple[list[str], NDArray[np.uint8]]:
-    """Names, and the batch they make."""
-    named = [_read(path, spec) for path in paths]
-    return [name for names, _ in named for name in names], np.concatenate([batch for _, batch in named])
+class _Given:
+    """The pictures in files and folders, batch by batch, and what there is to say of the others.
 
+    Args:
+        paths: As they were typed.
+        spec: What the graph takes in.
+        strict: Refuse all if one of them cannot be used.
+    """
 
-def _read(path: str, spec: InputSpec) -> tuple[list[str], NDArray[np.uint8]]:
-    """The pictures in one file, and a name for each."""
-    if Path(path).suffix.lower() != ".npy":
-        return [path], prepare_batch(path, spec)
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file")
-    try:
-        # Mapped, so that the size in the header is held against the file's before memory is asked for.
-        array = np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # numpy has half a dozen kinds for damaged files
-        raise ValueError(f"{path}: not a readable .npy file ({error})") from error
-    try:
-        batch = prepare_batch(array, spec)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return [path] if array.ndim < 4 else [f"{path}[{number}]" for number in range(len(batch))], batch
+    def __init__(self, paths: Sequence[str], spec: InputSpec, strict: bool) -> None:
+        self.files, self.ignored = files_in(paths)
+        self.bad: list[Bad] = []
+        self._spec = spec
+        self._strict = strict
+
+    def batches(self) -> Iterator[list[Picture]]:
+        """The pictures, at most `BATCH` together, and at their end a word about what could not be used."""
+        batch: list[Picture] = []
+        usable = False
+        for picture in pictures(self.files, self._spec, self.bad):
+            usable = True
+            batch.append(picture)
+            if len(batch) == BATCH:
+                yield batch
+                batch = []
+        if self.bad and (self._strict or not usable):
+            more = f"; {len(self.bad) - 1} more cannot be used" if len(self.bad) > 1 else ""
+            raise ValueError(f"{self.bad[0].image}: {self.bad[0].reason}{more}")
+        if batch:
+            yield batch
+        for one in self.bad[:MOST_NAMES]:
+            _complain(f"left out {one.image}: {one.reason}")
+        if len(self.bad) > MOST_NAMES:
+            _complain(f"left out {len(self.bad) - MOST_NAMES} more")
+        if self.ignored:
+            _complain(f"ignored {len(self.ignored)} files that are no images, such as {self.ignored[0]}")
+
+    def said(self) -> dict[str, Any]:
+        """The same for machines."""
+        return {"bad": [asdict(one) for one in self.bad], "ignored": self.ignored}
 
 
 def _aligned(header: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> str:

@@ -7,6 +7,7 @@ import os
 import weakref
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from logging import getLogger
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+_log = getLogger("everlearn_runtime.edge")
+
 # Learning runs the graph on so many images at once, and then looks whether somebody wants to predict.
 PART_IMAGES = 16
 
@@ -60,7 +63,8 @@ class EdgeLearner:
     the graph stays as it is, but for its adapters after ``adapt``. Safe to share between threads: the graph
     runs for all of them side by side, the head is read and changed by one at a time, and while some predict
     the others take their time to learn. A learner belongs to the process that opened it; a forked child opens
-    its own. Whatever raises leaves the state as it was.
+    its own. Whatever raises leaves the state as it was. What it does is
+    also told to Python's `logging`, as ``everlearn_runtime``, at the level INFO.
 
     Attributes:
         bundle: What it was opened from.
@@ -196,7 +200,16 @@ class EdgeLearner:
         except BaseException:
             learner.close()
             raise
+        _log.info("opened %s with state %s, on %s", bundle, state, runs.name)
         return learner
+
+    def __repr__(self) -> str:
+        place = f"EdgeLearner {str(self.bundle.path)!r}"
+        try:
+            head, version = self._in_turn(lambda: (repr(self._keeper.head), self._keeper.version))
+        except ValueError:  # closed, or another process's
+            return f"<{place}: not open here>"
+        return f"<{place}: version {version}, {head[1:-1]}, on {self.backend}>"
 
     @property
     def backend(self) -> str:
@@ -262,6 +275,22 @@ class EdgeLearner:
             lambda backend: self._way.urgent(lambda: self._features(backend, batch)), self._predict
         )
 
+    def predict_proba(self, images: object, *, channels: str = "rgb") -> NDArray[np.float64]:
+        """Probabilities (B, C) of :meth:`predict`, in the order of ``classes``, by scikit-learn's name."""
+        return self.predict(images, channels=channels).probabilities
+
+    def score(self, images: object, labels: Sequence[str], *, channels: str = "rgb") -> float:
+        """The share of images, as in :meth:`predict`, whose best class is their label, in [0, 1].
+
+        Raises:
+            ValueError: As in :meth:`predict`, or another number of labels than of images.
+        """
+        names = check_labels(labels)
+        found = self.predict(images, channels=channels).labels
+        if len(names) != len(found):
+            raise ValueError(f"{len(names)} labels for {len(found)} images; give one label per image")
+        return sum(map(str.__eq__, found, names)) / len(names)
+
     def learn(
         self,
         images: object,
@@ -303,10 +332,12 @@ class EdgeLearner:
             check_guard(guard)
             if self._canaries is None:
                 raise ValueError("guard on a bundle without canaries; export it with canaries=5, for example")
-        return self._with_features(
+        learned = self._with_features(
             lambda backend: self._in_parts(backend, batch),
             lambda deployed, features: self._learn(deployed, features, names, guard),
         )
+        _log.info("version %d: learned %s", learned.number, dict(learned.counts))
+        return learned
 
     def adapt(
         self,
@@ -353,7 +384,9 @@ class EdgeLearner:
         trained = train(
             self.bundle, deployed, batch, rows, classifier, schedule, self._way.part, self._in_parts
         )
-        return self._in_turn(lambda: self._adapt(trained, names))
+        adapted = self._in_turn(lambda: self._adapt(trained, names))
+        _log.info("version %d: adapted, %s", adapted.number, adapted)
+        return adapted
 
     def forget(self, label: str, *, purge: bool = False) -> Version:
         """Drop a class.
@@ -383,7 +416,9 @@ class EdgeLearner:
             StateError: The state could not be written, or is read-only.
         """
         name = check_label(label)
-        return self._in_turn(lambda: self._forget(name, purge))
+        version = self._in_turn(lambda: self._forget(name, purge))
+        _log.info("version %d: %s %r", version.number, version.kind, "a class" if purge else name)
+        return version
 
     def undo(self) -> Version:
         """Take back the last change that has not been taken back.
@@ -398,7 +433,7 @@ class EdgeLearner:
             ValueError: Nothing is left to take back within the history, or the learner is closed.
             StateError: The state could not be read or written, or is read-only.
         """
-        return self._in_turn(self._keeper.undo)
+        return _back(self._in_turn(self._keeper.undo))
 
     def rollback(self, to: int) -> Version:
         """Go back to an earlier version, exactly, to the bit.
@@ -417,7 +452,7 @@ class EdgeLearner:
         """
         if type(to) is not int:
             raise ValueError(f"to is {to!r}; give a version's number, see history()")
-        return self._in_turn(lambda: self._keeper.rollback(to))
+        return _back(self._in_turn(lambda: self._keeper.rollback(to)))
 
     def backup(self, path: str | Path) -> None:
         """Copy the state, as it is now, to another file; other threads go on learning meanwhile.
@@ -657,6 +692,11 @@ class EdgeLearner:
                 f"the graph gives {features.shape[1]} features, the manifest says {width}; export again"
             )
         return features
+
+
+def _back(version: Version) -> Version:
+    _log.info("version %d: back to version %s", version.number, version.to)
+    return version
 
 
 def _give_back(pid: int, turns: Turns, keeper: Memory | Owner | Reader) -> None:

@@ -120,10 +120,10 @@ class InputSpec:
             )
         if batch.ndim != 4 or batch.shape[1:] != self.shape:
             raise ValueError(f"the images have shape {batch.shape}; give {wanted}, see prepare()")
-        self._check_number(len(batch))
+        self.check_number(len(batch))
         return np.ascontiguousarray(batch)
 
-    def _check_number(self, images: int) -> None:
+    def check_number(self, images: int) -> None:
         """Raise a ``ValueError`` if these are no images, or too many for one call."""
         most = min(MOST_IMAGES, max(MOST_BYTES // (self.height * self.width * 3), 1))
         if images == 0:
@@ -247,7 +247,7 @@ def prepare_batch(images: object, spec: InputSpec, *, channels: str = "rgb") -> 
     if channels not in CHANNELS:
         raise ValueError(f"channels is {channels!r}; give 'rgb' or 'bgr'")
     pictures = _pictures(images)
-    spec._check_number(len(pictures))
+    spec.check_number(len(pictures))
     if isinstance(pictures, np.ndarray) and pictures.shape[1:] == spec.shape:
         batch = pictures
     else:

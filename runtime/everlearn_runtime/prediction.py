@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 from everlearn_runtime.guard import Suspect
 from everlearn_runtime.heads.confidence import probabilities
 from everlearn_runtime.state import Version
+from everlearn_runtime.words import plural
+
+MOST = 5  # images that a representation names
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """What a learner makes of a batch.
 
@@ -38,6 +41,17 @@ class Prediction:
     calibrated: bool
     known: NDArray[np.bool_]
     strangeness: NDArray[np.float64]
+
+    def __repr__(self) -> str:
+        told = [
+            f"{label!r} {share:.1%}{'' if known else ' (unknown)'}"
+            for label, share, known in zip(
+                self.labels[:MOST], self.probabilities[:MOST].max(axis=1), self.known, strict=False
+            )
+        ]
+        more = ", ..." if len(self.labels) > MOST else ""
+        rest = "" if self.calibrated else "; not calibrated"
+        return f"<Prediction of {plural(len(self.labels), 'image')}: {', '.join(told)}{more}{rest}>"
 
     @cached_property
     def probabilities(self) -> NDArray[np.float64]:

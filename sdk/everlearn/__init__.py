@@ -11,45 +11,60 @@
 On the device, ``everlearn_runtime`` opens the bundle and goes on learning, without torch.
 """
 
-from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from everlearn import threads
 
-threads.wait_briefly()  # before torch is imported, here or by what is imported below
+threads.wait_briefly()  # before torch is imported, which happens when a name is first asked for
 
-from everlearn_runtime.errors import MissingExtra  # noqa: E402
+from everlearn.errors import need_training  # noqa: E402
+from everlearn_runtime import lazy  # noqa: E402
+from everlearn_runtime.version import __version__  # noqa: E402
 
-_missing = [
-    name
-    for name in ("torch", "timm", "onnx", "onnxscript", "onnxslim", "sklearn", "tqdm")
-    if not find_spec(name)
-]
-if _missing:
-    raise MissingExtra(f"training (without {', '.join(_missing)} here)", "train,cpu")
-
-from everlearn import recipes  # noqa: E402
-from everlearn.backbones import Backbone, load_backbone  # noqa: E402
-from everlearn.data import Images, arrays, digits, folder, npz  # noqa: E402
-from everlearn.data.augmentation import Augmentation  # noqa: E402
-from everlearn.data.streams import ClassIncremental, Task  # noqa: E402
-from everlearn.evaluation.metrics import AccuracyMatrix  # noqa: E402
-from everlearn.learner import Learner  # noqa: E402
-from everlearn.methods import (  # noqa: E402
-    APER,
-    NTKCL,
-    SAFE,
-    SLDA,
-    DualLoRA,
-    FeCAM,
-    FineTune,
-    Frozen,
-    ILoRA,
-    Joint,
-    RanPAC,
-    SimpleCIL,
-)
-from everlearn.methods.base import Method  # noqa: E402
-from everlearn_runtime.heads import LDA, Aggregate, Prototypes, Ridge, WhitenedCosine  # noqa: E402
+if TYPE_CHECKING:
+    from everlearn import recipes
+    from everlearn.backbones import Backbone, load_backbone
+    from everlearn.data import Images, arrays, digits, folder, npz
+    from everlearn.data.augmentation import Augmentation
+    from everlearn.data.streams import ClassIncremental, DomainIncremental, Task
+    from everlearn.evaluation.metrics import AccuracyMatrix
+    from everlearn.learner import Learner
+    from everlearn.methods import (
+        APER,
+        NTKCL,
+        SAFE,
+        SLDA,
+        DualLoRA,
+        FeCAM,
+        FineTune,
+        Frozen,
+        ILoRA,
+        Joint,
+        RanPAC,
+        SimpleCIL,
+    )
+    from everlearn.methods.base import Method
+    from everlearn_runtime.heads import LDA, Aggregate, Prototypes, Ridge, WhitenedCosine
+else:
+    _FROM = {
+        "everlearn.backbones": ["Backbone", "load_backbone"],
+        "everlearn.data": ["Images", "arrays", "digits", "folder", "npz"],
+        "everlearn.data.augmentation": ["Augmentation"],
+        "everlearn.data.streams": ["ClassIncremental", "DomainIncremental", "Task"],
+        "everlearn.evaluation.metrics": ["AccuracyMatrix"],
+        "everlearn.learner": ["Learner"],
+        "everlearn.methods": [
+            *("APER", "NTKCL", "SAFE", "SLDA", "DualLoRA", "FeCAM", "FineTune", "Frozen"),
+            *("ILoRA", "Joint", "RanPAC", "SimpleCIL"),
+        ],
+        "everlearn.methods.base": ["Method"],
+        "everlearn_runtime.heads": ["LDA", "Aggregate", "Prototypes", "Ridge", "WhitenedCosine"],
+    }
+    __getattr__, __dir__ = lazy.names(
+        __name__,
+        {name: module for module, names in _FROM.items() for name in names},
+        before=lambda module: need_training() if module.startswith("everlearn.") else None,
+    )
 
 __all__ = [
     "APER",
@@ -62,6 +77,7 @@ __all__ = [
     "Augmentation",
     "Backbone",
     "ClassIncremental",
+    "DomainIncremental",
     "DualLoRA",
     "FeCAM",
     "FineTune",
@@ -77,6 +93,7 @@ __all__ = [
     "SimpleCIL",
     "Task",
     "WhitenedCosine",
+    "__version__",
     "arrays",
     "digits",
     "folder",

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from everlearn.files import replacing
+from everlearn.files import LEARNER, replacing
 from everlearn_runtime.heads import HeadState
+from everlearn_runtime.version import __version__
 
-FILE = "learner.safetensors"
+FILE = LEARNER
 FORMAT = 3
 
 
@@ -100,7 +100,7 @@ def write(state: State, folder: Path) -> None:
     tensors |= {f"head.{name}": torch.from_numpy(value) for name, value in state.head.arrays.items()}
     about: dict[str, Any] = {
         "format": FORMAT,
-        "everlearn": version("everlearn"),
+        "everlearn": __version__,
         "settings": state.settings,
         "fingerprint": state.fingerprint,
         "rows": state.rows,

@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+LEARNER = "learner.safetensors"
+RUN = "run.json"
+BENCH = "bench.json"
+"""What lies in a run's folder: the learner, its figures, and the figures of a benchmark."""
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:

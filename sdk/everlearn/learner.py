@@ -7,8 +7,9 @@ import json
 import time
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from everlearn import checkpoint as checkpoints
-from everlearn import methods, processes
+from everlearn import log, methods, processes
 from everlearn import precision as precisions
-from everlearn.backbones import BUNDLED, load_backbone, resolve
+from everlearn.backbones import load_backbone, resolve
 from everlearn.checkpoint import Lesson, State, Unfinished
 from everlearn.checks import whole
+from everlearn.choices import BUNDLED, HEADS
 from everlearn.data import (
     Augmentation,
     ClassIncremental,
@@ -36,8 +37,10 @@ from everlearn.data import (
 from everlearn.data.loader import Loader, Targets
 from everlearn.evaluation.domains import measure_domains
 from everlearn.evaluation.metrics import AccuracyMatrix, accuracy
-from everlearn.evaluation.runner import HEADS, measure
+from everlearn.evaluation.runner import measure
 from everlearn.methods.base import Method, TaskInfo
+from everlearn.progress import Pace, track
+from everlearn.tables import duration
 from everlearn.trainable import trainable
 from everlearn_export.bundle import HeldOut, export_bundle
 from everlearn_runtime.bundle import Bundle, Manifest
@@ -45,11 +48,14 @@ from everlearn_runtime.heads import Classes, Head, from_state
 from everlearn_runtime.heads.checks import check_label
 from everlearn_runtime.heads.registry import own_kind
 from everlearn_runtime.images import prepare_batch
+from everlearn_runtime.words import plural, some
 
 DEFAULT_AUGMENTATION = Augmentation()
 MAP_IMAGES = 512  # on which the map from a bundle to the one that replaces it is fitted, at most
 CALIBRATION_IMAGES = 2048  # that a head judges before it is exported, at most
 LOWER_PRECISION_IMAGES = 512  # on which a graph's scales are found and its losses seen, at most
+
+_log = getLogger("everlearn.learner")
 
 _ATTACH, _BEGIN, _EPOCH, _SURVEY, _END = range(5)  # what a stream of random numbers is for
 
@@ -74,11 +80,16 @@ class Learner:
         precision: ``"fp32"``, or ``"bf16"`` to train under autocast (features stay fp32), or
             ``"auto"``, which is bf16 where the device has instructions for it.
         workers: processes that load images; the result does not depend on it.
-        progress: show progress bars; by default where there is a terminal.
+        progress: True shows progress, as bars on a terminal and as a line every ten seconds elsewhere; None,
+            the default, shows bars where there is a terminal; False shows nothing.
 
     Attributes:
         history: the tasks learned, see `Lesson`.
         unfinished: the task that an interrupt has left behind, or None.
+        listeners: functions that are called with the figures of every epoch and every task, see
+            `everlearn.log.Row`; with ``checkpoint=`` the same rows are in the folder's ``log.csv``.
+
+    What it does is also told to Python's `logging`, as ``everlearn``, at the level INFO.
 
     Raises:
         ValueError: for settings outside their range, an unknown backbone, a method that needs
@@ -140,9 +151,23 @@ class Learner:
         copy.deepcopy(self.head).update(np.ones((1, sum(self.method.sections))), ["probe"])
         self.history: list[Lesson] = []
         self.unfinished: Unfinished | None = None
+        self.listeners: list[log.Listener] = []
         self._seen: Images | None = None
         for own in (self.method, self.head):
             _owners[own] = weakref.ref(self)
+
+    def __repr__(self) -> str:
+        made = f"{self.backbone.name}, {type(self.method).__name__}, {type(self.head).__name__}"
+        said = "nothing learned"
+        if self.history:
+            last = self.history[-1]
+            said = (
+                f"{plural(len(self.history), 'task')}, {plural(len(self.classes), 'class')}; the last of "
+                f"{plural(last.images, 'image')} of {some(last.classes)}, "
+                f"{plural(last.parameters, 'parameter')} trained, {duration(last.seconds)}"
+            )
+        half = "" if self.unfinished is None else f"; a task unfinished after epoch {self.unfinished.epochs}"
+        return f"<Learner({made}) on {self.device}: {said}{half}>"
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -167,6 +192,8 @@ class Learner:
     @processes.together()
     def fit(self, data: object, labels: object = None, *, checkpoint: str | Path | None = None) -> "Learner":
         """Learn a task: images of any classes, new and old ones alike.
+
+        Gives this learner, whose ``repr`` and ``history[-1]`` say what was learned.
 
         Whatever stops it, this learner is then as it was before the call; only when writing the
         last checkpoint fails has it learned the task, and `save` can be called again.
@@ -193,13 +220,26 @@ class Learner:
                 f"this learner stopped after epoch {self.unfinished.epochs} of a task with other images, or "
                 "the same in another order; call fit with that task's data to finish it"
             )
+        if checkpoint is not None and not self.started and processes.is_main():
+            log.clear(checkpoint)
         with self._all_or_nothing():
             lesson = self._learn(images, digest, checkpoint)
         self.history.append(lesson)
         self._seen = images
         if checkpoint is not None:
             self.save(checkpoint)
+        figures = {"images": lesson.images, "classes": len(lesson.classes), "seconds": lesson.seconds}
+        self.tell({"task": len(self.history), **figures}, checkpoint)
         return self
+
+    def tell(self, row: log.Row, folder: str | Path | None = None) -> None:
+        """Give figures to the listeners, to `logging` and, with a folder, to its ``log.csv``."""
+        if processes.is_main():
+            _log.info("%s", ", ".join(f"{name} {value:.4g}" for name, value in row.items()))
+            if folder is not None:
+                log.add(folder, row)
+            for listener in self.listeners:
+                listener(row)
 
     def forget(self, label: str) -> "Learner":
         """Take a class out of the head, and out of all that the method keeps for each class.
@@ -226,14 +266,19 @@ class Learner:
         return self
 
     def run(
-        self, stream: ClassIncremental | DomainIncremental, *, checkpoint: str | Path | None = None
+        self,
+        stream: ClassIncremental | DomainIncremental,
+        *,
+        checkpoint: str | Path | None = None,
+        say: Callable[[str], None] = lambda line: None,
     ) -> AccuracyMatrix:
         """Learn every task of a stream and measure after each.
 
         Args:
             stream: of classes (see `measure`: all tasks seen so far are measured) or of domains (see
                 `measure_domains`: all are).
-            checkpoint: a folder to go on from after a stop; for streams of classes.
+            checkpoint: a folder for the learner and its figures, from which a run goes on; of classes.
+            say: is told in one line how far it is after each task, for example ``print``.
 
         Raises:
             ValueError: as `measure` and `measure_domains`; a checkpoint for a stream of domains.
@@ -241,8 +286,8 @@ class Learner:
         if isinstance(stream, DomainIncremental):
             if checkpoint is not None:
                 raise ValueError("a stream of domains has no checkpoint; leave it out, and save the learner")
-            return measure_domains(self, stream)
-        return measure(self, stream, folder=checkpoint).accuracy
+            return measure_domains(self, stream, say=say)
+        return measure(self, stream, folder=checkpoint, after_task=say).accuracy
 
     def evaluate(self, data: object, labels: object = None) -> float:
         """Top-1 accuracy in [0, 1] on labelled images, over all classes known so far.
@@ -261,6 +306,23 @@ class Learner:
                 stacklevel=2,
             )
         return accuracy(predicted, images.labels)
+
+    def score(self, data: object, labels: object = None) -> float:
+        """`evaluate` by scikit-learn's name."""
+        return self.evaluate(data, labels)
+
+    def predict_proba(self, images: object, *, channels: str = "rgb") -> NDArray[np.float64]:
+        """How probable each class is for each image, float64 (N, C), each row adding up to 1.
+
+        Args:
+            images, channels: as in `predict`. Columns are in the order of ``classes``.
+
+        The percentages keep what they say once the head is calibrated, see `Learner.export`.
+        """
+        self._check_learned()
+        return self.head.probabilities(
+            self.head.scores(self.features(any_images(images, channels=channels)[0]))
+        )
 
     def predict(self, images: object, *, channels: str = "rgb") -> list[str]:
         """Name the class of each image.
@@ -545,7 +607,7 @@ class Learner:
                 self.method.survey(batches)
             processes.same(self.method.learned().values())
         parameters = sum(parameter.numel() for parameter in self.method.trainable())
-        for so_far in self._train(loader, targets, begun):
+        for so_far in self._train(loader, targets, begun, checkpoint):
             if checkpoint is not None:
                 self.unfinished = replace(so_far, seconds=time.perf_counter() - start)
                 self.save(checkpoint)
@@ -574,7 +636,9 @@ class Learner:
         with self._seeded(_BEGIN, task.index):
             self.method.begin_task(task)
 
-    def _train(self, loader: Loader, targets: Targets, begun: Unfinished) -> Iterator[Unfinished]:
+    def _train(
+        self, loader: Loader, targets: Targets, begun: Unfinished, folder: str | Path | None
+    ) -> Iterator[Unfinished]:
         """Train epoch by epoch; gives the task as far as it is, after each epoch but the last."""
         parameters, setting, index = self.method.trainable(), self.training, len(self.history)
         if not parameters:
@@ -584,23 +648,33 @@ class Learner:
             # Adam counts its steps on the CPU.
             moved = {name: value.to(self.device) if value.dim() else value for name, value in state.items()}
             optimizer.state[parameter] = {name: value.clone() for name, value in moved.items()}
+        pace: Pace | None = None
         for epoch in range(begun.epochs, setting.epochs):
+            start, sums, seen = time.perf_counter(), dict[str, float](), 0
             for group in optimizer.param_groups:
                 group["lr"] = setting.rate(epoch)
             key = (self.seed, index, epoch)
             batches = loader.shuffled(targets, self.augmentation, batch_size=setting.batch_size, key=key)
+            pace = pace or Pace(len(batches) * setting.epochs, done=len(batches) * epoch)
             self.method.train()
             with self._seeded(_EPOCH, index, epoch, *processes.key()):
                 name = f"task {index + 1}, epoch {epoch + 1}/{setting.epochs}"
-                for batch, target in (bar := self._bar(batches, name, "step")):
-                    bar.set_postfix(self._step(optimizer, batch, target), refresh=False)
+                for batch, target in (bar := self._bar(batches, name, "step", pace)):
+                    terms = self._step(optimizer, batch, target)
+                    sums = {key: sums.get(key, 0.0) + len(batch) * value for key, value in terms.items()}
+                    seen += len(batch)
+                    bar.set_postfix({key: f"{value:.3g}" for key, value in terms.items()}, refresh=False)
             self.method.eval()
             processes.same(self.method.learned().values())
+            means = {key: value / seen for key, value in sums.items()}
+            figures = {"lr": setting.rate(epoch), "seconds": time.perf_counter() - start}
+            place = {"task": index + 1, "epoch": epoch + 1}
+            self.tell({**place, **figures, "loss": sum(means.values()), **means}, folder)
             if epoch + 1 < setting.epochs:
                 states = tuple(optimizer.state[parameter] for parameter in parameters)
                 yield replace(begun, epochs=epoch + 1, optimizer=states)
 
-    def _step(self, optimizer: torch.optim.Optimizer, images: Tensor, targets: Tensor) -> dict[str, str]:
+    def _step(self, optimizer: torch.optim.Optimizer, images: Tensor, targets: Tensor) -> dict[str, float]:
         optimizer.zero_grad()
         terms = self._backward(images, targets) if len(images) else {}
         parameters = self.method.trainable()
@@ -610,7 +684,7 @@ class Learner:
         processes.mean_gradients(parameters, weight=len(images))
         optimizer.step()
         self.method.after_step()
-        return {name: f"{value.item():.3g}" for name, value in terms.items()}
+        return {name: value.item() for name, value in terms.items()}
 
     def _backward(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
@@ -642,17 +716,18 @@ class Learner:
         return HeldOut(self._loader(images).pixels(range(len(images))), images.labels, chosen)
 
     def _predict(self, images: Images) -> list[str]:
+        self._check_learned()
+        return self.head.predict(self.features(images))
+
+    def _check_learned(self) -> None:
         if not self.classes:
             raise ValueError("nothing has been learned yet, so nothing can be predicted; call fit first")
-        return self.head.predict(self.features(images))
 
     def _loader(self, images: Images) -> Loader:
         return Loader(images, self.backbone, self.device, workers=self.workers)
 
-    def _bar(self, batches: Any, name: str, unit: str) -> Any:
-        quiet = None if self.progress is None else not self.progress  # None: quiet without a terminal
-        quiet = quiet if processes.is_main() else True
-        return tqdm(batches, desc=name, total=len(batches), unit=unit, disable=quiet, leave=False)
+    def _bar(self, batches: Any, name: str, unit: str, pace: Pace | None = None) -> Any:
+        return track(batches, name, unit, show=self.progress if processes.is_main() else False, pace=pace)
 
     @contextlib.contextmanager
     def _all_or_nothing(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ import warnings
 
 import torch
 
-PRECISIONS = ("fp32", "bf16", "auto")
+from everlearn.choices import PRECISIONS
 
 
 class SlowPrecisionWarning(UserWarning):

@@ -24,15 +24,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from everlearn.errors import ElsewhereError
 from everlearn_runtime.errors import MissingExtra
 
 Item = TypeVar("Item")
 
 _depth = 0  # how many `together` blocks this process is in
-
-
-class ElsewhereError(RuntimeError):
-    """Another process has failed; the message is that one's."""
 
 
 def join(device: str | torch.device | None = None) -> torch.device:

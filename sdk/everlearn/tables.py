@@ -41,6 +41,20 @@ def spread(values: Sequence[float | None]) -> str:
     return f"{known.mean():.2f} ± {known.std():.2f}" if len(known) > 1 else f"{known[0]:.2f}"
 
 
+def duration(value: float) -> str:
+    """A length of time as people say it.
+
+    >>> duration(7.4), duration(200), duration(3900)
+    ('7 s', '3 min 20 s', '1 h 5 min')
+    """
+    whole = round(value)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
+
+
 def seconds(value: float) -> str:
     """Seconds as text, with a decimal where there are few.
 

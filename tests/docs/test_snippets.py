@@ -19,6 +19,7 @@ from everlearn import Frozen, Learner, folder
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "fidelity.md")
+PAGES.append(ROOT / "README.md")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 KINDS = {"python", "console", "text", "ini"}
 EXTRAS = set(metadata("everlearn").get_all("Provides-Extra") or ())
@@ -87,7 +88,7 @@ def test_a_page_runs_as_it_stands(
 ) -> None:
     home = tmp_path / "home"
     shutil.copytree(reader, home)
-    if page.stem == "index":  # here these are made
+    if page.stem in ("index", "README"):  # here these are made
         shutil.rmtree(home / "run")
         shutil.rmtree(home / "bundle")
     monkeypatch.chdir(home)
@@ -108,6 +109,13 @@ def run(line: str) -> None:
         assert set(re.findall(r"[\w-]+", wanted)[1:]) <= EXTRAS, line
         return
     assert COMMANDS[command](arguments) == 0, line
+
+
+def test_the_readme_is_short_and_leads_to_every_page() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert text.count("\n") <= 120
+    linked = re.findall(r"\]\(docs/([\w.]+)\)", text)
+    assert set(linked) == {path.name for path in (ROOT / "docs").glob("*.md")}
 
 
 def test_every_page_is_in_the_table_of_contents() -> None:

@@ -17,7 +17,7 @@ from onnx import helper
 from everlearn import LDA, NTKCL, Learner
 from everlearn.trainable import trainable
 from everlearn_export import places
-from everlearn_export.verify import ParityError
+from everlearn_export.parity import ParityError
 from everlearn_runtime import (
     Adapted,
     Backend,

@@ -73,7 +73,7 @@ def test_json_for_machines(bundle: Path, tmp_path: Path, cups: list[str], capsys
     state = ["--state", str(tmp_path / "device.db"), "--json"]
     assert main(["learn", str(bundle), "cup", cups[0], *state]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert said.pop("suspects") == []
+    assert [said.pop(name) for name in ("suspects", "bad", "ignored")] == [[], [], []]
     assert said == {"label": "cup", "learned": 1, "samples": 1, "classes": {"mug": 4, "pen": 4, "cup": 1}}
     assert main(["predict", str(bundle), cups[2], *state]) == 0
     rows = json.loads(capsys.readouterr().out)["predictions"]
@@ -159,11 +159,14 @@ def test_mistakes_are_one_line_and_exit_code_two(
         (["predict", here, str(tmp_path / "float.npy")], "float.npy: the images are float64"),
         (["predict", here, str(tmp_path / "long.npy")], "long.npy: not a readable .npy"),
         (["predict", here, str(tmp_path / "many.npy")], "many.npy: the images have shape (5, 9, 9)"),
-        (["predict", here, cups[0], str(tmp_path / "deep.png")], "deep.png: the image has more than 8 bits"),
+        (["predict", here, str(tmp_path / "deep.png")], "deep.png: the image has more than 8 bits"),
         (
-            ["predict", here, cups[0], str(tmp_path / "deep-rgb.ppm")],
+            ["predict", here, "--strict", cups[0], str(tmp_path / "deep-rgb.ppm")],
             "deep-rgb.ppm: the image has more than 8",
         ),
+        (["learn", here, "cup", "--state", state], "no images to learn; give them after the class, 'cup'"),
+        (["info", str(tmp_path / "none")], "none: no such file or folder"),
+        (["info", cups[0]], "one.png is neither a bundle, "),
         (["predict", here, str(tmp_path / "object.npy")], "not a readable .npy"),
         (["predict", here, cups[0], "--state", state], "no such state"),
         (["status", here, "--state", state], "no such state"),
@@ -193,7 +196,7 @@ def test_learning_from_what_cannot_be_read_makes_no_state(
     state = tmp_path / "device.db"
     (tmp_path / "text.png").write_text("text")
     for label, images in (
-        ("cup", [cups[0], str(tmp_path / "none.png")]),
+        ("cup", ["--strict", cups[0], str(tmp_path / "none.png")]),
         ("cup", [str(tmp_path / "text.png")]),
         (" ", cups),
     ):

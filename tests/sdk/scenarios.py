@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from everlearn import LDA, NTKCL, Backbone, ClassIncremental, Frozen, Joint, Learner, RanPAC, cli, processes
+from everlearn.cli import commands
+from everlearn.errors import ElsewhereError
 from everlearn.methods.base import TaskInfo
 
 from ..conftest import Clock, coloured, fit_all, make_learner, pixels, state, vit
@@ -81,7 +83,7 @@ def stopped(folder: Path) -> Numbers:
     raised = ""
     try:
         learner.fit(clock.watch(TASKS[1]), checkpoint=folder / "stopped")
-    except (KeyboardInterrupt, processes.ElsewhereError) as error:
+    except (KeyboardInterrupt, ElsewhereError) as error:
         raised = f"{type(error).__name__}: {error}"
     undone = state(learner) == before
     learner = Learner.load(folder / "stopped", device="cpu")
@@ -102,7 +104,7 @@ def mistaken(folder: Path) -> Numbers:
     try:
         learner.fit(coloured("ab" if processes.is_main() else "ba"))
         raised = ""
-    except (ValueError, processes.ElsewhereError) as error:
+    except (ValueError, ElsewhereError) as error:
         raised = f"{type(error).__name__}: {error}"
     return {"own raised": np.array(raised), "undone": np.array(state(learner) == before)}
 
@@ -143,7 +145,7 @@ def typed(folder: Path) -> Numbers:
     said: Numbers = {}
     for name in ("broken", "mended"):
         with (
-            mock.patch.object(cli, "load_backbone", load),
+            mock.patch.object(commands, "load_backbone", load),
             contextlib.redirect_stdout(io.StringIO()) as out,
             contextlib.redirect_stderr(io.StringIO()) as err,
         ):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from everlearn import Backbone, Images, Learner, cli, load_backbone
+from everlearn import Backbone, Images, Learner, load_backbone
 from everlearn.backbones import BUNDLED
 from everlearn.checkpoint import FILE
-from everlearn.cli import main
+from everlearn.cli import commands, main
 from everlearn.data import load as load_data
 from everlearn_runtime import Bundle
 
@@ -27,7 +27,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(name: str, *, weights: str) -> Backbone:
         return vit() if name == BUNDLED else load_backbone(name, weights=weights)
 
-    monkeypatch.setattr(cli, "load_backbone", load)
+    monkeypatch.setattr(commands, "load_backbone", load)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_train_export_and_predict(data: Path, tmp_path: Path, capsys: Output) ->
     assert table[0].split() == ["after", "task", "1", "2", "all"]
     assert table[2].split()[0] == "2"
     assert table[3].startswith("average ")
-    assert {path.name for path in run.iterdir()} == {FILE, "run.json"}
+    assert {path.name for path in run.iterdir()} == {FILE, "run.json", "log.csv"}
 
     verify_on = ["--images", str(data)]
     assert main(["export", str(run), "--out", str(bundle), *verify_on]) == 0
@@ -115,7 +115,7 @@ def test_the_same_command_goes_on(
         return Clock(20).watch(images), test
 
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "load", stopping)
+        patch.setattr(commands, "load", stopping)
         assert train(data, tmp_path / "run", "--classes-per-task", "2") == 130
     out, err = capsys.readouterr()
     assert last(err) == "everlearn: interrupted; the same command goes on where this one stopped"
@@ -342,7 +342,7 @@ def test_a_stopped_bench_says_that_it_goes_on(
         return clock.watch(train), clock.watch(test)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "load", watched)
+        patch.setattr(commands, "load", watched)
         assert compare(data, tmp_path / "run", "--seeds", "0") == 130
     interrupted = "everlearn: interrupted; the same command goes on where this one stopped"
     assert last(capsys.readouterr().err) == interrupted
@@ -356,7 +356,7 @@ def test_a_stopped_report_promises_nothing(tmp_path: Path, capsys: Output, monke
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "write_report", stop)
+    monkeypatch.setattr(commands, "write_report", stop)
     assert main(["report", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "everlearn: interrupted\n"
 

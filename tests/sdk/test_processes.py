@@ -125,7 +125,7 @@ def test_other_data_in_one_process_are_refused(two: Launched) -> None:
 
 
 def test_one_writes_the_files(two: Launched) -> None:
-    assert {file.name for file in (two.folder / "by 0").iterdir()} == {FILE, "run.json"}
+    assert {file.name for file in (two.folder / "by 0").iterdir()} == {FILE, "run.json", "log.csv"}
     assert not (two.folder / "by 1").exists()
     assert Learner.load(two.folder / "by 0").classes == ("a", "b", "c", "d")
 

@@ -20,6 +20,7 @@ from everlearn_runtime.heads.growing import GrowingRows, PerClass
 from everlearn_runtime.heads.registry import HeadState, from_state, make, own_kind, register
 from everlearn_runtime.heads.sums import Joined, group_sums, join, join_each, squared_distances
 from everlearn_runtime.products import product
+from everlearn_runtime.words import plural
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -88,6 +89,12 @@ class Head(ABC):
         self._waiting_places: list[int] = []
         self._waiting_room = 0  # for so many
         self._confidence = Confidence()
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        samples = int(self._counts.sum()) + len(self._waiting_places)
+        what = f"{plural(len(self._classes), 'class')}, {plural(samples, 'sample')}"
+        return f"<{type(self).__name__}({options}): {what}, {plural(self._width, 'feature')}>"
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -14,10 +14,8 @@ from torch import Tensor, nn
 
 from everlearn.backbones.parts import AUTO, Depths, Part, given, part, plain_norm, recommended
 from everlearn.backbones.vit import AnyBlock, ViT, is_vit, make_blocks_whole, through
+from everlearn.choices import BUNDLED
 from everlearn_runtime.images import InputSpec
-
-BUNDLED = "everlearn_vit_tiny_p8_64"
-"""Name of the backbone that comes with the package."""
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from everlearn.backbones.backbone import BUNDLED, Backbone, BackboneSpec
+from everlearn.backbones.backbone import Backbone, BackboneSpec
 from everlearn.backbones.weights import load_weights
+from everlearn.choices import BUNDLED
 
 _BUNDLED_ARCHITECTURE: dict[str, Any] = {
     "img_size": 64,

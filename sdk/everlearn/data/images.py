@@ -18,6 +18,7 @@ from PIL import Image
 from everlearn.data.labels import checked_name, sort_classes
 from everlearn_runtime.decoding import decode
 from everlearn_runtime.images import open_image, to_rgb
+from everlearn_runtime.words import plural, some
 
 SAMPLE = 256
 """Images that `Images.fingerprint` looks at where it would have to decode them all."""
@@ -76,6 +77,10 @@ class Images:
         i = operator.index(index)
         label, position = self._table[self._codes[i]], int(self._positions[i])
         return rgb_of(self._load(position), f"image {position}"), label
+
+    def __repr__(self) -> str:
+        classes = f"{plural(len(self.classes), 'class')}: {some(self.classes)}" if len(self) else "no class"
+        return f"<Images: {plural(len(self), 'image')} of {classes}>"
 
     def __iter__(self) -> Iterator[tuple[Image.Image, str]]:
         return (self[i] for i in range(len(self)))

@@ -13,6 +13,7 @@ import numpy as np
 from everlearn.checks import whole
 from everlearn.data.images import Images
 from everlearn.data.pairs import as_images
+from everlearn_runtime.words import plural, some
 
 
 @dataclass(frozen=True)
@@ -121,11 +122,17 @@ class ClassIncremental:
         if not names:
             raise ValueError("tasks is empty; give a list of lists of class names")
         if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-            raise ValueError(f"tasks names {_some(tuple(twice))} more than once; every class arrives once")
+            raise ValueError(f"tasks names {some(tuple(twice))} more than once; every class arrives once")
         self._train = self._train.of_classes(names)
         self._test = _tested(self._test, names)
         _check_classes(self._train, self._test)
         return names, np.cumsum([len(task) for task in tasks]).tolist()
+
+    def __repr__(self) -> str:
+        sizes = [len(classes) for classes in self.tasks]
+        each = f"{sizes[0]} classes each" if len(set(sizes)) == 1 else f"{', '.join(map(str, sizes))} classes"
+        images = f"{len(self._train):,} images to train, {len(self._test):,} to test"
+        return f"<ClassIncremental: {plural(len(sizes), 'task')} of {each}, {images}>"
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -217,7 +224,7 @@ class DomainIncremental:
             learned.update(dict.fromkeys(train.classes))
             if unlearned := test.unknown_to(tuple(learned)):
                 raise ValueError(
-                    f"domain {name!r} tests classes that nothing before teaches: {_some(unlearned)}; "
+                    f"domain {name!r} tests classes that nothing before teaches: {some(unlearned)}; "
                     "leave them "
                     "out with Images.of_classes"
                 )
@@ -249,17 +256,12 @@ def _check_classes(train: Images, test: Images) -> None:
     unlearned, untested = test.unknown_to(train.classes), train.unknown_to(test.classes)
     if unlearned:
         raise ValueError(
-            f"classes in test but not in train: {_some(unlearned)}; all that are tested must be learned "
+            f"classes in test but not in train: {some(unlearned)}; all that are tested must be learned "
             "(`Images.of_classes` leaves classes out)"
         )
     if untested:
         warnings.warn(
             f"{len(untested)} of {len(train.classes)} classes have no test image, so they are learned "
-            f"and not tested: {_some(untested)}",
+            f"and not tested: {some(untested)}",
             stacklevel=4,
         )
-
-
-def _some(names: tuple[str, ...]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(repr(name) for name in names[:5]) + more

@@ -11,9 +11,8 @@ stopped one was.
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,22 +22,24 @@ from tqdm.auto import tqdm
 from everlearn import checkpoint, processes
 from everlearn import methods as all_methods
 from everlearn import precision as precisions
-from everlearn.backbones import BUNDLED, Backbone, resolve
+from everlearn.backbones import Backbone, resolve
 from everlearn.checks import whole
+from everlearn.choices import BUNDLED, HEADS
 from everlearn.data import Augmentation, ClassIncremental, Images, as_images
 from everlearn.evaluation import beside
 from everlearn.evaluation.cache import CachedLearner, FeatureStore
 from everlearn.evaluation.exported import check_exported
 from everlearn.evaluation.run import FILE as RUN
 from everlearn.evaluation.run import OWN, Run
-from everlearn.evaluation.runner import HEADS, measure
-from everlearn.files import read_json, write_json
+from everlearn.evaluation.runner import measure
+from everlearn.files import BENCH, read_json, write_json
 from everlearn.learner import DEFAULT_AUGMENTATION, Learner
 from everlearn.methods.base import Method
 from everlearn.tables import aligned, seconds, spread
 from everlearn.training import Training
+from everlearn_runtime.version import __version__
 
-FILE = "bench.json"
+FILE = BENCH
 FORMAT = 2
 
 MakeMethod = Callable[[], Method]
@@ -57,7 +58,7 @@ class Bench:
 
     settings: dict[str, Any]
     runs: tuple[Run, ...]
-    version: str = field(default_factory=partial(version, "everlearn"))
+    version: str = __version__
 
     @classmethod
     def read(cls, folder: str | Path) -> "Bench":
@@ -175,7 +176,7 @@ def bench(
         methods: names among ``everlearn.methods``, all of them by default; or what makes each, by
             any name.
         seeds: whole numbers of at least 0.
-        heads: names in `everlearn.evaluation.runner.HEADS`, to learn from every method's features beside
+        heads: names in `everlearn.choices.HEADS`, to learn from every method's features beside
             its own head.
         exported: precisions in which every method is exported after each task, and measured as a device
             would, see `everlearn.evaluation.runner.measure`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from everlearn.data.streams import DomainIncremental
@@ -12,12 +13,15 @@ if TYPE_CHECKING:
     from everlearn.learner import Learner
 
 
-def measure_domains(learner: Learner, stream: DomainIncremental) -> AccuracyMatrix:
+def measure_domains(
+    learner: Learner, stream: DomainIncremental, *, say: Callable[[str], None] = lambda line: None
+) -> AccuracyMatrix:
     """Learn one domain after the other, and measure all of them after each.
 
     Args:
         learner: a fresh one.
         stream: the domains.
+        say: is told in one line how far it is after each.
 
     Returns:
         The matrix whose row i and column j is the accuracy on the test images of domain j after learning
@@ -40,4 +44,5 @@ def measure_domains(learner: Learner, stream: DomainIncremental) -> AccuracyMatr
             known = not other.test.unknown_to(learner.classes)
             row.append(accuracy(learner.predict(other.test), other.test.labels) if known else math.nan)
         matrix.record(row, images)
+        say(f"{domain.name}: {100 * row[domain.index]:.1f} %, all so far {100 * matrix.last:.1f} %")
     return matrix

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn.tables import aligned
+from everlearn_runtime.words import plural
 
 
 def accuracy(predicted: Sequence[str], actual: Sequence[str]) -> float:
@@ -51,6 +52,12 @@ class AccuracyMatrix:
     def __init__(self) -> None:
         self._rows: list[NDArray[np.float64]] = []
         self._images: tuple[int, ...] = ()
+
+    def __repr__(self) -> str:
+        if not len(self):
+            return "<AccuracyMatrix: nothing measured>"
+        last = f"average {self.average:.1%}, last {self.last:.1%}"
+        return f"<AccuracyMatrix: {plural(len(self), 'task')}, {last}>"
 
     def __len__(self) -> int:
         """Number of rows, that is of tasks trained so far."""

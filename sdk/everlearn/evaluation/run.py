@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from everlearn.evaluation.metrics import AccuracyMatrix
-from everlearn.files import read_json, write_json
+from everlearn.files import RUN, read_json, write_json
+from everlearn_runtime.version import __version__
 
-FILE = "run.json"
+FILE = RUN
 FORMAT = 1
 
 OWN = "own"
@@ -158,7 +157,7 @@ class Run:
     device: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     finished: bool = False
-    everlearn: str = field(default_factory=partial(version, "everlearn"))
+    everlearn: str = __version__
 
     @property
     def measured(self) -> int:

@@ -16,31 +16,10 @@ from everlearn.evaluation.beside import Beside
 from everlearn.evaluation.exported import check_exported, on_a_device, row_of
 from everlearn.evaluation.metrics import confusion, task_accuracy, within_task_accuracy
 from everlearn.evaluation.run import FILE, OWN, Figures, Run, Score
-from everlearn_runtime.heads import (
-    LDA,
-    BalancedRidge,
-    FeCAM,
-    Head,
-    HeldOutRidge,
-    Prototypes,
-    Ridge,
-    WhitenedCosine,
-)
+from everlearn_runtime.heads import Head
 
 if TYPE_CHECKING:
     from everlearn.learner import Learner
-
-HEADS: dict[str, Callable[[int], Head]] = {
-    "prototypes": lambda seed: Prototypes(),
-    "lda": lambda seed: LDA(),
-    "whitened-cosine": lambda seed: WhitenedCosine(),
-    "ridge": lambda seed: Ridge(),
-    "balanced-ridge": lambda seed: BalancedRidge(),
-    "fecam": lambda seed: FeCAM(),
-    "random-ridge": lambda seed: Ridge(projection=2000, seed=seed),
-    "held-out-ridge": lambda seed: HeldOutRidge(True, projection=2000, seed=seed),
-}
-"""Heads by name, made with a seed; the last two are ridges on 2,000 random features: RanPAC's."""
 
 
 def measure(
@@ -108,6 +87,7 @@ def measure(
             test, classes = stream[seen - 1].test_so_far, stream.tasks[:seen]
             run = _with_figures(run, learner, beside, figures(learner, beside.heads, test, classes))
             run = _with_exported(run, learner, precisions, learning[index].train, test, classes)
+            learner.tell({"task": index + 1, "accuracy": run.scores[OWN].rows[-1].seen}, path)
             if path is not None:
                 _write(run, path)
         after_task(f"task {index + 1}: {100 * run.scores[OWN].rows[index].seen:.1f} %")

@@ -1,9 +1,9 @@
-"""The command line: everlearn train | bench | report | export | predict."""
+"""What the commands do; `everlearn.cli.parser` says what they take."""
 
 import argparse
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,228 +13,45 @@ from tqdm.auto import tqdm
 from everlearn import methods, processes, recipes
 from everlearn.analysis.diagnosis import diagnose_run, method_report
 from everlearn.analysis.sureness import how_sure
-from everlearn.backbones import BUNDLED, load_backbone
+from everlearn.backbones import load_backbone
 from everlearn.checkpoint import FILE
+from everlearn.choices import BUNDLED, HEADS
 from everlearn.data import Augmentation, ClassIncremental, Images, any_images, load
 from everlearn.data.folders import loose_images
 from everlearn.evaluation.bench import FILE as BENCH
 from everlearn.evaluation.bench import bench
 from everlearn.evaluation.run import FILE as RUN
 from everlearn.evaluation.run import Run
-from everlearn.evaluation.runner import HEADS, as_it_stands, measure
+from everlearn.evaluation.runner import as_it_stands, measure
 from everlearn.learner import Learner
+from everlearn.log import tensorboard
 from everlearn.methods import NTKCL
-from everlearn.precision import PRECISIONS, resolve
+from everlearn.precision import resolve
+from everlearn.progress import Pace
 from everlearn.report import write_report
-from everlearn_export.files import BATCH, KINDS, write_files
-from everlearn_export.precision import PRECISIONS as GRAPH_PRECISIONS
-from everlearn_export.precision import TARGETS
-from everlearn_runtime import cli as device
+from everlearn_export.files import write_files
 from everlearn_runtime.bundle import Bundle
-from everlearn_runtime.errors import MissingExtra
 from everlearn_runtime.heads import Confidence
 from everlearn_runtime.heads.confidence import ENOUGH
-from everlearn_runtime.train_step import BLOCKS
-
-_DATA = "a folder of class folders, a .npz file, or 'digits'"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command that was parsed, with all processes that were launched with this one.
 
-    Args:
-        argv: arguments without the program's name; None takes those of the process.
-
-    Returns:
-        0, 2 after a user's mistake (one line on stderr), or 130 after an interrupt.
+    Raises:
+        ValueError: for a user's mistake, which is one line.
     """
-    with processes.main_prints():
-        return _run(argv)
-
-
-def _run(argv: Sequence[str] | None) -> int:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["predict"]:
-        return device.main(arguments)  # the device's own command, so that both say the same
-    parsed = _parser().parse_args(arguments)
-    try:
-        processes.join(getattr(parsed, "device", None))  # first, so that each hears of another's mistake
-        with processes.together(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r"\d+ of \d+ classes have no test image")  # `_load` says it
-            parsed.run(parsed)
-    except (ValueError, OSError, MissingExtra, FloatingPointError, processes.ElsewhereError) as error:
-        print(f"everlearn: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        goes_on = "; the same command goes on where this one stopped" if parsed.goes_on else ""
-        print(f"everlearn: interrupted{goes_on}", file=sys.stderr)
-        return 130
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="everlearn", description="Train a continual learner, and export it for devices."
-    )
-    parser.set_defaults(goes_on=False)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    train = commands.add_parser(
-        "train",
-        help="learn a data set, a few classes at a time",
-        description="Learn a data set, a few classes at a time, and print the accuracy matrix. "
-        "After an interrupt the same command goes on where it stopped.",
-    )
-    train.set_defaults(run=_train, goes_on=True)
-    train.add_argument("data", metavar="DATA", help=_DATA)
-    train.add_argument("--out", metavar="RUN", required=True, help="folder for the learner")
-    train.add_argument("--recipe", metavar="NAME", help="published settings, such as cifar100")
-    train.add_argument("--method", choices=methods.__all__, help="default: NTKCL")
-    train.add_argument("--head", choices=list(HEADS), help="default: the method's own")
-    train.add_argument("--seed", type=int, metavar="N", help="default: 0")
-    _data_options(train)
-    _learning_options(train, ", or the recipe's")
-
-    bench = commands.add_parser(
-        "bench",
-        help="compare methods on one data set, over several seeds",
-        description="Learn a data set, a few classes at a time, with every method and every seed, and print "
-        "a table. What methods share that train nothing is computed once. After an interrupt the same "
-        "command goes on where it stopped; more methods or seeds can be asked for later.",
-    )
-    bench.set_defaults(run=_bench, goes_on=True)
-    bench.add_argument("data", metavar="DATA", help=_DATA)
-    bench.add_argument("--out", metavar="RUN", required=True, help="folder for the results")
-    bench.add_argument(
-        "--methods", nargs="+", choices=methods.__all__, metavar="METHOD", help="default: all of them"
-    )
-    bench.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
-    bench.add_argument(
-        "--heads",
-        nargs="+",
-        choices=list(HEADS),
-        default=[],
-        metavar="HEAD",
-        help=f"to learn beside each method's own: {', '.join(HEADS)}",
-    )
-    bench.add_argument(
-        "--exported",
-        nargs="+",
-        choices=GRAPH_PRECISIONS,
-        default=[],
-        metavar="PRECISION",
-        help="export after every task, and measure what a device would make of it: "
-        f"{', '.join(GRAPH_PRECISIONS)}",
-    )
-    _data_options(bench)
-    _learning_options(bench)
-
-    export = commands.add_parser("export", help="write the bundle that a device opens")
-    export.set_defaults(run=_export)
-    export.add_argument("learner", metavar="RUN", help="what train wrote; with --for, a bundle")
-    export.add_argument("--out", metavar="BUNDLE", required=True, help="folder for the bundle")
-    export.add_argument(
-        "--images",
-        metavar="DATA",
-        help="verify on its test images, or on a folder's, and calibrate by those of learned classes",
-    )
-    export.add_argument(
-        "--canaries",
-        type=int,
-        default=0,
-        metavar="N",
-        help="images a class, of --images, by which a device can refuse to learn what would make it forget",
-    )
-    export.add_argument(
-        "--precision",
-        choices=GRAPH_PRECISIONS,
-        default="fp32",
-        help="of the graph: fp16 for GPUs, int8 for CPUs",
-    )
-    export.add_argument(
-        "--target", choices=TARGETS, default="cpu", help="where an int8 graph will run (default: cpu)"
-    )
-    export.add_argument(
-        "--train-step",
-        choices=BLOCKS,
-        help="let the device train: a classifier, adapters of the last blocks, all",
-    )
-    export.add_argument(
-        "--removable", action="store_true", help="let the device forget exactly what it learns itself"
-    )
-    export.add_argument(
-        "--replaces",
-        metavar="OLD",
-        help="the bundle that devices have now; with the images of --images, what they have learned can be "
-        "carried over to the new one",
-    )
-    export.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
-    _data_options(export)
-    export.add_argument(
-        "--for",
-        dest="kind",
-        choices=KINDS,
-        help="write a bundle's graph for Triton or DeepStream instead, with its configuration",
-    )
-    export.add_argument(
-        "--batch", type=int, default=BATCH, metavar="N", help=f"with --for, most images at once ({BATCH})"
-    )
-
-    report = commands.add_parser(
-        "report",
-        help="draw what a run found, and say what limits it",
-        description="Write a page with the pictures of a run, RUN/report/index.html. With the data that it "
-        "was trained on, also say which of three factors limits it, by the neural tangent kernel on some of "
-        "its training images: too few samples, entangled tasks, or too little (or too much) regularisation.",
-    )
-    report.set_defaults(run=_report)
-    report.add_argument("learner", metavar="RUN", help="what train or bench wrote")
-    report.add_argument(
-        "data", metavar="DATA", nargs="?", help="the data set that it was trained on, for what train wrote"
-    )
-    report.add_argument("--samples", type=int, default=32, metavar="N", help="images a task; default 32")
-    report.add_argument(
-        "--readouts", type=int, default=8, metavar="K", help="random readouts of the features; default 8"
-    )
-    report.add_argument("--seed", type=int, default=0, help="of the sample and the readouts")
-    _data_options(report)
-
-    commands.add_parser("predict", help="classify images with a bundle: predict BUNDLE IMAGES...")
-    return parser
-
-
-def _data_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--skip-bad", action="store_true", help="leave out images that cannot be read, rather than stop"
-    )
+    command = {"train": _train, "bench": _bench, "export": _export, "report": _report}[arguments.run]
+    processes.join(getattr(arguments, "device", None))  # first, so that each hears of another's mistake
+    with processes.together(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"\d+ of \d+ classes have no test image")  # `_load` says it
+        command(arguments)
 
 
 def _load(arguments: argparse.Namespace, source: str, seed: int = 0) -> tuple[Images, Images]:
     """Training and test images; what there is to say of them goes to stderr."""
     on_error = "skip" if arguments.skip_bad else "raise"
     return load(source, seed, on_error=on_error, say=lambda text: print(text, file=sys.stderr))
-
-
-def _learning_options(command: argparse.ArgumentParser, recipe: str = "") -> None:
-    """The options of commands that learn; ``recipe`` ends the help of what a recipe has, too."""
-    command.add_argument("--backbone", help=f"any timm model; default: {BUNDLED}{recipe}")
-    command.add_argument("--weights", help="'pretrained', the default, 'random', or a file")
-    command.add_argument(
-        "--classes-per-task", type=int, metavar="N", help=f"default: enough for five tasks{recipe}"
-    )
-    command.add_argument("--epochs", type=int, metavar="N", help=f"default: the method's{recipe}")
-    command.add_argument("--batch-size", type=int, metavar="N", help=f"default: the method's{recipe}")
-    command.add_argument("--lr", type=float, metavar="RATE", help=f"default: the method's{recipe}")
-    command.add_argument("--no-flip", action="store_true", help="do not mirror: for writing and signs")
-    command.add_argument(
-        "--smallest-crop",
-        type=float,
-        metavar="SHARE",
-        help=f"of an image; default: {Augmentation().scale[0]}{recipe}",
-    )
-    command.add_argument("--precision", choices=PRECISIONS, help="of training; default: fp32")
-    command.add_argument("--device", help="a torch device; default: CUDA where there is one")
-    command.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load images")
 
 
 def _shared(arguments: argparse.Namespace, usual: Augmentation) -> dict[str, Any]:
@@ -266,7 +83,24 @@ def _train(arguments: argparse.Namespace) -> None:
     if begun is not None:
         done = len(learner.tasks)
         print(f"{arguments.out} has {done} of {len(stream)} tasks; going on with its settings")
-    print(measure(learner, stream, folder=arguments.out).accuracy.table())
+    if arguments.tensorboard and processes.is_main():
+        learner.listeners.append(tensorboard(arguments.out))
+    say = _said_after_tasks(len(learner.tasks), 1 if learner.method.at_once else len(stream))
+    print(measure(learner, stream, folder=arguments.out, after_task=say).accuracy.table())
+
+
+def _said_after_tasks(done: int, tasks: int) -> Callable[[str], None]:
+    """What says on stderr how far a run is, of which some tasks were done before."""
+    pace, told = Pace(tasks, done=done), 0
+
+    def say(line: str) -> None:
+        nonlocal told
+        told += 1
+        if told > done:
+            pace.step()
+            print(f"{line.replace(':', f' of {tasks}:', 1)}; {pace.told()}", file=sys.stderr, flush=True)
+
+    return say
 
 
 def _fresh(arguments: argparse.Namespace, recipe: recipes.Recipe | None) -> Learner:
@@ -275,6 +109,7 @@ def _fresh(arguments: argparse.Namespace, recipe: recipes.Recipe | None) -> Lear
     options: dict[str, Any] = {
         "head": HEADS[arguments.head](seed) if arguments.head else None,
         "seed": seed,
+        "progress": True,
         **_shared(arguments, recipe.augmentation if recipe else Augmentation()),
     }
     weights = arguments.weights or "pretrained"
@@ -292,7 +127,7 @@ def _begun(arguments: argparse.Namespace, recipe: recipes.Recipe | None) -> Lear
     """
     if not (Path(arguments.out) / FILE).is_file():
         return None
-    learner = Learner.load(arguments.out, device=arguments.device, workers=arguments.workers)
+    learner = Learner.load(arguments.out, device=arguments.device, workers=arguments.workers, progress=True)
     if not learner.started:
         return None
     record = learner.record()

@@ -1,0 +1,77 @@
+"""The command line: everlearn train | bench | report | export | predict | info | keys | sign | merge.
+
+Nothing of torch is imported before a command has been typed that needs it, so that help comes at once and
+mistakes in arguments are told at once.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from everlearn.cli import fleet
+from everlearn.cli.parser import make_parser
+from everlearn.errors import ElsewhereError, need_training
+from everlearn.info import describe, is_run
+from everlearn_runtime import cli as device
+from everlearn_runtime.errors import MissingExtra
+from everlearn_runtime.terminal import escaping
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: arguments without the program's name; None takes those of the process.
+
+    Returns:
+        0, 2 after a user's mistake (one line on stderr), or 130 after an interrupt.
+    """
+    with escaping(), _main_prints():
+        return _run(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments[:1] == ["predict"] or (arguments[:1] == ["info"] and not _is_run(arguments)):
+        return device.main(arguments)  # the device's own command, so that both say the same
+    parsed = make_parser().parse_args(arguments)
+    try:
+        if parsed.run == "info":
+            print(device.table(describe(parsed.path), as_json=parsed.json))
+            return 0
+        if parsed.run in fleet.NAMES:
+            print(fleet.run(parsed))
+            return 0
+        need_training()
+        from everlearn.cli import commands
+
+        commands.run(parsed)
+    except (ValueError, OSError, MissingExtra, FloatingPointError, ElsewhereError) as error:
+        print(f"everlearn: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        goes_on = "; the same command goes on where this one stopped" if parsed.goes_on else ""
+        print(f"everlearn: interrupted{goes_on}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _is_run(arguments: list[str]) -> bool:
+    """Whether ``info`` is asked of what a workstation has written, or for help."""
+    paths = [text for text in arguments[1:] if not text.startswith("-")]
+    return "-h" in arguments or "--help" in arguments or any(is_run(Path(path)) for path in paths)
+
+
+@contextlib.contextmanager
+def _main_prints() -> Iterator[None]:
+    """Throw away what other processes than the main one print, where several were launched."""
+    if "RANK" not in os.environ:
+        yield
+        return
+    from everlearn import processes
+
+    with processes.main_prints():
+        yield
