@@ -475,8 +475,9 @@ class Learner:
             held_out=held_out,
             trainable=step,
             overwrite=overwrite,
-            progress=self.progress,
+            progress=None if self.progress else self.progress,  # its few steps are a bar, or nothing
         )
+        _log.info("exported %s", path)
         processes.wait()
         return manifest
 

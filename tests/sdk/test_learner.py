@@ -1,6 +1,7 @@
 """Learner: one loop for every method."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from everlearn import (
     Prototypes,
     Ridge,
     checkpoint,
+    progress,
 )
 from everlearn.analysis.diagnosis import diagnose_run
 from everlearn.evaluation import runner
@@ -689,12 +691,18 @@ def test_progress_is_quiet_without_a_terminal(capfd: pytest.CaptureFixture[str])
     assert capfd.readouterr() == ("", "")
 
 
-def test_progress_names_task_epoch_and_losses(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_names_task_epoch_and_losses(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     make_learner(NTKCL(), progress=True).fit(coloured("ab", 2))
     out, err = capfd.readouterr()
     assert out == ""
     for part in ("task 1, epoch 1/2", "task 1, epoch 2/2", "features"):
         assert part in err
+    assert ("\r" in err) == terminal
 
 
 def test_a_loss_that_is_not_finite_names_its_terms() -> None:
