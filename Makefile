@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test torture fidelity docs lint types clean
+.PHONY: quickstart test torture pythons fidelity docs lint types clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py
@@ -16,6 +16,18 @@ torture: $(VENV)/.installed
 	EVERLEARN_TORTURE=1 EVERLEARN_EXAMPLES=10000 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
 		$(BIN)/python -m pytest --numprocesses=auto \
 		tests/runtime/state tests/runtime/test_fuzz.py tests/runtime/test_migration.py tests/export/test_adapt.py
+
+# The device's tests, on every Python that it promises and that is here: make pythons PYTHONS="python3.10 ..."
+PYTHONS ?= $(foreach version,3.10 3.11 3.12 3.13,$(shell command -v python$(version)))
+pythons:
+	@test -n "$(PYTHONS)" || { echo "no python3.10 to python3.13 on the PATH; give PYTHONS=..."; exit 1; }
+	set -e; for python in $(PYTHONS); do \
+		$$python -m venv build/device-$$(basename $$python); \
+		build/device-$$(basename $$python)/bin/python -m pip install --quiet \
+			-e ".[cpu,images]" onnx pytest pytest-xdist hypothesis; \
+		OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 build/device-$$(basename $$python)/bin/python -m pytest \
+			--quiet --numprocesses=auto --confcutdir=tests/runtime tests/runtime; \
+	done
 
 # How near released code is met: the tables in docs/fidelity.md, measured anew.
 fidelity: $(VENV)/.installed

@@ -1,12 +1,13 @@
 """Heads at few images: new classes beside well-known ones, and classes known from nothing.
 
-    python examples/benchmarks/few_images.py DATA.npz [--features FILE.npz] [--picture FILE.png] [--choose]
+    python examples/benchmarks/few_images.py DATA.npz [--features FILE.npz] [--picture FILE.png]
+        [--depths auto] [--choose]
 
-On CLS and mean patch of the bundled backbone, frozen. First 80 of 100 classes (four fifths) have all
-their training images and the others k each: accuracy on the test images of old classes, of new
-ones, the harmonic mean of the two, and the accuracy over all test images. Then all classes have
-k images each. Both are means over draws of which classes are new and which images are seen; the
-harmonic mean is taken in each draw. What stands behind +- is the standard deviation over the draws.
+On CLS and mean patch of the bundled backbone, frozen; with ``--depths auto`` on several depths. First 80 of
+100 classes (four fifths) have all their training images and the others k each: accuracy on the test images
+of old classes, of new ones, the harmonic mean of the two, and the accuracy over all test images. Then all
+classes have k images each. Both are means over draws of which classes are new and which images are seen;
+the harmonic mean is taken in each draw. What stands behind +- is the standard deviation over the draws.
 ``digits`` in place of DATA.npz are scikit-learn's.
 
 With ``--choose`` a quarter of the training images, fixed by ``--seed``, takes the place of the test
@@ -36,6 +37,8 @@ HEADS: dict[str, Callable[[], Head]] = {
     "WhitenedCosine (default)": WhitenedCosine,
     "WhitenedCosine, correction 0": lambda: WhitenedCosine(correction=0.0),
     "WhitenedCosine, correction 1": lambda: WhitenedCosine(correction=1.0),
+    "WhitenedCosine, projection 1000": lambda: WhitenedCosine(projection=1000),
+    "LDA, auto, projection 1000": lambda: LDA("auto", correction=0.7, projection=1000),
     "LDA, auto, correction 1": lambda: LDA("auto", correction=1.0),
     "LDA, auto": lambda: LDA("auto"),
     "LDA, .01": LDA,
@@ -45,6 +48,7 @@ HEADS: dict[str, Callable[[], Head]] = {
     "BalancedRidge": BalancedRidge,
     "Ridge, GCV": Ridge,
     "FeCAM": FeCAM,
+    "FeCAM, pooling .25": lambda: FeCAM(pooling=0.25),
 }
 BASELINES = ("Prototypes", "WhitenedCosine, correction 0", "LDA, auto", "LDA, .01", "LDA, .1", "LDA, .5")
 CHOICES = np.arange(0, 1.01, 0.1).round(1).tolist()
@@ -66,6 +70,7 @@ def main() -> None:
     )
     parser.add_argument("data", metavar="DATA.npz", help="as `everlearn train` takes it; or: digits")
     parser.add_argument("--features", type=Path, metavar="FILE.npz", help="where its features are kept")
+    parser.add_argument("--depths", choices=["auto"], help="features of several depths")
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="accuracy over k, as a picture")
     parser.add_argument("--images", type=int, nargs="+", default=[1, 5, 10, 20], metavar="K")
     parser.add_argument("--from-nothing", type=int, nargs="+", default=[2, 5, 10, 20], metavar="K")
@@ -74,7 +79,7 @@ def main() -> None:
     parser.add_argument("--choose", action="store_true", help="settings, by held-out training images")
     parser.add_argument("--skip", nargs="*", default=[], choices=list(HEADS), metavar="NAME")
     arguments = parser.parse_args()
-    split = features(arguments.data, arguments.features)
+    split = features(arguments.data, arguments.features, arguments.depths)
     heads = {name: make for name, make in HEADS.items() if name not in arguments.skip}
     if arguments.choose:
         split = held_out(split, arguments.seed)
@@ -91,13 +96,13 @@ def main() -> None:
         draw(arguments.picture, beside, arguments.images, nothing, arguments.from_nothing)
 
 
-def features(data: str, kept: Path | None) -> Split:
+def features(data: str, kept: Path | None, depths: str | None) -> Split:
     """Of the training and test images, from the file they are kept in, if there is one."""
     if kept is None or not kept.exists():
         from everlearn import Frozen, Learner, digits, npz
 
         train, test = digits() if data == "digits" else npz(data)
-        learner = Learner(method=Frozen(patches=True), head=Prototypes())
+        learner = Learner(method=Frozen(patches=True, depths=depths or ()), head=Prototypes())
         numbers = {name: number for number, name in enumerate(sorted(set(train.labels)))}
         found = Split(
             learner.features(train).astype(np.float64),

@@ -1,12 +1,13 @@
 """How sure the device may be: calibration, the unknown, wrong labels, canaries, and a stream that turns dark.
 
     python examples/benchmarks/how_sure.py DATA.npz --out FOLDER [--far DATA ...] [--heads LDA ...]
+        [--depths auto]
 
-Features of the bundled backbone (CLS and mean patch) for a data set as ``everlearn train`` takes it, computed
-once and kept in the folder. In each of five draws a fifth of the classes is unknown; of the others the
-head learns some images, and then judges and learns more, one by one, as a device does. What is told of the
-test images then is measured: mean and standard deviation over the draws, in percent where no unit is said.
-Far sets are scikit-learn's digits and what ``--far`` names.
+Features of the bundled backbone (CLS and mean patch; with ``--depths auto`` of several depths) for a data
+set as ``everlearn train`` takes it, computed once and kept in the folder. In each of five draws a fifth of
+the classes is unknown; of the others the head learns some images, and then judges and learns more, one by
+one, as a device does. What is told of the test images then is measured: mean and standard deviation over
+the draws, in percent where no unit is said. Far sets are scikit-learn's digits and what ``--far`` names.
 """
 
 import argparse
@@ -77,9 +78,10 @@ def main() -> None:
     parser.add_argument("--far", nargs="*", default=[], metavar="DATA", help="more sets of unknown images")
     parser.add_argument("--heads", nargs="*", default=list(HEADS), choices=list(HEADS))
     parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--depths", choices=["auto"], help="features of several depths")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    sets = features(arguments.data, arguments.far, arguments.out / "features.npz")
+    sets = features(arguments.data, arguments.far, arguments.depths, arguments.out / "features.npz")
     for name in arguments.heads:
         print(f"\n# {name}, temperature before figures {HEADS[name]().usual_temperature}")
         new = HEADS[name]
@@ -93,11 +95,11 @@ def main() -> None:
         pictures(arguments.out, name, sets, drawn[0], curve)
 
 
-def features(data: str, far: list[str], file: Path) -> Sets:
+def features(data: str, far: list[str], depths: str | None, file: Path) -> Sets:
     """The features of all images, from the file if it is there."""
     if not file.is_file():
         train, test = load(data)
-        learner = Learner(method=Frozen(patches=True), device="cpu")
+        learner = Learner(method=Frozen(patches=True, depths=depths or ()), device="cpu")
         some = test.subset(np.random.default_rng(0).permutation(len(test))[:SOME_IMAGES].tolist())
         found: dict[str, Any] = {
             "train": learner.features(train),

@@ -22,9 +22,13 @@ COLUMNS = ("taught", "known", "all")
 KNOWN = 6
 
 
-def accuracy(edge: EdgeLearner, images: Images, taught: list[str]) -> list[float]:
+def answers(edge: EdgeLearner, images: Images) -> list[str]:
+    """What a device says of images."""
+    return edge.predict([image for image, _ in images]).labels
+
+
+def accuracy(found: list[str], images: Images, taught: list[str]) -> list[float]:
     """Share of right answers on the classes the device was taught, the others, and all."""
-    found = edge.predict([image for image, _ in images]).labels
     right = np.array([a == b for a, b in zip(found, images.labels, strict=True)])
     own = np.isin(images.labels, taught)
     return [100 * float(right[own].mean()), 100 * float(right[~own].mean()), 100 * float(right.mean())]
@@ -36,7 +40,10 @@ def fit(method: Method, head: Head, images: Images, seed: int) -> Learner:
 
 
 def once(name: str, seed: int, shots: int, folder: Path) -> tuple[dict[str, list[float]], list[float]]:
-    """The rows of one seed, and how good the map was: share of variance, agreement."""
+    """The rows of one seed, and how good the map was: share of variance, agreement.
+
+    Last of these, the share of test images that are named alike carried over and learned anew.
+    """
     train, test = digits()
     order = [str(label) for label in np.random.default_rng(seed).permutation(train.classes)]
     known, taught = order[:KNOWN], order[KNOWN:]
@@ -58,16 +65,19 @@ def once(name: str, seed: int, shots: int, folder: Path) -> tuple[dict[str, list
     rows = {}
     with EdgeLearner.open(folder / "old", state=state) as edge:
         learn(edge)
-        rows["before the move"] = accuracy(edge, test, taught)
+        rows["before the move"] = accuracy(answers(edge, test), test, taught)
     with EdgeLearner.open(folder / "new", state=state, migrate=True) as edge:
         assert edge.migrated is not None
         assert edge.migrated.agreement is not None
-        rows["carried over"] = accuracy(edge, test, taught)
+        carried = answers(edge, test)
+        rows["carried over"] = accuracy(carried, test, taught)
         quality = [edge.migrated.explained, edge.migrated.agreement]
     with EdgeLearner.open(folder / "new") as edge:
-        rows["forgotten"] = accuracy(edge, test, taught)
+        rows["forgotten"] = accuracy(answers(edge, test), test, taught)
         learn(edge)
-        rows["learned anew"] = accuracy(edge, test, taught)
+        anew = answers(edge, test)
+        rows["learned anew"] = accuracy(anew, test, taught)
+    quality.append(float(np.mean([one == other for one, other in zip(carried, anew, strict=True)])))
     return rows, quality
 
 
@@ -85,8 +95,9 @@ def main() -> None:
                 rows, quality = once(name, seed, arguments.shots, Path(folder))
             every.append(rows)
             qualities.append(quality)
-        explained, agreement = np.mean(qualities, axis=0)
+        explained, agreement, alike = np.mean(qualities, axis=0)
         print(f"\n{name}: the map explains {explained:.3f} of the variance, {agreement:.3f} of classes agree")
+        print(f"carried over and learned anew name {100 * alike:.1f} % of test images alike")
         print(f"{'':16}" + "".join(f"{column:>14}" for column in COLUMNS))
         for row in every[0]:
             values = np.array([rows[row] for rows in every])

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from everlearn_runtime.backends.onnxruntime import OnnxRuntime
 from everlearn_runtime.bundle import Bundle
-from everlearn_runtime.edge import model_of
 from everlearn_runtime.heads import Head
 from everlearn_runtime.heads.drift import affine_map
+from everlearn_runtime.identity import model_of
 from everlearn_runtime.migration import Replaced
 
 BATCH = 32
@@ -72,7 +72,7 @@ def fit_map(
     base = old.head()
     return Replaced(
         old.id,
-        model_of(old),
+        model_of(old.manifest),
         base.state(),
         drift,
         len(rows),

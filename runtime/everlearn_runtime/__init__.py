@@ -2,9 +2,10 @@
 
 from everlearn_runtime.adapt import Adapted
 from everlearn_runtime.backends import Backend, OnnxRuntime
-from everlearn_runtime.bundle import FORMAT, Bundle, Manifest, write_bundle
+from everlearn_runtime.bundle import FORMAT, Bundle, Manifest, sign_bundle, write_bundle
 from everlearn_runtime.edge import EdgeLearner
-from everlearn_runtime.errors import BundleError, GuardError, MissingExtra, StateError
+from everlearn_runtime.errors import BundleError, DeltaError, GuardError, MissingExtra, StateError, TrustError
+from everlearn_runtime.fleet import Delta, Merged, merge
 from everlearn_runtime.guard import Canaries, DriftWatch, Suspect
 from everlearn_runtime.heads import (
     LDA,
@@ -40,6 +41,8 @@ __all__ = [
     "BundleError",
     "Canaries",
     "Confidence",
+    "Delta",
+    "DeltaError",
     "DriftWatch",
     "EdgeLearner",
     "EvidenceLDA",
@@ -52,6 +55,7 @@ __all__ = [
     "Learned",
     "Linear",
     "Manifest",
+    "Merged",
     "Migrated",
     "MissingExtra",
     "OnnxRuntime",
@@ -62,11 +66,14 @@ __all__ = [
     "StreamingLDA",
     "Suspect",
     "TrainStep",
+    "TrustError",
     "Version",
     "WhitenedCosine",
     "from_state",
+    "merge",
     "open_image",
     "prepare",
     "prepare_batch",
+    "sign_bundle",
     "write_bundle",
 ]

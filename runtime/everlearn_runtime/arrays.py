@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from everlearn_runtime.products import square_sum
+
 
 def as_array(given: object, what: str) -> NDArray[Any]:
     """Make an array without a copy; what goes wrong in that is the caller's mistake.
@@ -32,12 +34,3 @@ def all_finite(array: NDArray[np.floating[Any]]) -> bool:
     processor's caches any more, it takes half the time of looking at each number.
     """
     return math.isfinite(square_sum(array)) or bool(np.isfinite(array).all())
-
-
-def square_sum(array: NDArray[np.floating[Any]]) -> float:
-    """The sum of the squares of an array's numbers.
-
-    Not by BLAS: from some 10,000 numbers on its threads wait milliseconds for those of a graph that has run.
-    """
-    numbers = array.ravel()
-    return float(np.einsum("i,i->", numbers, numbers))

@@ -18,6 +18,11 @@ A bundle is a folder, read-only once written:
 ``train_step.onnx``, ``adapters.safetensors``
     Of a bundle that can train its adapters on: the step, and what it starts from, see
     `everlearn_runtime.train_step`. Format 3.
+``merged.safetensors``
+    Of a bundle into which what devices have learned was merged: what is in it, see
+    `everlearn_runtime.ledger`.
+``manifest.sig``
+    Of a bundle that was signed, see `everlearn_runtime.signing`; in no manifest.
 
 A bundle has the lowest format that holds what is in it, 1 without any of these.
 """
@@ -33,7 +38,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,12 +46,13 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from everlearn_runtime import train_step
+from everlearn_runtime import signing, train_step
 from everlearn_runtime.backends.graph import check_graph
-from everlearn_runtime.errors import BundleError
+from everlearn_runtime.errors import BundleError, TrustError
 from everlearn_runtime.guard import Canaries
 from everlearn_runtime.heads import Head, HeadState, from_state
 from everlearn_runtime.images import InputSpec
+from everlearn_runtime.ledger import Ledger
 from everlearn_runtime.migration import Replaced, check_says
 from everlearn_runtime.train_step import ADAPTERS, TRAIN_STEP, ShippedStep
 
@@ -56,6 +62,7 @@ FEATURES = "features.onnx"
 HEAD = "head.safetensors"
 MAP = "map.safetensors"
 CANARIES = "canaries.safetensors"
+LEDGER = "merged.safetensors"
 LARGEST_MANIFEST = 1 << 26  # bytes; real ones have some kilobytes
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -209,31 +216,37 @@ class Bundle:
     id: str
 
     @classmethod
-    def open(cls, path: str | Path) -> Bundle:
+    def open(cls, path: str | Path, trust: Sequence[str | Path] | None = None) -> Bundle:
         """Read a bundle and check every file of it.
 
         Args:
             path: The folder.
+            trust: Public keys, as files or PEM text, one of which must have signed the bundle. None: whoever
+                made it is trusted.
 
         Raises:
+            TrustError: The bundle is not signed by any of these keys, or was altered after that.
+            MissingExtra: Signatures are to be checked, and cryptography is not installed.
             BundleError: Something is missing, damaged, of a newer format, or does not fit
                 together; the message says what.
         """
         folder = Path(path)
         text = _manifest(folder)
+        if trust is not None:
+            try:
+                signing.check_signature(text, _signatures(folder), trust)
+            except TrustError as error:
+                raise TrustError(f"{folder}: {error}") from None
         bundle = cls(folder, Manifest.from_json(text), hashlib.sha256(text).hexdigest())
-        for name, digest in bundle.manifest.files.items():
-            if (found := _sha256(folder / name)) != digest:
-                raise BundleError(
-                    f"{folder / name} is damaged: sha256 {found[:12]}..., "
-                    f"the manifest says {digest[:12]}...; copy the bundle again"
-                )
-        check_graph(_read(bundle.features), str(bundle.features))
+        for name in set(bundle.manifest.files) - {FEATURES}:
+            bundle.read(name)
+        check_graph(bundle.read(FEATURES), str(bundle.features))
         bundle.head()
         bundle.replaced()
         bundle.canaries()
+        bundle.ledger()
         if bundle.manifest.train_step is not None:
-            check_graph(_read(bundle.path / TRAIN_STEP), str(bundle.path / TRAIN_STEP))
+            check_graph(bundle.read(TRAIN_STEP), str(bundle.path / TRAIN_STEP))
             bundle.adapters()
         return bundle
 
@@ -267,7 +280,7 @@ class Bundle:
         """
         manifest = self.manifest
         try:
-            arrays = load_arrays(_read(self.path / HEAD))
+            arrays = load_arrays(self.read(HEAD))
             head = from_state(
                 HeadState(str(manifest.head["kind"]), manifest.classes, manifest.head["options"], arrays)
             )
@@ -288,7 +301,7 @@ class Bundle:
         if says is None:
             return None
         try:
-            return Replaced.read(says, load_arrays(_read(self.path / MAP)), self.manifest.width)
+            return Replaced.read(says, load_arrays(self.read(MAP)), self.manifest.width)
         except BundleError:
             raise
         except (ValueError, RecursionError) as error:
@@ -303,12 +316,27 @@ class Bundle:
         if CANARIES not in self.manifest.files:
             return None
         try:
-            arrays = load_arrays(_read(self.path / CANARIES))
+            arrays = load_arrays(self.read(CANARIES))
             return Canaries.read(arrays, self.manifest.classes, self.manifest.width)
         except BundleError:
             raise
         except ValueError as error:
             raise BundleError(f"{self.path / CANARIES}: {str(error)[:500]}") from None
+
+    def ledger(self) -> Ledger:
+        """What was merged into it; nothing, of a bundle as a workstation made it.
+
+        Raises:
+            BundleError: The arrays are none of a ledger.
+        """
+        if LEDGER not in self.manifest.files:
+            return Ledger()
+        try:
+            return Ledger.read(load_arrays(self.read(LEDGER)))
+        except BundleError:
+            raise
+        except ValueError as error:
+            raise BundleError(f"{self.path / LEDGER}: {str(error)[:500]}") from None
 
     def adapters(self) -> dict[str, NDArray[np.float32]]:
         """What a training step starts from, by name; none without a training step.
@@ -319,9 +347,7 @@ class Bundle:
         if self.manifest.train_step is None:
             return {}
         try:
-            return train_step.check_adapters(
-                self.manifest.train_step, load_arrays(_read(self.path / ADAPTERS))
-            )
+            return train_step.check_adapters(self.manifest.train_step, load_arrays(self.read(ADAPTERS)))
         except BundleError:
             raise
         except ValueError as error:
@@ -338,6 +364,42 @@ def read_manifest(path: str | Path) -> Manifest:
         BundleError: As in :meth:`Bundle.open`.
     """
     return Manifest.from_json(_manifest(Path(path)))
+
+
+def sign_bundle(path: str | Path, key: str | Path) -> str:
+    """Sign a bundle that is whole; signatures of other keys stay.
+
+    Args:
+        path: The bundle's folder.
+        key: The file of a private key, see `everlearn_runtime.signing.new_keys`.
+
+    Returns:
+        The key's fingerprint.
+
+    Raises:
+        BundleError: As in :meth:`Bundle.open`.
+        ValueError: No private Ed25519 key in PEM.
+        MissingExtra: cryptography is not installed.
+    """
+    folder = Path(path)
+    Bundle.open(folder)
+    text = _manifest(folder)
+    try:
+        before = _signatures(folder)
+        content = signing.sign(text, key, before)
+    except TrustError:  # of nothing that can be read, which goes
+        content = signing.sign(text, key)
+    place = folder / f".{signing.SIGNATURE}-new"
+    try:
+        with place.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        place.replace(folder / signing.SIGNATURE)
+    finally:
+        place.unlink(missing_ok=True)
+    sync_folder(folder)
+    return str(json.loads(content)["signatures"][-1]["key"])
 
 
 def write_bundle(
@@ -407,6 +469,47 @@ def write_bundle(
         replaces=None if replaces is None else replaces.says(),
         train_step=None if step is None else step.says(),
     )
+    return _write(target, manifest, contents, overwrite)
+
+
+def rewrite_bundle(
+    bundle: Bundle, path: str | Path, *, head: Head, ledger: Ledger, overwrite: bool = False
+) -> Manifest:
+    """Write a bundle with another head, and otherwise what it holds; not its signatures.
+
+    Args:
+        bundle: The bundle.
+        path: The folder to be; its parents are made.
+        head: Of the same kind, options and width.
+        ledger: What was merged into it.
+        overwrite: As in :func:`write_bundle`.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        BundleError: A file of the bundle is damaged.
+        ValueError: Something is in the way at ``path``, or the head does not fit.
+    """
+    check_target(Path(path), overwrite)
+    state, manifest = head.state(), bundle.manifest
+    if {"kind": state.kind, "options": state.options} != manifest.head:
+        raise ValueError(f"a {state.kind} head does not go into a bundle with {_short(manifest.head)}")
+    check_width(head, manifest.sections)
+    contents = {name: bundle.read(name) for name in manifest.files}
+    contents |= {HEAD: dump_arrays(state.arrays), LEDGER: dump_arrays(ledger.arrays())}
+    canaries = bundle.canaries()
+    if canaries is not None:
+        left = canaries.of(state.classes)
+        del contents[CANARIES]
+        if left.labels:
+            contents[CANARIES] = dump_arrays(left.arrays(state.classes))
+    files = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    return _write(Path(path), replace(manifest, classes=state.classes, files=files), contents, overwrite)
+
+
+def _write(target: Path, manifest: Manifest, contents: Mapping[str, bytes], overwrite: bool) -> Manifest:
+    """Write a bundle: all of it or nothing."""
     text = manifest.to_json()
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -480,7 +583,7 @@ def _is_bundle(path: Path) -> bool:
         present = {entry.name for entry in path.iterdir()}
     except (BundleError, OSError):
         return False
-    return not path.is_symlink() and present <= {MANIFEST, *manifest.files}
+    return not path.is_symlink() and present <= {MANIFEST, signing.SIGNATURE, *manifest.files}
 
 
 def _manifest(folder: Path) -> bytes:
@@ -498,17 +601,18 @@ def _manifest(folder: Path) -> bytes:
     return text
 
 
+def _signatures(folder: Path) -> bytes | None:
+    """The bytes of a bundle's signatures, one more than are read if there are too many; None without any."""
+    place = folder / signing.SIGNATURE
+    if not place.exists():
+        return None
+    with _opened(place) as file:
+        return file.read(signing.LARGEST_KEY + 1)
+
+
 def _read(path: Path) -> bytes:
     with _opened(path) as file:
         return file.read()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with _opened(path) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @contextmanager

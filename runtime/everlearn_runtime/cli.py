@@ -80,6 +80,12 @@ def _parser() -> argparse.ArgumentParser:
     plain = argparse.ArgumentParser(add_help=False)
     plain.add_argument("bundle", metavar="BUNDLE", help="the bundle's folder")
     plain.add_argument("--json", action="store_true", help="print JSON")
+    plain.add_argument(
+        "--trust",
+        action="append",
+        metavar="KEY.pub",
+        help="public key, one of which must have signed the bundle; without, no signature is looked at",
+    )
     common = argparse.ArgumentParser(add_help=False, parents=[plain])
     common.add_argument("--threads", type=int, metavar="N", help="CPU threads; all cores by default")
     common.add_argument(
@@ -142,6 +148,22 @@ def _parser() -> argparse.ArgumentParser:
     rollback.add_argument("version", metavar="VERSION", type=int, help="its number, see history")
     backup = command("backup", _backup, "copy the state")
     backup.add_argument("to", metavar="TO", help="the copy's place")
+    delta = command("delta", _delta, "hand in what was learned, as sums, for `everlearn merge`")
+    delta.add_argument("to", metavar="TO", help="the file to write")
+    delta.add_argument(
+        "--since",
+        type=int,
+        metavar="VERSION",
+        help="what came after it; by default all that the bundle lacks",
+    )
+    delta.add_argument(
+        "--min-count",
+        type=int,
+        default=1,
+        metavar="N",
+        help="leave out classes with fewer samples; default 1",
+    )
+    delta.add_argument("--key", metavar="KEY", help="private key to sign with")
     bench = command("benchmark", _benchmark, "measure predict and learn on every backend that is there")
     bench.add_argument(
         "--batch", type=int, action="append", metavar="N", help="images a call; 1 and 16 by default"
@@ -159,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
         "--for", dest="sm", metavar="SM86", help="build without the GPU, which only TensorRT-RTX can"
     )
     migrate = command("migrate", _migrate, "carry over what was learned with the bundle before this one")
-    for sub in (learn, adapt, forget, history, undo, rollback, backup, migrate):
+    for sub in (learn, adapt, forget, history, undo, rollback, backup, delta, migrate):
         sub.add_argument(
             "--state", metavar="FILE", required=True, help="where this device keeps what it learns"
         )
@@ -194,6 +216,7 @@ def _open(
         read_only=read_only and arguments.state is not None,
         migrate=migrate,
         false_alarm=false_alarm,
+        trust=arguments.trust,
     )
 
 
@@ -399,7 +422,30 @@ def _status(arguments: argparse.Namespace) -> tuple[Any, str]:
     return said, _aligned(None, lines) + "\n\n" + _aligned(("class", "samples"), table)
 
 
+def _delta(arguments: argparse.Namespace) -> tuple[Any, str]:
+    with _open(arguments) as learner:
+        delta = learner.delta(arguments.since, min_count=arguments.min_count)
+    delta.save(arguments.to, key=arguments.key)
+    start, end = (mark.version for mark in delta.span)
+    said = {
+        "path": str(arguments.to),
+        "since": start,
+        "version": end,
+        "learned": delta.counts,
+        "forgotten": list(delta.forgotten),
+        "withheld": delta.withheld,
+    }
+    learned = ", ".join(f"{count} of {name}" for name, count in delta.counts.items()) or "nothing"
+    text = f"{arguments.to}: after version {start} up to {end}, learned {learned}"
+    if delta.forgotten:
+        text += f"; forgotten {', '.join(delta.forgotten)}"
+    if delta.withheld:
+        text += f"; withheld {delta.withheld} classes of fewer than {arguments.min_count} samples"
+    return said, text
+
+
 def _benchmark(arguments: argparse.Namespace) -> tuple[Any, str]:
+    Bundle.open(arguments.bundle, arguments.trust)
     cases = None
     if arguments.provider or arguments.backend != "auto":
         cases = [Case(arguments.backend, arguments.provider)]
@@ -431,7 +477,7 @@ def _build(arguments: argparse.Namespace) -> tuple[Any, str]:
     from everlearn_runtime.backends.tensorrt import BATCHES, build_engine
 
     built = build_engine(
-        Bundle.open(arguments.bundle),
+        Bundle.open(arguments.bundle, arguments.trust),
         batches=arguments.batch or BATCHES,
         memory=arguments.memory,
         level=arguments.level,

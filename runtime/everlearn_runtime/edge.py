@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -30,12 +28,14 @@ from everlearn_runtime.adapt import (
     train,
 )
 from everlearn_runtime.backends import Backend, Provider, open_backend
-from everlearn_runtime.bundle import FEATURES, HEAD, Bundle
+from everlearn_runtime.bundle import Bundle
 from everlearn_runtime.errors import BundleError, OtherModel, StateError
+from everlearn_runtime.fleet import Delta, make_delta, take_in
 from everlearn_runtime.guard import Canaries, DriftWatch, Suspect, check_guard, doubtful, refusal, suspects
 from everlearn_runtime.heads import Head, from_state
 from everlearn_runtime.heads.checks import check_label, check_labels
 from everlearn_runtime.heads.confidence import Opinion, check_false_alarm
+from everlearn_runtime.identity import model_of
 from everlearn_runtime.images import prepare_batch
 from everlearn_runtime.migration import Migrated, Replaced
 from everlearn_runtime.prediction import Learned, Prediction
@@ -101,6 +101,7 @@ class EdgeLearner:
         retention: int = RETENTION,
         migrate: bool = False,
         false_alarm: float = FALSE_ALARM,
+        trust: Sequence[str | Path] | None = None,
     ) -> EdgeLearner:
         """Open a bundle, and with a state file go on where the last process stopped.
 
@@ -128,16 +129,19 @@ class EdgeLearner:
                 that dies on the way leaves the old state or the new one, and the next call finishes.
             false_alarm: The share of images of known classes that may be called unknown, or suspect when
                 they are learned.
+            trust: Public keys, as files or PEM text: a bundle that none of them has signed is refused. None:
+                no signature is looked at.
 
         Raises:
             BundleError: The bundle is missing or damaged.
+            TrustError: It is not signed by any key of ``trust``, or was altered after that.
             StateError: The state is damaged, in use, or goes with another graph or head.
             MissingExtra: The backend is not installed.
             ValueError: A backend or provider that is not there, or an argument out of range.
         """
         if state is not None and not isinstance(state, (str, os.PathLike)):
             raise ValueError(f"state is {state!r}; give a path, or None")
-        opened = Bundle.open(bundle)
+        opened = Bundle.open(bundle, trust)
         if state is not None and Path(state).resolve().is_relative_to(opened.path.resolve()):
             raise ValueError(f"state is {state}, inside the bundle; bundles are read-only, put it next to it")
         if read_only and state is None:
@@ -154,7 +158,7 @@ class EdgeLearner:
         runs = open_backend(opened, backend, providers, threads)
         keeper: Memory | Owner | Reader
         migrated: Migrated | None = None
-        model = model_of(opened)
+        model = model_of(opened.manifest)
         try:
             if state is None:
                 keeper = Memory(opened.head)
@@ -170,16 +174,21 @@ class EdgeLearner:
                     retention=retention,
                 )
         except OtherModel as error:
-            replaced = opened.replaced()
-            if state is None or replaced is None or error.model not in (replaced.model, replaced.bundle):
+            replaced, merged = opened.replaced(), error.model in opened.ledger().chain
+            known = replaced is not None and error.model in (replaced.model, replaced.bundle)
+            if state is None or not (known or merged):
                 raise
             if not migrate:
                 raise OtherModel(
-                    f"{error}; this bundle replaces that one, and with migrate=True carries over what "
-                    "the device has learned",
+                    f"{error}; this bundle {'was merged from' if merged else 'replaces'} that one, and with "
+                    "migrate=True carries over what the device has learned",
                     error.model,
                 ) from None
-            keeper, migrated = _migrate(state, opened, replaced, durable=durable, retention=retention)
+            if merged:
+                keeper, migrated = _take_in(state, opened, error.model, durable=durable, retention=retention)
+            else:
+                assert replaced is not None
+                keeper, migrated = _migrate(state, opened, replaced, durable=durable, retention=retention)
         learner = cls(opened, runs, keeper, false_alarm)
         learner.migrated = migrated
         try:
@@ -429,6 +438,28 @@ class EdgeLearner:
         finally:
             job.discard()
 
+    def delta(self, since: int | None = None, *, min_count: int = 1) -> Delta:
+        """What this device has learned: sums, not images, to be added to the bundle by
+        `everlearn_runtime.merge`.
+
+        Args:
+            since: The version after which; None: all that the bundle does not hold yet. A delta must begin
+                where the last one ended that was merged, or hold all of it, so that nothing counts twice.
+            min_count: Classes with fewer new samples are left out: the mean of one image is that image's
+                features. They are not made up for later.
+
+        Raises:
+            ValueError: Nothing was learned since, the version cannot be reached or was taken back, adapters
+                were trained meanwhile, there is no state, the learner is closed, or the head keeps more than
+                sums.
+            StateError: The state cannot be read, or is read-only.
+        """
+        if since is not None and (type(since) is not int or since < 0):
+            raise ValueError(f"since is {since!r}; give a version's number, see history(), or None")
+        if type(min_count) is not int or min_count < 1:
+            raise ValueError(f"min_count is {min_count!r}; give a number of samples, at least 1")
+        return self._in_turn(lambda: self._delta(since, min_count))
+
     def close(self) -> None:
         """Give back the session and the state file; a second call does nothing, nor does a forked child's."""
         if os.getpid() == self._pid:
@@ -529,6 +560,13 @@ class EdgeLearner:
             return None, ()
         return opinion, suspects(head, opinion, self._false_alarm)
 
+    def _delta(self, since: int | None, min_count: int) -> Delta:
+        if not isinstance(self._keeper, Owner):
+            raise ValueError("a delta needs the versions of a state; open the bundle with state=...")
+        keeper = self._keeper
+        past = keeper.since(since, self.bundle.ledger().end(keeper.device))
+        return keeper.use(lambda head: make_delta(head, past, keeper.device, self.bundle.manifest, min_count))
+
     def _forget(self, name: str, purge: bool) -> Version:
         if purge:
             return self._keeper.purge(name)
@@ -621,14 +659,6 @@ class EdgeLearner:
         return features
 
 
-def model_of(bundle: Bundle) -> str:
-    """sha256 of what a state goes with: the graph, with its weights wherever they are, and the head."""
-    manifest = bundle.manifest
-    files = {name: sha for name, sha in manifest.files.items() if name.startswith(FEATURES) or name == HEAD}
-    says = [sorted(files.items()), manifest.head, manifest.classes]
-    return hashlib.sha256(json.dumps(says, sort_keys=True).encode()).hexdigest()
-
-
 def _give_back(pid: int, turns: Turns, keeper: Memory | Owner | Reader) -> None:
     if os.getpid() == pid:  # in a forked child a turn may be taken for ever
         turns.take(keeper.close)
@@ -653,13 +683,38 @@ def _migrate(
                 "those of the old bundle; roll back to before adapt with the old bundle, then migrate"
             )
         moved = owner.use(lambda head: replaced.carry(head, bundle.head()))
-        kept = owner.migrate(model_of(bundle), bundle.head, moved.head)
+        kept = owner.migrate(model_of(bundle.manifest), bundle.head, moved.head)
     except BaseException:
         owner.close()
         raise
     return owner, Migrated(
         kept, moved.learned, moved.forgotten, replaced.images, replaced.explained, replaced.agreement
     )
+
+
+def _take_in(
+    state: str | Path, bundle: Bundle, model: str, *, durable: bool, retention: int
+) -> tuple[Owner, Migrated]:
+    """Open a state of a bundle that this one was merged from, and go on with what is not in this one."""
+
+    ledger = bundle.ledger()
+
+    def base() -> Head:
+        if ledger.before is None or model != ledger.chain[-1]:
+            raise StateError(
+                f"{state}: its bundle was merged more than once since; open it with each of the bundles "
+                "between"
+            )
+        return from_state(ledger.before)
+
+    owner = Owner(state, model=model, bundle="", base=base, durable=durable, retention=retention)
+    try:
+        carried = take_in(owner, bundle.head(), ledger)
+        kept = owner.migrate(model_of(bundle.manifest), bundle.head, carried.head)
+    except BaseException:
+        owner.close()
+        raise
+    return owner, Migrated(kept, carried.learned, carried.forgotten, 0, 1.0, None)
 
 
 def _counts(head: Head) -> dict[str, int]:

@@ -7,6 +7,14 @@ class BundleError(ValueError):
     """A bundle is missing, damaged, or written in a format that this version cannot read."""
 
 
+class TrustError(BundleError):
+    """A bundle or a delta is not signed by a key that is trusted, or was altered after it was signed."""
+
+
+class DeltaError(ValueError):
+    """A delta is damaged, or does not go with a bundle or with other deltas."""
+
+
 class StateError(ValueError):
     """A device's state file is damaged, in use, or belongs to something else."""
 

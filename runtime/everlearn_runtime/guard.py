@@ -51,6 +51,11 @@ class Canaries:
         found = head.predict(self.features[chosen])
         return sum(name == self.labels[i] for name, i in zip(found, chosen, strict=True)), len(chosen)
 
+    def of(self, classes: Sequence[str]) -> Canaries:
+        """Those of these classes."""
+        kept = [index for index, label in enumerate(self.labels) if label in classes]
+        return Canaries(self.features[kept], tuple(self.labels[index] for index in kept))
+
     def arrays(self, classes: Sequence[str]) -> dict[str, NDArray[Any]]:
         """As arrays: ``features``, and ``places``, int64 (N,), of each one's class among these."""
         places = {name: place for place, name in enumerate(classes)}

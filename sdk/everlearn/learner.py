@@ -24,8 +24,17 @@ from everlearn import precision as precisions
 from everlearn.backbones import BUNDLED, load_backbone, resolve
 from everlearn.checkpoint import Lesson, State, Unfinished
 from everlearn.checks import whole
-from everlearn.data import Augmentation, ClassIncremental, Images, any_images, as_images, photographs
+from everlearn.data import (
+    Augmentation,
+    ClassIncremental,
+    DomainIncremental,
+    Images,
+    any_images,
+    as_images,
+    photographs,
+)
 from everlearn.data.loader import Loader, Targets
+from everlearn.evaluation.domains import measure_domains
 from everlearn.evaluation.metrics import AccuracyMatrix, accuracy
 from everlearn.evaluation.runner import HEADS, measure
 from everlearn.methods.base import Method, TaskInfo
@@ -216,8 +225,23 @@ class Learner:
             self._seen = self._seen.subset(others) if others else None
         return self
 
-    def run(self, stream: ClassIncremental, *, checkpoint: str | Path | None = None) -> AccuracyMatrix:
-        """Learn every task of a stream and measure all tasks seen so far after each: see `measure`."""
+    def run(
+        self, stream: ClassIncremental | DomainIncremental, *, checkpoint: str | Path | None = None
+    ) -> AccuracyMatrix:
+        """Learn every task of a stream and measure after each.
+
+        Args:
+            stream: of classes (see `measure`: all tasks seen so far are measured) or of domains (see
+                `measure_domains`: all are).
+            checkpoint: a folder to go on from after a stop; for streams of classes.
+
+        Raises:
+            ValueError: as `measure` and `measure_domains`; a checkpoint for a stream of domains.
+        """
+        if isinstance(stream, DomainIncremental):
+            if checkpoint is not None:
+                raise ValueError("a stream of domains has no checkpoint; leave it out, and save the learner")
+            return measure_domains(self, stream)
         return measure(self, stream, folder=checkpoint).accuracy
 
     def evaluate(self, data: object, labels: object = None) -> float:

@@ -36,8 +36,8 @@ from everlearn_runtime import (
 )
 from everlearn_runtime.bundle import dump_arrays, load_arrays
 from everlearn_runtime.cli import main
-from everlearn_runtime.edge import model_of
 from everlearn_runtime.heads.drift import Drift, _regressed, affine_drift, affine_map
+from everlearn_runtime.identity import model_of
 from everlearn_runtime.migration import Replaced
 
 from .conftest import SPEC, WIDTH, MakeBundle, MakeImages
@@ -105,7 +105,13 @@ class Pair:
         drift, _ = affine_map(before, after)
         old = Bundle.open(self.old)
         self.replaced = Replaced(
-            old.id, model_of(old), old.head().state(), drift, len(some), explained=1.0, agreement=None
+            old.id,
+            model_of(old.manifest),
+            old.head().state(),
+            drift,
+            len(some),
+            explained=1.0,
+            agreement=None,
         )
         self.write(self.new, self.graph, width, ["mug", "pen", "cup"], replaces=self.replaced)
 
@@ -318,7 +324,9 @@ def test_an_interrupt_at_any_line_leaves_the_old_state_or_the_new_one(
     """Whatever was interrupted, the next open finishes, and nothing is lost on the way."""
     whole = learned.read_bytes()
     opened = Bundle.open(lda.new)
-    monkeypatch.setattr(Bundle, "open", lambda path: opened)  # its checks are not what is tried here
+    monkeypatch.setattr(
+        Bundle, "open", lambda path, trust=None: opened
+    )  # its checks are not what is tried here
 
     def migrate() -> None:
         EdgeLearner.open(lda.new, state=learned, migrate=True, threads=1).close()
@@ -386,6 +394,57 @@ def test_a_process_that_dies_beside_a_rename_leaves_one_of_the_two(lda: Pair, le
         lda.learn(expected)
         lda.same(edge, expected)
     assert len(list(learned.parent.glob("device.db.before-*"))) == 1
+
+
+PURGED = """
+import os, pathlib, sys
+from everlearn_runtime import EdgeLearner
+at, calls = int(sys.argv[3]), []
+def dies(call):
+    def around(*given, **named):
+        calls.append(call)
+        if at == 2 * len(calls) - 2: os._exit(9)
+        found = call(*given, **named)
+        if at == 2 * len(calls) - 1: os._exit(9)
+        return found
+    return around
+with EdgeLearner.open(sys.argv[1], state=sys.argv[2], threads=1) as edge:
+    pathlib.Path.unlink, os.replace = dies(pathlib.Path.unlink), dies(os.replace)
+    edge.forget("fork", purge=True)
+    os._exit(len(calls))
+"""
+
+
+def test_a_process_that_dies_in_a_purge_can_purge_again(lda: Pair, learned: Path) -> None:
+    """It dies before and after each file that it deletes or renames; those that were kept go first."""
+
+    def naming() -> list[str]:
+        files = sorted(learned.parent.glob("device.db*"))
+        return [file.name for file in files if b"fork" in file.read_bytes()]
+
+    EdgeLearner.open(lda.new, state=learned, migrate=True, threads=1).close()
+    whole = {file: file.read_bytes() for file in learned.parent.glob("device.db*")}
+    assert len(naming()) == 2
+    with EdgeLearner.open(lda.new, state=learned, threads=1) as edge:
+        before = edge.predict(lda.images("fork")).scores
+    at, code, left = 0, 9, set()
+    while code == 9:
+        for file in learned.parent.glob("device.db*"):
+            file.unlink()
+        for file, content in whole.items():
+            file.write_bytes(content)
+        call = [sys.executable, "-c", PURGED, str(lda.new), str(learned), str(at)]
+        code, at = subprocess.run(call, check=False).returncode, at + 1
+        left.add(len(naming()))
+        with EdgeLearner.open(lda.new, state=learned, threads=1) as edge:
+            if "fork" in edge.classes:
+                np.testing.assert_array_equal(edge.predict(lda.images("fork")).scores, before)
+                edge.forget("fork", purge=True)
+            assert naming() == []
+            assert "fork" not in edge.classes
+    assert at == 2 * code + 1
+    assert code >= 3  # a companion, what was kept, the new file
+    assert left == {0, 1, 2}
 
 
 def test_from_the_command_line(lda: Pair, learned: Path, capsys: pytest.CaptureFixture[str]) -> None:

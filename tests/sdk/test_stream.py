@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from everlearn.data import Images, arrays, digits
-from everlearn.data.streams import ClassIncremental
+from everlearn.data.streams import ClassIncremental, DomainIncremental
 
 
 def made(classes: int, per_class: int = 2) -> Images:
@@ -138,3 +138,95 @@ def test_numbers_of_classes_out_of_range_are_refused(number: int) -> None:
         ClassIncremental(made(4), made(4), classes_per_task=number)
     with pytest.raises(ValueError, match=f"first is {number}; expected 1 to 4"):
         ClassIncremental(made(4), made(4), classes_per_task=1, first=number)
+
+
+def test_tasks_as_listed() -> None:
+    data = made(6)
+    names = data.classes
+    stream = ClassIncremental(data, data, tasks=[[names[4]], (names[1], names[0])])
+    assert stream.tasks == ((names[4],), (names[1], names[0]))
+    assert stream.classes == (names[4], names[1], names[0])
+    assert len(stream[1].test_so_far) == 6
+    assert stream.at_once().tasks == (stream.classes,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"tasks": []}, "tasks is empty"),
+        ({"tasks": [[]]}, "none empty"),
+        ({"tasks": "ab"}, "list of lists"),
+        ({"tasks": ["class 000"]}, "list of lists"),
+        ({"tasks": [["class 000"], ["class 000"]]}, "more than once"),
+        ({"tasks": [["no such class"]]}, "no images of class"),
+        ({"tasks": [["class 000"]], "seed": 0}, "leave seed out"),
+        ({"tasks": [["class 000"]], "classes_per_task": 1}, "leave classes_per_task out"),
+        ({}, "classes_per_task is None"),
+    ],
+)
+def test_what_is_wrong_with_listed_tasks_is_said(arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        ClassIncremental(made(3), made(3), **arguments)
+
+
+def test_domains_come_in_their_order() -> None:
+    few, all_ = made(2), made(4)
+    stream = DomainIncremental({"day": (few, few), "night": (all_, few)})
+    assert (len(stream), stream.names, stream.classes) == (2, ("day", "night"), all_.classes)
+    assert [(domain.index, domain.name, len(domain.train)) for domain in stream] == [
+        (0, "day", 4),
+        (1, "night", 8),
+    ]
+    assert stream[-1].name == "night"
+
+
+@pytest.mark.parametrize(
+    ("domains", "says"),
+    [
+        ({}, "give a dict"),
+        ([(made(2), made(2))], "domains is list"),
+        ({"day": made(2)}, "no pair"),
+        ({"day": (made(2), made(4)), "night": (made(4), made(4))}, "domain 'day' tests classes"),
+    ],
+)
+def test_what_is_no_stream_of_domains_is_said(domains: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        DomainIncremental(domains)
+
+
+def test_a_learner_is_measured_on_every_domain(tmp_path: Any) -> None:
+    from everlearn import Frozen, Learner
+
+    train, test = digits()
+    train, test = train.of_classes("123"), test.of_classes("123").subset(range(0, 100, 3))
+    train = train.subset(range(0, len(train), 8))
+
+    def negative(images: Images) -> Images:
+        return arrays(255 - np.stack([np.asarray(image) for image, _ in images]), list(images.labels))
+
+    stream = DomainIncremental({"plain": (train, test), "negative": (negative(train), negative(test))})
+    learner = Learner(method=Frozen(), device="cpu", progress=False)
+    with pytest.raises(ValueError, match="no checkpoint"):
+        learner.run(stream, checkpoint=tmp_path)
+    matrix = learner.run(stream)
+    assert matrix.values.shape == (2, 2)
+    assert np.isfinite(matrix.values).all()
+    assert matrix.values[1, 0] == learner.evaluate(test)
+    assert matrix.values[1, 1] == learner.evaluate(negative(test))
+    assert sum(learner.head.counts) == 2 * len(train)
+    with pytest.raises(ValueError, match="give a fresh one"):
+        learner.run(stream)
+
+
+def test_domains_whose_classes_are_not_known_yet_are_not_measured() -> None:
+    from everlearn import Frozen, Learner
+
+    train, test = digits()
+    train, test = train.subset(range(0, len(train), 8)), test.subset(range(0, len(test), 8))
+    first, second = "12", "34"
+    stream = DomainIncremental(
+        {name: (train.of_classes(name), test.of_classes(name)) for name in (first, second)}
+    )
+    matrix = Learner(method=Frozen(), device="cpu", progress=False).run(stream)
+    assert np.isnan(matrix.values[0, 1])
+    assert np.isfinite(matrix.values[1]).all()

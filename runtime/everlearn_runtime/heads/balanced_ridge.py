@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from everlearn_runtime.heads.base import Solution
 from everlearn_runtime.heads.scatter import WithinClass
+from everlearn_runtime.products import product
 
 
 class BalancedRidge(WithinClass):
@@ -96,9 +97,9 @@ class BalancedRidge(WithinClass):
         if self._solution is None:
             self._solution = self._solve()
         weights, _, _ = self._solution
-        along: NDArray[np.float64] = (self._map(rows) - self._centre) @ weights
+        along: NDArray[np.float64] = product(self._map(rows) - self._centre, weights)
         along -= (along @ share)[:, None]
-        scores: NDArray[np.float64] = along @ self._middle + share
+        scores: NDArray[np.float64] = product(along, self._middle) + share
         return scores
 
     def _solve(self) -> Solution:
@@ -106,12 +107,12 @@ class BalancedRidge(WithinClass):
         sample, not C x F."""
         means, size, weigh = self._targets(), self._scatter_size(), self._weighing()
         share = weigh / weigh.sum()
-        self._centre = share @ means
+        self._centre = product(share, means)
         solved = means
         if size:
             weight, ridge, _ = self._metric(size)
             solved = self._solved(weight, ridge)
-        products = solved @ (means - self._centre).T
+        products = product(solved, (means - self._centre).T)
         products -= share @ products
         self._middle = np.linalg.inv(np.diag(1 / weigh) + products).T
         return solved.T, np.zeros(len(means)), 1

@@ -19,6 +19,7 @@ from everlearn_runtime.heads.drift import Drift, affine_drift
 from everlearn_runtime.heads.growing import GrowingRows, PerClass
 from everlearn_runtime.heads.registry import HeadState, from_state, make, own_kind, register
 from everlearn_runtime.heads.sums import Joined, group_sums, join, join_each, squared_distances
+from everlearn_runtime.products import product
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -683,7 +684,7 @@ class Head(ABC):
         if self._solution is None:
             self._solution = self._solve()
         weights, bias, factor = self._solution
-        scores: NDArray[np.float64] = self._map(rows) @ weights
+        scores: NDArray[np.float64] = product(self._map(rows), weights)
         scores += bias
         scores *= factor
         return scores

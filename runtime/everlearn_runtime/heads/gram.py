@@ -14,10 +14,13 @@ is summed up row by row, and taken from the matrix itself only where that is wri
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from everlearn_runtime.products import LARGE, PIECE, product, row_products, square_sum
 
 # At most this many rows wait, and no more than the matrix has, so that they never take more memory.
 FOLD_ROWS = 512
@@ -119,7 +122,7 @@ class GramSum:
     def trace(self) -> float:
         """The sum of all squares."""
         for rows in self._pending[self._traced :]:
-            self._trace += float(np.vdot(rows, rows))
+            self._trace += square_sum(rows)
         self._traced = len(self._pending)
         return self._trace
 
@@ -130,7 +133,7 @@ class GramSum:
         A row r adds 2 r' S r + (r' r)^2, with what waits being part of S, so nothing is folded for it.
         """
         if self._power is None:
-            self._power = float(np.vdot(self._folded, self._folded))
+            self._power = square_sum(self._folded)
             self._looked_at = 0
         if self._powered < len(self._pending):
             new = self._pending[self._powered :]
@@ -138,10 +141,10 @@ class GramSum:
             if self._looked.shape != (self._limit, self.width):
                 self._looked = np.empty((self._limit, self.width))
             before = self._looked[: self._looked_at]
-            self._power += 2 * float(np.vdot(rows @ self._folded, rows))
+            self._power += 2 * float(row_products(product(rows, self._folded), rows).sum())
             for others, times in ((before, 2), (rows, 1)):
-                products = others @ rows.T
-                self._power += times * float(np.vdot(products, products))
+                products = product(others, rows.T)
+                self._power += times * square_sum(products)
             self._looked[self._looked_at : self._looked_at + len(rows)] = rows
             self._looked_at += len(rows)
             self._powered = len(self._pending)
@@ -172,14 +175,18 @@ def add_products(rows: NDArray[np.float64], total: NDArray[np.float64]) -> None:
     """Add rows' rows (M, M), for rows (n, M), to a symmetric matrix.
 
     Block by block: numpy multiplies an array by its own transpose with half the arithmetic, but
-    mirrors the result slowly where it is large.
+    mirrors the result slowly where it is large, and by threads, which `everlearn_runtime.products` avoids.
     """
-    for start in range(0, len(total), BLOCK_WIDTH):
-        own = slice(start, start + BLOCK_WIDTH)
+    count, width = rows.shape
+    small = count * width * width <= LARGE
+    step = max(1, min(width, math.isqrt(PIECE // count))) if small else BLOCK_WIDTH
+    for start in range(0, width, step):
+        own = slice(start, start + step)
         block = rows[:, own]
         total[own, own] += block.T @ block
         if start:
-            total[own, :start] += block.T @ rows[:, :start]
+            left = block.T
+            total[own, :start] += product(left, rows[:, :start]) if small else left @ rows[:, :start]
             total[:start, own] = total[own, :start].T
 
 

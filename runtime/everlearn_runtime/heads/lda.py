@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from everlearn_runtime.heads.base import Solution
-from everlearn_runtime.heads.running import row_products
 from everlearn_runtime.heads.scatter import WithinClass
+from everlearn_runtime.products import row_products
 
 
 class LDA(WithinClass):

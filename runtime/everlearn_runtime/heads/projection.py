@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from everlearn_runtime.products import product
+
 # Single samples are projected so many at a time: see `RandomFeatures.each`.
 SLOTS = 16
 
@@ -50,7 +52,7 @@ class RandomFeatures:
         """The random features (B, M) of features (B, F)."""
         if self.matrix is None:
             self.matrix = self.draw(rows.shape[1])
-        hidden: NDArray[np.float64] = np.maximum(rows @ self.matrix, 0.0)
+        hidden: NDArray[np.float64] = np.maximum(product(rows, self.matrix), 0.0)
         if self.scaled:
             hidden *= 0.5 / np.sqrt(rows.shape[1])
         return hidden

@@ -14,8 +14,8 @@ at once are Woodbury's identity, the same with a k x k matrix in place of the nu
 
 Three things make it safe and cheap. The identity needs r to stay as it is, so whoever asks takes an
 r that rests while G grows by a tenth (:func:`rung`). Each step adds rounding, so after
-``CARRY_ROWS`` rows all is solved anew. And it is only worth while if somebody asks every few rows:
-steps are noted, not done, until then, and with more than ``FEW_ROWS`` of them noted all is dropped.
+``CARRY_ROWS`` rows all is solved anew. And it is only worth while if somebody asks every so many
+rows: steps are noted, not done, until then, and with more than :func:`few_rows` of them all is dropped.
 """
 
 from __future__ import annotations
@@ -29,12 +29,16 @@ from numpy.typing import NDArray
 
 from everlearn_runtime.heads.gram import GramSum
 from everlearn_runtime.heads.growing import GrowingRows
+from everlearn_runtime.products import inverse, product, row_products, square_sum
 
-# With more new rows than this between two questions, solving anew costs less than working them in
-# (measured with 100 classes: 45 rows of width 192, 75 of 384, 130 of 768).
-FEW_ROWS = 48
+# Up to this width the first who asks gets the inverse made as well, which one thread can do.
+WIDE = 512
+# Numbers of a matrix that is solved for, up to which LAPACK stays in one thread.
+ONE_THREAD = 36_864
+# Rows that are worked in at once, at most.
+PART_ROWS = 48
 # Rows that wait to be subtracted from the inverse with one matrix product.
-BLOCK_ROWS = 64
+BLOCK_ROWS = 24
 # Rows after which all is solved anew, so that rounding does not build up.
 CARRY_ROWS = 2048
 
@@ -54,10 +58,10 @@ class Step(NamedTuple):
 class RunningSolution:
     """W = T (w G + r I)^-1, (C, M), while G gains rows, and T and the classes change.
 
-    The first who asks gets W solved from scratch, and no inverse is made: it may be the only
-    question. With the second, a few rows later, the inverse P is made and kept, and from then on P
+    The first who asks gets W solved from scratch, and where G is wide no inverse is made: it may be the
+    only question. With the second, a few rows later, the inverse P is made and kept, and from then on P
     and W follow row by row, as the module says. Where w or r changes, and every ``CARRY_ROWS``
-    rows, P is made anew. When more than ``FEW_ROWS`` rows come without a question all is dropped,
+    rows, P is made anew. When more than :func:`few_rows` come without a question all is dropped,
     and learning alone costs nothing here.
 
     P itself follows in blocks. To subtract g g' from it reads and writes M^2 numbers, so up to
@@ -104,7 +108,8 @@ class RunningSolution:
         if self._steps is None:
             return
         self._new_rows += len(step.rows)
-        if self._new_rows > FEW_ROWS or len(self._steps) >= FEW_ROWS:
+        few = few_rows(self._weights.values.shape[1])
+        if self._new_rows > few or len(self._steps) >= few:
             self.drop()
         else:
             self._steps.append(step)
@@ -116,7 +121,7 @@ class RunningSolution:
         ridge: float,
         targets: Callable[[], NDArray[np.float64]],
         targets_at: Callable[[list[int]], NDArray[np.float64]],
-        inverse: bool = False,
+        apply: bool = False,
     ) -> NDArray[np.float64]:
         """W (C, M); to be read, not written.
 
@@ -126,10 +131,10 @@ class RunningSolution:
             ridge: r.
             targets: gives T (C, M).
             targets_at: gives some rows of T (m, M), as a new array.
-            inverse: make P as well, whoever asked before; then :meth:`apply` can be asked.
+            apply: make P as well, whoever asked before; then :meth:`apply` can be asked.
         """
         steps = self._steps
-        if steps is None and not inverse:
+        if steps is None and not apply and gram.width > WIDE:
             self.solves += 1
             system = regularised(gram.value(), weight, ridge)
             solved: NDArray[np.float64] = np.linalg.solve(system, targets().T)
@@ -164,19 +169,17 @@ class RunningSolution:
         return self._inverse is not None
 
     def _invert(self, system: NDArray[np.float64], targets: NDArray[np.float64]) -> None:
-        width = len(system)
-        solved = np.linalg.solve(system, np.concatenate([np.eye(width), targets.T], axis=1))
-        self._inverse = np.ascontiguousarray(solved[:, :width])
+        self._inverse = inverse(system)
         self._trace = float(np.trace(self._inverse))
-        self._keep(np.ascontiguousarray(solved[:, width:].T), targets.copy())
-        self._gone = np.empty((BLOCK_ROWS, width))
+        self._keep(product(targets, self._inverse), targets.copy())
+        self._gone = np.empty((BLOCK_ROWS, len(system)))
         self._rows = self._carried = 0
 
     def apply(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         """Rows (..., M) times P, as of the last :meth:`weights`, which was asked for P."""
         assert self._inverse is not None
         gone = self._gone[: self._rows]
-        value: NDArray[np.float64] = rows @ self._inverse - (rows @ gone.T) @ gone
+        value: NDArray[np.float64] = product(rows, self._inverse) - product(product(rows, gone.T), gone)
         return value
 
     def _work_in_one(self, step: Step, gain: float, weight: float, target: NDArray[np.float64]) -> None:
@@ -188,7 +191,7 @@ class RunningSolution:
         applied = self.apply(row)
         growth = 1 + weight * float(row @ applied)
         gone = applied * math.sqrt(weight / growth)
-        along = targets @ gone
+        along = product(targets, gone)
         # A new array of this size for every sample would cost more than the arithmetic.
         weights -= np.multiply(along[:, None], gone, out=self._scratch.values)
         products -= along * along
@@ -208,13 +211,14 @@ class RunningSolution:
         self._make_room(places[-1])
         weights, targets, products = self._weights.values, self._targets.values, self._products.values
         rows = np.concatenate([step.rows for step in steps])
-        if len(rows):
-            applied = self.apply(rows)
-            middle = np.eye(len(rows)) + weight * (applied @ rows.T)
-            solved = np.linalg.solve(np.linalg.cholesky(middle), math.sqrt(weight) * applied)
-            gone = np.asarray(solved, dtype=np.float64)
-            along = targets @ gone.T
-            weights -= along @ gone
+        part = max(1, min(PART_ROWS, ONE_THREAD // rows.shape[1]))
+        for start in range(0, len(rows), part):
+            some = rows[start : start + part]
+            applied = self.apply(some)
+            middle = np.eye(len(some)) + weight * product(applied, some.T)
+            gone = np.linalg.solve(np.linalg.cholesky(middle), math.sqrt(weight) * applied)
+            along = product(targets, gone.T)
+            weights -= product(along, gone)
             products -= row_products(along, along)
             self._subtract(gone)
         after = targets_at(places)
@@ -231,21 +235,26 @@ class RunningSolution:
 
     def _subtract(self, gone: NDArray[np.float64]) -> None:
         """Subtract the outer products of rows (k, M) from P."""
+        assert self._inverse is not None
         if self._rows + len(gone) > BLOCK_ROWS:
-            waiting = self._gone[: self._rows]
+            waiting = np.concatenate([self._gone[: self._rows], gone])
             # A copy, for numpy's product of an array with itself is the slower one at this size.
-            self._inverse -= waiting.T @ waiting.copy()
+            self._inverse -= product(waiting.T, waiting.copy())
             self._rows = 0
-        self._gone[self._rows : self._rows + len(gone)] = gone
-        self._trace -= float(np.vdot(gone, gone))
-        self._rows += len(gone)
+        else:
+            self._gone[self._rows : self._rows + len(gone)] = gone
+            self._rows += len(gone)
+        self._trace -= square_sum(gone)
         self._carried += len(gone)
 
 
-def row_products(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The inner products of rows (n, M) with rows (n, M), (n,)."""
-    products: NDArray[np.float64] = np.einsum("ij,ij->i", left, right)
-    return products
+def few_rows(width: int) -> int:
+    """With more new rows than this between two questions, all is solved anew.
+
+    That takes less arithmetic from some 45 rows on at width 192, 75 at 384, 130 at 768 (100 classes).
+    But LAPACK solves in threads, which get into the way of a graph's, and cost more than these rows do.
+    """
+    return max(PART_ROWS, width // 2)
 
 
 def regularised(gram: NDArray[np.float64], weight: float, ridge: float) -> NDArray[np.float64]:

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.arrays import square_sum
 from everlearn_runtime.heads.drift import Drift, drift_with_more
 from everlearn_runtime.heads.gram import GramSum
 from everlearn_runtime.heads.growing import PerClass
 from everlearn_runtime.heads.projection import random_features
-from everlearn_runtime.heads.running import Step, row_products, rung
+from everlearn_runtime.heads.running import Step, rung
 from everlearn_runtime.heads.second_order import SecondOrder
 from everlearn_runtime.heads.sums import Joined, group_sums, join, join_each, squared_distances
+from everlearn_runtime.products import product, row_products, square_sum
 
 # The least share of the identity that "auto" takes.
 LEAST_SHRINKAGE = 1e-3
@@ -138,7 +138,7 @@ class WithinClass(SecondOrder):
         weights = self._solved(weight, ridge, inverse=True)
         middle = means.mean(axis=0)  # so that what all have in common cancels before it is squared
         gaps, apart = mapped - middle, weights - weights.mean(axis=0)
-        distances: NDArray[np.float64] = gaps @ apart.T
+        distances: NDArray[np.float64] = product(gaps, apart.T)
         distances *= -2
         distances += row_products(gaps, self._running.apply(gaps))[:, None]
         distances += row_products(means - middle, apart)

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from everlearn_runtime.products import product
+
 # So many samples are joined to their classes faster in a loop than all at once.
 FEW = 3
 
@@ -143,7 +145,7 @@ def squared_distances(rows: NDArray[np.float64], centres: NDArray[np.float64]) -
     """
     middle = centres.mean(axis=0)  # so that what all have in common cancels before it is squared
     left, right = rows - middle, centres - middle
-    distances: NDArray[np.float64] = left @ right.T
+    distances: NDArray[np.float64] = product(left, right.T)
     distances *= -2
     distances += (left**2).sum(axis=1)[:, None]
     distances += (right**2).sum(axis=1)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn_runtime.heads.base import Solution
-from everlearn_runtime.heads.running import row_products
 from everlearn_runtime.heads.scatter import WithinClass
+from everlearn_runtime.products import product, row_products
 
 # No more of a mean's squared length than all but this share is taken for noise.
 LEAST_LENGTH = 0.1
@@ -89,7 +89,7 @@ class WhitenedCosine(WithinClass):
             self._solution = self._solve()
         weights, scale, _ = self._solution
         gaps = self._map(rows) - self._centre
-        scores: NDArray[np.float64] = gaps @ weights
+        scores: NDArray[np.float64] = product(gaps, weights)
         scores -= scores.mean(axis=1)[:, None]  # what the centre's own weights say
         scores *= scale
         return scores, gaps
@@ -97,7 +97,7 @@ class WhitenedCosine(WithinClass):
     def _solve(self) -> Solution:
         """The weights of the means, not of what lies between them and the centre, and 1 / |mu_c - g|."""
         means, size = self._targets(), self._scatter_size()
-        self._centre = np.full(len(means), 1 / len(means)) @ means  # several times faster than mean()
+        self._centre = product(np.full(len(means), 1 / len(means)), means)  # several times faster than mean()
         self._white = size > 0
         weights, noise = means, 0.0
         if size:
@@ -106,7 +106,7 @@ class WhitenedCosine(WithinClass):
             products, noise = self._running.products, self._noise(weight, ridge)
         else:
             products = row_products(means, means)
-        along = weights @ self._centre
+        along = product(weights, self._centre)
         squares = products - 2 * along + along.mean()
         real = squares > ROUNDING * products.max()
         squares = np.maximum(squares - self._correction * noise / self._counts, LEAST_LENGTH * squares)

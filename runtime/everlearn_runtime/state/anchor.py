@@ -21,6 +21,9 @@ from everlearn_runtime.state.database import (
 )
 from everlearn_runtime.state.view import WAL_HEADER, companion, view
 
+# Bytes of a file's id that are its device's.
+DEVICE = 8
+
 
 @dataclass(frozen=True)
 class Anchor:
@@ -31,7 +34,8 @@ class Anchor:
     close. The file itself, without its WAL, names the session before anything is acknowledged.
 
     Args:
-        id: Of the file; a copy by :meth:`EdgeLearner.backup` has one of its own.
+        id: Of the file. Its first half is the device's, which a backup and a migrated state keep; the second
+            half is of this file alone.
         epoch: Of the session that wrote last.
         previous: Of the session before it.
         clean: 1 if that session was closed, so that the file is whole without a WAL.
@@ -50,15 +54,25 @@ class Anchor:
     digest: bytes
     model: str
 
+    @property
+    def device(self) -> bytes:
+        """The device's part of the id."""
+        return self.id[:DEVICE]
+
     def write(self, database: sqlite3.Connection) -> None:
         """Put this anchor in the place of the one that is there."""
         names = ", ".join(f"{field.name} = ?" for field in fields(self))
         database.execute(f"UPDATE anchor SET {names}", astuple(self))
 
 
-def new_anchor(model: str) -> Anchor:
-    """The anchor of a file that does not know anything yet."""
-    return Anchor(os.urandom(16), os.urandom(16), b"", 1, 0, 0, b"", model)
+def new_anchor(model: str, device: bytes = b"") -> Anchor:
+    """The anchor of a file that does not know anything yet; of this device, or of a new one."""
+    return Anchor(new_id(device), os.urandom(16), b"", 1, 0, 0, b"", model)
+
+
+def new_id(device: bytes = b"") -> bytes:
+    """The id of a new file."""
+    return (device or os.urandom(DEVICE)) + os.urandom(16 - DEVICE)
 
 
 def read_anchor(database: sqlite3.Connection, path: Path) -> Anchor:

@@ -12,7 +12,7 @@ from pathlib import Path
 from everlearn_runtime.bundle import sync_folder
 from everlearn_runtime.errors import StateError
 from everlearn_runtime.heads import HeadState
-from everlearn_runtime.state.anchor import Anchor
+from everlearn_runtime.state.anchor import Anchor, new_id
 from everlearn_runtime.state.database import (
     PAGE_BYTES,
     checkpoint,
@@ -158,7 +158,7 @@ class Backup:
         if not path.parent.is_dir():
             raise ValueError(f"{path}: no such folder as {path.parent}; make it first")
         self._database = database
-        self._anchor = replace(anchor, id=os.urandom(16))
+        self._anchor = replace(anchor, id=new_id(anchor.device))
         self._whole = [
             number for (number,) in rows(database, "SELECT number FROM snapshot WHERE digest IS NOT NULL")
         ]

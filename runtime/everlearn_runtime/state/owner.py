@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from everlearn_runtime.errors import StateError
 from everlearn_runtime.heads import Head, Judgement
+from everlearn_runtime.ledger import DIGEST, Mark
 from everlearn_runtime.state.adapted import Adapters, joined, pack_adapted, unpack_adapted
 from everlearn_runtime.state.anchor import Anchor, check_companion, check_kind, new_anchor, read_alone
 from everlearn_runtime.state.archive import ENTRY_BYTES, Archive, Built, lineage
@@ -39,6 +40,22 @@ from everlearn_runtime.state.view import view
 Result = TypeVar("Result")
 
 RETENTION = 64 << 20
+
+
+class Past(NamedTuple):
+    """An earlier version, and what came of it.
+
+    Attributes:
+        begin: The earlier version.
+        end: The one that there is now.
+        head: What was known then.
+        forgotten: Classes that were forgotten after it, and not by what was taken back.
+    """
+
+    begin: Mark
+    end: Mark
+    head: Head
+    forgotten: tuple[str, ...]
 
 
 class Owner(Looking):
@@ -110,6 +127,47 @@ class Owner(Looking):
             self._rebuild()
         return self._anchor.version
 
+    @property
+    def device(self) -> str:
+        """The device's number, 16 hex digits; a backup and a migrated state go on with it."""
+        return self._anchor.device.hex()
+
+    def since(self, version: int | None, mark: Mark | None = None) -> Past:
+        """What lies between an earlier version and now.
+
+        Args:
+            version: The earlier one; None: the bundle's own head, which is version 0 or ``mark``.
+            mark: Of the device's versions the last one that the bundle's own head holds already.
+
+        Raises:
+            ValueError: The version cannot be reached, a rollback has gone back to before it, or the adapters
+                are not the bundle's own.
+            StateError: Entries are damaged.
+        """
+        if self.use(lambda head: self._adapters) is not None:
+            raise ValueError(
+                "the adapters were trained on this device, and features under those do not add up with the "
+                "bundle's; roll back to before adapt"
+            )
+        with sqlite_errors(self.path), content_errors(self.path):
+            archive = self._archive()
+            events, runs = archive.events(), list(lineage(self._anchor.seq, self._rollbacks))
+        if version is None:
+            floor, begin, head = 0, mark or Mark(0, ""), self._base()
+        else:
+            floor = self._seq_of(events, version)
+            if not any(start - 1 <= floor <= end for start, end in runs):
+                raise ValueError(f"version {version} was taken back by a rollback; give an earlier one")
+            with sqlite_errors(self.path), content_errors(self.path):
+                begin = Mark(version, archive.digest(floor).hex()[: 2 * DIGEST] if version else "")
+                head = archive.build(self._anchor, floor, self._rollbacks).head
+        own = [
+            event for seq, event in events if seq > floor and any(start <= seq <= end for start, end in runs)
+        ]
+        forgotten = dict.fromkeys(event.labels[0] for event in own if event.kind == "forget")
+        now = Mark(self._anchor.version, self._anchor.digest.hex()[: 2 * DIGEST])
+        return Past(begin, now, head, tuple(forgotten))
+
     def history(self) -> list[Version]:
         """The versions that can be gone back to, oldest first."""
         with sqlite_errors(self.path), content_errors(self.path):
@@ -175,11 +233,9 @@ class Owner(Looking):
         with sqlite_errors(self.path), content_errors(self.path):
             archive = self._archive()
             events = archive.events()
-            seq = next((seq for seq, event in events if event.version == to), None)
-            built = None if seq is None else archive.build(self._anchor, seq, self._rollbacks)
-        if built is None:
-            first, last = events[0][1].version, events[-1][1].version
-            raise ValueError(f"version {to!r} cannot be gone back to; from {first} to {last} can")
+        seq = self._seq_of(events, to)
+        with sqlite_errors(self.path), content_errors(self.path):
+            built = archive.build(self._anchor, seq, self._rollbacks)
         return self._change("rollback", built, to=to, seq=seq, since=built.since)
 
     def undo(self) -> Version:
@@ -248,7 +304,7 @@ class Owner(Looking):
         for job in self._backups:
             job.discard()
         event = Event("migrate", self._anchor.version + 1, now())
-        anchor = replace(new_anchor(model), seq=self._anchor.seq + 1)
+        anchor = replace(new_anchor(model, self._anchor.device), seq=self._anchor.seq + 1)
         self._sure = False
         self._file.close(clean=bool(self._anchor.clean))
         self._file.put(start_file(self.path, anchor, event, head.state))
@@ -279,6 +335,14 @@ class Owner(Looking):
             self._file.release()
 
     # How.
+
+    def _seq_of(self, events: list[tuple[int, Event]], version: int) -> int:
+        """The last entry of a version, or a ValueError if it cannot be reached."""
+        for seq, event in events:
+            if event.version == version:
+                return seq
+        first, last = events[0][1].version, events[-1][1].version
+        raise ValueError(f"version {version!r} cannot be gone back to; from {first} to {last} can")
 
     def _keep_copy(self) -> Path:
         """Copy the state beside its place, unless that was done before."""
@@ -347,7 +411,7 @@ class Owner(Looking):
         self._file.put(start_file(self.path, self._new_anchor(1), Event("start", 0, now()), None))
 
     def _new_anchor(self, seq: int) -> Anchor:
-        return replace(new_anchor(self._model), seq=seq)
+        return replace(new_anchor(self._model, self._anchor.device), seq=seq)
 
     def _load(self, archive: Archive) -> None:
         """Build the head from the file, and go on with a snapshot that was under way."""

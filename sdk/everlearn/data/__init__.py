@@ -13,7 +13,7 @@ from everlearn.data.sources import (
     npz,
     photographs,
 )
-from everlearn.data.streams import ClassIncremental, Task
+from everlearn.data.streams import ClassIncremental, Domain, DomainIncremental, Task
 from everlearn.data.unlabelled import any_images
 from everlearn_runtime.decoding import IMAGE_SUFFIXES
 
@@ -21,6 +21,8 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "Augmentation",
     "ClassIncremental",
+    "Domain",
+    "DomainIncremental",
     "Found",
     "Images",
     "Task",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -54,41 +54,78 @@ class ClassIncremental:
     sorted classes (`Images.classes`: whole numbers in numeric order, other names
     as text) as the published code does (`np.random.seed(seed)`, then
     `np.random.permutation`), so that a seed means the same class order here as
-    there; None keeps them sorted.
+    there; None keeps them sorted. In place of these three, `tasks` may list the classes of
+    each task; images of classes that it does not name are left out.
 
     Raises `ValueError` when there are test images of classes without a training image, or none of
-    the others, or when `classes_per_task` or `first` is not between 1 and the number of classes.
+    the others, when `classes_per_task` or `first` is not between 1 and the number of classes, or when
+    `tasks` is empty, has an empty task, names a class twice or one without a training image.
 
     >>> from everlearn.data import digits
     >>> stream = ClassIncremental(*digits(), classes_per_task=4, seed=1993)
     >>> [task.classes for task in stream]
     [('4', '2', '7', '6'), ('0', '3', '5', '8'), ('9', '1')]
+    >>> ClassIncremental(*digits(), tasks=[["7", "1"], ["0"]]).tasks
+    (('7', '1'), ('0',))
     """
 
     def __init__(
         self,
         train: object,
         test: object,
-        classes_per_task: int,
+        classes_per_task: int | None = None,
         first: int | None = None,
         seed: int | None = None,
+        *,
+        tasks: Sequence[Sequence[str]] | None = None,
     ) -> None:
         self._train, self._test = as_images(train), as_images(test, part="test")
+        if tasks is None:
+            names, ends = self._by_number(classes_per_task, first, seed)
+        else:
+            given = {"classes_per_task": classes_per_task, "first": first, "seed": seed}
+            if both := [name for name, value in given.items() if value is not None]:
+                raise ValueError(
+                    f"tasks and {both[0]}; tasks says which classes come when, leave {both[0]} out"
+                )
+            names, ends = self._as_listed(tasks)
+        self.classes: tuple[str, ...] = names
+        """All classes, in the order in which they arrive."""
+        self._ends = self._with_a_test(ends)
+
+    def _by_number(
+        self, classes_per_task: int | None, first: int | None, seed: int | None
+    ) -> tuple[tuple[str, ...], list[int]]:
+        """The order of the classes, and where tasks end."""
         names = self._train.classes
         _check_classes(self._train, self._test)
         first = classes_per_task if first is None else first
         for argument, value in (("classes_per_task", classes_per_task), ("first", first)):
             number = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-            if not number or not 1 <= value <= len(names):
+            if not number or value is None or not 1 <= value <= len(names):
                 raise ValueError(f"{argument} is {value}; expected 1 to {len(names)}, the number of classes")
+        assert first is not None
+        assert classes_per_task is not None
         seed = None if seed is None else whole("seed", seed, least=0)
         if seed is not None:
             # RandomState gives the same numbers as np.random.seed and leaves the global state alone.
             order = np.random.RandomState(seed).permutation(len(names)).tolist()
             names = tuple(names[i] for i in order)
-        self.classes: tuple[str, ...] = names
-        """All classes, in the order in which they arrive."""
-        self._ends = self._with_a_test([*range(first, len(names), classes_per_task), len(names)])
+        return names, [*range(first, len(names), classes_per_task), len(names)]
+
+    def _as_listed(self, tasks: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], list[int]]:
+        """The same, as `tasks` says."""
+        if isinstance(tasks, str) or not all(isinstance(task, (list, tuple)) and task for task in tasks):
+            raise ValueError(f"tasks is {tasks!r}; give a list of lists of class names, none empty")
+        names = tuple(str(name) for task in tasks for name in task)
+        if not names:
+            raise ValueError("tasks is empty; give a list of lists of class names")
+        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise ValueError(f"tasks names {_some(tuple(twice))} more than once; every class arrives once")
+        self._train = self._train.of_classes(names)
+        self._test = _tested(self._test, names)
+        _check_classes(self._train, self._test)
+        return names, np.cumsum([len(task) for task in tasks]).tolist()
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -129,6 +166,80 @@ class ClassIncremental:
         return kept
 
 
+@dataclass(frozen=True)
+class Domain:
+    """One step of a stream of domains."""
+
+    index: int
+    """Position in the stream, from 0."""
+    name: str
+    """What the domain is called."""
+    train: Images = field(repr=False)
+    """Its training images."""
+    test: Images = field(repr=False)
+    """Its test images."""
+
+
+class DomainIncremental:
+    """The same classes in one domain after the other: by day, at night, in the rain.
+
+    What changes is how things look, not what there is ("domain-incremental", van de Ven, Tuytelaars and
+    Tolias 2022, "Three types of incremental learning", Nature Machine Intelligence 4). `Learner.run` learns
+    one domain after the other, and measures all of them after each: how much of an earlier one is forgotten,
+    and what a later one gains before it is learned.
+
+    Args:
+        domains: name to training and test images, each anything that `as_images` takes, in the order in which
+            they are learned.
+
+    Raises:
+        ValueError: no domain, or one with test images of classes that neither it nor an earlier one has
+            training images of.
+
+    >>> from everlearn.data import digits
+    >>> train, test = digits()
+    >>> stream = DomainIncremental({"plain": (train, test), "again": (train, test)})
+    >>> [domain.name for domain in stream]
+    ['plain', 'again']
+    """
+
+    def __init__(self, domains: Mapping[str, tuple[object, object]]) -> None:
+        if not isinstance(domains, Mapping) or not domains:
+            raise ValueError(
+                f"domains is {type(domains).__name__}; give a dict of a name to training and test images"
+            )
+        learned = dict[str, None]()
+        self._domains: list[Domain] = []
+        for index, (name, both) in enumerate(domains.items()):
+            if not isinstance(both, (tuple, list)) or len(both) != 2:
+                raise ValueError(f"domain {name!r} is no pair; give its training and its test images")
+            train, test = as_images(both[0]), as_images(both[1], part="test")
+            learned.update(dict.fromkeys(train.classes))
+            if unlearned := test.unknown_to(tuple(learned)):
+                raise ValueError(
+                    f"domain {name!r} tests classes that nothing before teaches: {_some(unlearned)}; "
+                    "leave them "
+                    "out with Images.of_classes"
+                )
+            self._domains.append(Domain(index, str(name), train, test))
+        self.classes: tuple[str, ...] = tuple(learned)
+        """All classes, in the order in which they arrive."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the domains are called, in their order."""
+        return tuple(domain.name for domain in self._domains)
+
+    def __len__(self) -> int:
+        return len(self._domains)
+
+    def __getitem__(self, index: int) -> Domain:
+        return self._domains[index]
+
+    def __iter__(self) -> Iterator[Domain]:
+        return iter(self._domains)
+
+
 def _tested(test: Images, classes: tuple[str, ...]) -> Images:
     known = frozenset(test.classes)
     return test.of_classes(name for name in classes if name in known)
@@ -145,7 +256,7 @@ def _check_classes(train: Images, test: Images) -> None:
         warnings.warn(
             f"{len(untested)} of {len(train.classes)} classes have no test image, so they are learned "
             f"and not tested: {_some(untested)}",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -1,0 +1,11 @@
+"""Many devices: what each has learned, handed in as sums and added up.
+
+`Delta` is what one device has learned between two versions; `merge` adds deltas to a bundle, and the
+`Ledger` of that bundle says what is in it, so that nothing counts twice.
+"""
+
+from everlearn_runtime.fleet.delta import Delta, make_delta
+from everlearn_runtime.fleet.merging import Merged, merge, take_in
+from everlearn_runtime.ledger import Ledger, Mark, Span
+
+__all__ = ["Delta", "Ledger", "Mark", "Merged", "Span", "make_delta", "merge", "take_in"]

@@ -1,0 +1,256 @@
+"""Deltas of many devices, added to the bundle that they have learned on.
+
+Two looks at each: first what it says, to find those that count; then its sums, in blocks of a thousand, so
+that what one process or many do is the same arithmetic in the same order, and memory is that of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from everlearn_runtime.bundle import Bundle, check_target, rewrite_bundle
+from everlearn_runtime.errors import DeltaError
+from everlearn_runtime.fleet.delta import Delta
+from everlearn_runtime.heads import Head
+from everlearn_runtime.identity import graph_of, model_of
+from everlearn_runtime.ledger import Ledger, Span, add_span
+from everlearn_runtime.migration import Carried
+
+if TYPE_CHECKING:
+    from everlearn_runtime.state import Owner
+
+BLOCK = 1000
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What came of a merge.
+
+    Args:
+        deltas: How many were added.
+        counted: Files that were counted already, by an earlier merge or within another delta.
+        learned: Samples that were added, by class.
+        forgotten: Classes that went because a device had forgotten them.
+    """
+
+    deltas: int
+    counted: tuple[str, ...]
+    learned: dict[str, int]
+    forgotten: tuple[str, ...]
+
+
+def merge(
+    bundle: str | Path,
+    deltas: Iterable[str | Path],
+    out: str | Path,
+    *,
+    trust: Sequence[str | Path] | None = None,
+    overwrite: bool = False,
+    ray: bool = False,
+) -> Merged:
+    """Add what devices have learned to a bundle: the result is that of one device that saw everything.
+
+    Sums add, so the order does not matter. A delta that is merged twice, or lies within another one of the
+    same device, counts once. A class that a device has forgotten goes from the bundle and from what other
+    devices have learned of it with this bundle or an earlier one; what is learned of it after that stays.
+
+    Args:
+        bundle: The bundle on which the devices have learned, or one that was merged from it.
+        deltas: Their files. Each is read twice, one at a time: memory does not grow with their number, but by
+            some hundred bytes each.
+        out: The new bundle.
+        trust: Public keys, one of which must have signed each delta; None: no signature is looked at.
+        overwrite: Replace a bundle at ``out``.
+        ray: Add up on Ray Data, in blocks of a thousand, with whatever cluster ``ray.init`` was told of, or
+            this machine's cores. The result is the same to the bit.
+
+    Raises:
+        BundleError: The bundle is damaged.
+        MissingExtra: Ray is not installed, or cryptography where ``trust`` is given.
+        DeltaError: A delta is damaged, of another graph or head, or overlaps what is counted already.
+        TrustError: A delta is not signed by any key of ``trust``, or was altered after that.
+        ValueError: No delta, or something is in the way at ``out``.
+    """
+    opened = Bundle.open(bundle)
+    check_target(Path(out), overwrite)
+    places = [str(place) for place in deltas]
+    if not places:
+        raise ValueError("no delta to merge; give at least one file")
+    ledger, generation = opened.ledger(), len(opened.ledger().chain)
+    chosen, counted, devices = _choose(places, opened, ledger)
+    gone = dict(ledger.forgotten)
+    gone.update({name: generation + 1 for item in chosen for name in item.forgotten})
+    head, learned = opened.head(), dict[str, int]()
+    forgotten = tuple(
+        name for name in head.classes if name in gone and ledger.forgotten.get(name) != gone[name]
+    )
+    for name in forgotten:
+        head.remove(name)
+    models = (*ledger.chain, model_of(opened.manifest))
+    add_up = BlockSum(str(opened.path), gone, models, None if trust is None else tuple(map(str, trust)))
+    blocks = [chosen[start : start + BLOCK] for start in range(0, len(chosen), BLOCK)]
+    sums: Iterator[Head]
+    if ray:
+        from everlearn_runtime.fleet.on_ray import sums_on_ray
+
+        sums = sums_on_ray(add_up, blocks)
+    else:
+        sums = map(add_up, blocks)
+    for own in sums:
+        head.merge(own)
+        for name, count in zip(own.classes, own.counts.tolist(), strict=True):
+            learned[name] = learned.get(name, 0) + count
+    head.settle()
+    rewrite_bundle(
+        opened,
+        out,
+        head=head,
+        ledger=Ledger(devices, gone, models, opened.head().state()),
+        overwrite=overwrite,
+    )
+    return Merged(len(chosen), tuple(counted), learned, forgotten)
+
+
+class Item(NamedTuple):
+    """A delta that counts: what is looked at before its sums are read."""
+
+    path: str
+    device: str
+    span: Span
+    model: str
+    forgotten: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BlockSum:
+    """Adds up some deltas, wherever that is done.
+
+    Args:
+        bundle: The folder of the bundle that they are merged into.
+        gone: Classes that go from deltas of bundles older than so many, see `Ledger.forgotten`.
+        models: sha256 of graph and head of the bundles before, and of this one.
+        trust: As :func:`merge`.
+    """
+
+    bundle: str
+    gone: Mapping[str, int]
+    models: tuple[str, ...]
+    trust: tuple[str, ...] | None
+
+    def __call__(self, items: Sequence[Item]) -> Head:
+        """A head that has seen what these deltas hold; raises like :func:`merge`."""
+        total: Head | None = None
+        for item in items:
+            own = self._sums(item)
+            if total is None:
+                total = own
+                continue
+            try:
+                total.merge(own)
+            except ValueError as error:
+                raise DeltaError(f"{item.path}: {error}") from None
+        assert total is not None
+        return total
+
+    @cached_property
+    def _opened(self) -> Bundle:
+        return Bundle.open(self.bundle)
+
+    def _sums(self, item: Item) -> Head:
+        """A delta's sums in this bundle's features, less what was forgotten."""
+        delta = Delta.read(item.path, trust=self.trust)
+        if _item(item.path, delta) != item:
+            raise DeltaError(f"{item.path} was changed while it was merged")
+        own, replaced = delta.head(), self._opened.replaced()
+        if delta.graph != graph_of(self._opened.manifest) and replaced is not None:
+            try:
+                own = own.moved(replaced.drift, self._opened.head())
+            except ValueError as error:
+                raise DeltaError(f"{item.path}: {error}") from None
+        age = self.models.index(delta.model) if delta.model in self.models else len(self.models) - 1
+        for name in own.classes:
+            if name not in delta.forgotten and age < self.gone.get(name, 0):
+                own.remove(name)
+        return own
+
+
+def take_in(owner: Owner, onto: Head, ledger: Ledger) -> Carried:
+    """What a device goes on with that gets a bundle which was merged from its own.
+
+    Args:
+        owner: Its state.
+        onto: The merged bundle's head, which is changed: to it comes what the device has learned since the
+            version that it had handed in.
+        ledger: What is in the merged bundle.
+
+    Raises:
+        ValueError: That version cannot be reached any more, or is not in this device's past.
+        StateError: The state is damaged.
+    """
+    mark = ledger.end(owner.device)
+    past = owner.since(None if mark is None else mark.version)
+    if mark is not None and past.begin != mark:
+        raise ValueError(
+            f"version {mark.version} of this state is not the one that was merged: two devices go on from "
+            "copies "
+            "of one state; start anew with a new state"
+        )
+    device = owner.head
+    own, kept = device.since(past.head), device.kept(past.head)
+    forgotten = tuple(dict.fromkeys([*past.forgotten, *(c for c in past.head.classes if c not in kept)]))
+    for name in forgotten:
+        if name in onto.classes:
+            onto.remove(name)
+    for name in own.classes:
+        if name in ledger.forgotten and name not in forgotten:
+            own.remove(name)
+    onto.merge(own)
+    onto.settle()
+    learned = dict(zip(own.classes, map(int, own.counts), strict=True))
+    return Carried(onto, learned, tuple(name for name in forgotten if name not in device.classes))
+
+
+def _item(path: str, delta: Delta) -> Item:
+    return Item(path, delta.device, delta.span, delta.model, delta.forgotten)
+
+
+def _choose(
+    places: list[str], bundle: Bundle, ledger: Ledger
+) -> tuple[list[Item], list[str], dict[str, tuple[Span, ...]]]:
+    """The deltas that count, in an order of their own; those that do not; and what is in it then."""
+    found: dict[str, list[Item]] = {}
+    known, graph = {*ledger.chain, model_of(bundle.manifest)}, graph_of(bundle.manifest)
+    replaced = bundle.replaced()
+    for place in places:
+        delta = Delta.peek(place)
+        old = replaced is not None and delta.model == replaced.model
+        if not old and delta.graph != graph:
+            raise DeltaError(f"{place} is of another graph or head; merge it into the bundle of its device")
+        if not old and delta.model not in known:
+            raise DeltaError(
+                f"{place} was learned on another bundle with the same graph, which knew something else at "
+                "first; merge it into that one"
+            )
+        found.setdefault(delta.device, []).append(_item(place, delta))
+    chosen, counted, devices = list[Item](), list[str](), dict(ledger.devices)
+    for device in sorted(found):
+        # The longest first, so that what lies within it is counted with it.
+        for item in sorted(found[device], key=lambda one: (-_length(one.span), one.span, one.path)):
+            try:
+                more = add_span(devices.get(device, ()), item.span, device)
+            except ValueError as error:
+                raise DeltaError(f"{item.path}: {error}") from None
+            if more is None:
+                counted.append(item.path)
+            else:
+                devices[device] = more
+                chosen.append(item)
+    return sorted(chosen, key=lambda item: (item.device, item.span)), sorted(counted), devices
+
+
+def _length(span: Span) -> int:
+    return span.end.version - span.start.version
