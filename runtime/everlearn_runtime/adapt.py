@@ -8,10 +8,10 @@ How the graph gets other adapters: their weights are overwritten in the bytes of
 places that the manifest names, and a new session is made of it, in a fraction of a second, when adapters
 change. So the graph that runs is the same one, as fast as with the bundle's own adapters, in any precision,
 and bundles without a training step are as they were. A second graph with inputs for them would double the
-bundle. Adapters that are inputs with default values would cost little time (those of the last two blocks 4 %
-at a batch of 1 and nothing at 16; overwritten 2 % and nothing, which is what the machine's noise was:
-``examples/benchmarks/adapt.py``), but ONNX Runtime warns of each of them, folds and packs none, and every run
-must be given them.
+bundle. Adapters that are inputs with default values would cost little or nothing in time: interleaved with
+the shipped graph, neither way was slower by more than the noise of the machine
+(``examples/benchmarks/adapt.py``). But ONNX Runtime warns of each of them, folds none, and every run must be
+given them.
 """
 
 from __future__ import annotations

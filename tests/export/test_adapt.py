@@ -409,6 +409,24 @@ def test_a_state_with_adapters_is_not_migrated(tmp_path: Path) -> None:
         assert set(edge.classes) == {*"abcdef"}
 
 
+def test_sums_under_other_adapters_are_no_delta(tmp_path: Path) -> None:
+    """They do not add up with the bundle's."""
+    learner = fit_all(make_learner(NTKCL(depths=()), head=LDA()), [coloured("ab")])
+    learner.export(tmp_path / "bundle", train_step="last2")
+    with opened(tmp_path / "bundle", tmp_path / "device.db") as edge:
+        edge.learn(IMAGES, LABELS)
+        edge.adapt(IMAGES, LABELS, steps=1)
+        edge.learn(IMAGES, LABELS)
+        for since in (None, 1, 2):
+            with pytest.raises(
+                ValueError, match=r"adapters were trained on this device.*roll back to before"
+            ):
+                edge.delta(since)
+        edge.forget("f", purge=True)  # and with it the history that would tell
+        with pytest.raises(ValueError, match=r"adapters were trained on this device"):
+            edge.delta()
+
+
 def test_an_adapter_that_is_not_in_the_graph_is_told() -> None:
     adapter = torch.nn.Parameter(torch.zeros(3, 4))
     graph = helper.make_model(helper.make_graph([], "empty", [], []))

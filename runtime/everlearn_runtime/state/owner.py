@@ -140,29 +140,30 @@ class Owner(Looking):
             mark: Of the device's versions the last one that the bundle's own head holds already.
 
         Raises:
-            ValueError: The version cannot be reached, a rollback has gone back to before it, or adapters were
-                trained after it.
+            ValueError: The version cannot be reached, a rollback has gone back to before it, or the adapters
+                are not the bundle's own.
             StateError: Entries are damaged.
         """
+        if self.use(lambda head: self._adapters) is not None:
+            raise ValueError(
+                "the adapters were trained on this device, and features under those do not add up with the "
+                "bundle's; roll back to before adapt"
+            )
         with sqlite_errors(self.path), content_errors(self.path):
             archive = self._archive()
             events, runs = archive.events(), list(lineage(self._anchor.seq, self._rollbacks))
-            if version is None:
-                floor, begin, head = 0, mark or Mark(0, ""), self._base()
-            else:
-                floor = self._seq_of(events, version)
-                if not any(start - 1 <= floor <= end for start, end in runs):
-                    raise ValueError(f"version {version} was taken back by a rollback; give an earlier one")
+        if version is None:
+            floor, begin, head = 0, mark or Mark(0, ""), self._base()
+        else:
+            floor = self._seq_of(events, version)
+            if not any(start - 1 <= floor <= end for start, end in runs):
+                raise ValueError(f"version {version} was taken back by a rollback; give an earlier one")
+            with sqlite_errors(self.path), content_errors(self.path):
                 begin = Mark(version, archive.digest(floor).hex()[: 2 * DIGEST] if version else "")
                 head = archive.build(self._anchor, floor, self._rollbacks).head
         own = [
             event for seq, event in events if seq > floor and any(start <= seq <= end for start, end in runs)
         ]
-        if self._adapters is not None or any(event.kind == "adapt" for event in own):
-            raise ValueError(
-                "adapters were trained on this device, and features under them do not add up with those of "
-                "others; roll back to before that, if it can go"
-            )
         forgotten = dict.fromkeys(event.labels[0] for event in own if event.kind == "forget")
         now = Mark(self._anchor.version, self._anchor.digest.hex()[: 2 * DIGEST])
         return Past(begin, now, head, tuple(forgotten))
@@ -232,7 +233,8 @@ class Owner(Looking):
         with sqlite_errors(self.path), content_errors(self.path):
             archive = self._archive()
             events = archive.events()
-            seq = self._seq_of(events, to)
+        seq = self._seq_of(events, to)
+        with sqlite_errors(self.path), content_errors(self.path):
             built = archive.build(self._anchor, seq, self._rollbacks)
         return self._change("rollback", built, to=to, seq=seq, since=built.since)
 
