@@ -11,7 +11,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from everlearn import methods, processes, recipes
-from everlearn.analysis.diagnosis import diagnose_run, method_report
+from everlearn.analysis.of_run import diagnose_run, method_report
 from everlearn.analysis.sureness import how_sure
 from everlearn.backbones import BUNDLED, load_backbone
 from everlearn.checkpoint import FILE
@@ -461,7 +461,7 @@ def _report(arguments: argparse.Namespace) -> None:
     known = [[name for name in classes if name in learner.classes] for classes in learner.tasks]
     tested = [[name for name in classes if name in test.classes] for classes in known]
     own = method_report(learner, [test.of_classes(classes) for classes in tested if classes])
-    diagnosis = "\n\n".join(text for text in (found.text(), own) if text)
+    diagnosis = "\n\n".join(one.text() for one in (found, own) if one)
     sureness = how_sure(learner, test)
     print("\n\n".join([diagnosis, *([sureness.text()] if sureness else [])]))
     if not (Path(arguments.learner) / RUN).is_file():

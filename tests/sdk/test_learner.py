@@ -26,7 +26,7 @@ from everlearn import (
     Ridge,
     checkpoint,
 )
-from everlearn.analysis.diagnosis import diagnose_run
+from everlearn.analysis.of_run import diagnose_run
 from everlearn.evaluation import runner
 from everlearn.evaluation.run import OWN, Run
 from everlearn.evaluation.runner import measure
