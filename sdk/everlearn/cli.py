@@ -11,8 +11,6 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from everlearn import methods, processes, recipes
-from everlearn.analysis.of_run import diagnose_run, method_report
-from everlearn.analysis.sureness import how_sure
 from everlearn.backbones import BUNDLED, load_backbone
 from everlearn.checkpoint import FILE
 from everlearn.data import Augmentation, ClassIncremental, Images, any_images, load
@@ -25,7 +23,7 @@ from everlearn.evaluation.runner import HEADS, as_it_stands, measure
 from everlearn.learner import Learner
 from everlearn.methods import NTKCL
 from everlearn.precision import PRECISIONS, resolve
-from everlearn.report import write_report
+from everlearn.report import findings, write_report
 from everlearn_export.files import BATCH, KINDS, write_files
 from everlearn_export.precision import PRECISIONS as GRAPH_PRECISIONS
 from everlearn_export.precision import TARGETS
@@ -454,16 +452,10 @@ def _report(arguments: argparse.Namespace) -> None:
         )
     learner = Learner.load(arguments.learner)
     train, test = _load(arguments, arguments.data, learner.seed)  # split as it was for training
-    tasks = [train.of_classes(classes) for classes in learner.tasks]
-    found = diagnose_run(
-        learner, tasks, samples=arguments.samples, readouts=arguments.readouts, seed=arguments.seed
+    found = findings(
+        learner, train, test, samples=arguments.samples, readouts=arguments.readouts, seed=arguments.seed
     )
-    known = [[name for name in classes if name in learner.classes] for classes in learner.tasks]
-    tested = [[name for name in classes if name in test.classes] for classes in known]
-    own = method_report(learner, [test.of_classes(classes) for classes in tested if classes])
-    diagnosis = "\n\n".join(one.text() for one in (found, own) if one)
-    sureness = how_sure(learner, test)
-    print("\n\n".join([diagnosis, *([sureness.text()] if sureness else [])]))
+    print(found.text())
     if not (Path(arguments.learner) / RUN).is_file():
         as_it_stands(learner, test).write(arguments.learner)
-    print(f"\n{write_report(arguments.learner, diagnosis=diagnosis, sureness=sureness)}")
+    print(f"\n{write_report(arguments.learner, findings=found)}")

@@ -153,16 +153,16 @@ class Diagnosis:
             f"{self.alone_doubled:.3f} by {2 * count}."
         )
         tasks = (
-            f"In sequence tasks are left with {self.best_total:.3f}, each alone with {self.alone:.3f}; their "
-            f"orthogonality is {self.orthogonality:.2f} of 1."
+            f"In sequence tasks are left with {self.best_total:.3f}, each alone with {self.alone:.3f}. Their "
+            f"orthogonality is {self.orthogonality:.2f}; at 1 they share nothing."
         )
         if len(self.images) == 1:
             tasks = "There is one task, which no other disturbs."
-        best = f"{self.best_regularisation:.0e} an image, would leave {self.best_total:.3f}"
+        best = f"{self.best_regularisation:.1g} an image, would leave {self.best_total:.3f}"
         regularisation = f"This run's is not known; the best, {best}."
         if self.regularisation is not None:
             regularisation = (
-                f"This run's, some {self.regularisation:.0e} an image, leaves "
+                f"This run's, some {self.regularisation:.1g} an image, leaves "
                 f"{self.error + self.interference:.3f}; the best, {best}."
             )
         sentences = {"samples": samples, "tasks": tasks, "regularisation": regularisation}
@@ -192,8 +192,8 @@ class Diagnosis:
             aligned(rows, left=(0, 2)),
             "",
             "Errors are those of kernel regression, predicted for new images of a task, as shares of the",
-            "targets' variance: 0 all is known, 1 nothing. In sequence, what later tasks add is in them;",
-            "orthogonality 1 means tasks that share nothing. A gain is by how much the error would fall.",
+            "targets' variance: 0 all is known, 1 nothing. In sequence, what later tasks add is in them.",
+            "A gain is by how much the error would fall.",
         ]
         return "\n".join(lines)
 
