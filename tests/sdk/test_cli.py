@@ -375,4 +375,6 @@ def test_report_of_a_training_has_the_diagnosis_and_the_confusion(
     assert "verdict: " in out
     assert out.endswith(f"{run / 'report' / 'index.html'}\n")
     assert (run / "report" / "confusion-Frozen.png").is_file()
-    assert "verdict: " in (run / "report" / "index.html").read_text()
+    page = (run / "report" / "index.html").read_text(encoding="utf-8")
+    for heading in ("What limits it", "What is mistaken for what", "How sure it is", "From a few images"):
+        assert heading in page
