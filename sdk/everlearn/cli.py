@@ -23,7 +23,7 @@ from everlearn.evaluation.runner import HEADS, as_it_stands, measure
 from everlearn.learner import Learner
 from everlearn.methods import NTKCL
 from everlearn.precision import PRECISIONS, resolve
-from everlearn.report import findings, write_report
+from everlearn.report import look_into, write_report
 from everlearn_export.files import BATCH, KINDS, write_files
 from everlearn_export.precision import PRECISIONS as GRAPH_PRECISIONS
 from everlearn_export.precision import TARGETS
@@ -452,7 +452,7 @@ def _report(arguments: argparse.Namespace) -> None:
         )
     learner = Learner.load(arguments.learner)
     train, test = _load(arguments, arguments.data, learner.seed)  # split as it was for training
-    found = findings(
+    found = look_into(
         learner, train, test, samples=arguments.samples, readouts=arguments.readouts, seed=arguments.seed
     )
     print(found.text())

@@ -14,7 +14,7 @@ from everlearn import LDA, ClassIncremental, Frozen, ILoRA, Images, Learner, Pro
 from everlearn.analysis.few import over_images
 from everlearn.analysis.mistakes import SIDE, find_mistakes
 from everlearn.analysis.sureness import how_sure
-from everlearn.report import Findings, findings, write_report
+from everlearn.report import Findings, look_into, write_report
 
 from ..conftest import coloured, fit_all, make_learner, state
 from .pages import EVIL, Page, mixed, named
@@ -119,7 +119,7 @@ def test_the_page_shows_all_of_it(tmp_path: Path) -> None:
     learner = make_learner(ILoRA(memory=8), epochs=1, lr=0.1)
     learner.run(ClassIncremental(train, test, classes_per_task=2), checkpoint=tmp_path)
     wrong = mixed(test, EVIL, "d", 3)
-    found = findings(learner, train, wrong, samples=8, readouts=2)
+    found = look_into(learner, train, wrong, samples=8, readouts=2)
     assert found.diagnosis is not None
     assert found.own is not None
     assert found.sureness is not None
@@ -147,7 +147,7 @@ def test_the_page_shows_all_of_it(tmp_path: Path) -> None:
 
 
 def test_bars_are_as_long_as_the_gains(tmp_path: Path, learner: Learner) -> None:
-    found = findings(learner, coloured("abcd", 20), coloured("abcd", 6, seed=1), samples=8)
+    found = look_into(learner, coloured("abcd", 20), coloured("abcd", 6, seed=1), samples=8)
     make_learner(Frozen()).run(
         ClassIncremental(coloured("abcd"), coloured("abcd", 2, seed=1), classes_per_task=2),
         checkpoint=tmp_path,
@@ -179,7 +179,7 @@ def test_features_of_the_test_images_are_computed_once(
         return features(data)
 
     monkeypatch.setattr(learner, "features", counted)
-    found = findings(learner, coloured("abcd", 20), test, samples=8)
+    found = look_into(learner, coloured("abcd", 20), test, samples=8)
     assert counts.count(24) == 1
     assert found.sureness is not None
     alone = how_sure(learner, test)

@@ -75,15 +75,15 @@ def lede(found: Bench) -> str:
 
 
 def rows(found: Bench) -> list[dict[str, Any]]:
-    """The table of figures: a row for each method and head, over the seeds."""
+    """The table of figures: a row for each method and head, over the seeds; the best method first."""
     given = []
-    several = any(head != OWN for _, head in found.rows())
-    for (method, head), runs in found.rows().items():
+    place = {seeds[0].method: number for number, seeds in enumerate(by_method(found.runs))}
+    for (method, head), runs in sorted(found.rows().items(), key=lambda row: place[row[0][0]]):
         scores = [run.scores[head] for run in runs]
         given.append(
             {
                 "method": method,
-                "head": head if head != OWN else scores[0].kind + (" (its own)" if several else ""),
+                "head": scores[0].kind if head == OWN else head,
                 "own": head == OWN,
                 "cells": [*cells(runs, head), str(len(runs))],
                 "reused": None if runs[0].reused is None else seconds(runs[0].reused),

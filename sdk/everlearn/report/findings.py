@@ -43,7 +43,7 @@ class Findings:
         return "\n\n".join(parts)
 
 
-def findings(
+def look_into(
     learner: Learner,
     train: object,
     test: object,

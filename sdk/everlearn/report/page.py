@@ -47,7 +47,7 @@ def write_report(run: str | Path, *, findings: Findings | None = None, name: str
 
     Args:
         run: the folder that a benchmark or a training wrote.
-        findings: what a look into the learner has brought, see `everlearn.report.findings.findings`.
+        findings: what a look into the learner has brought, see `look_into`.
         name: of the page; the folder's when left out.
 
     Returns:
