@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from everlearn import LDA, ClassIncremental, Frozen, ILoRA, Images, Learner, Pro
 from everlearn.analysis.few import over_images
 from everlearn.analysis.mistakes import SIDE, find_mistakes
 from everlearn.analysis.sureness import how_sure
-from everlearn.report import Findings, look_into, write_report
+from everlearn.evaluation.run import OWN, Figures, Run, Score
+from everlearn.evaluation.runner import HEADS
+from everlearn.report import Findings, facts, look_into, write_report
 
 from ..conftest import coloured, fit_all, make_learner, state
 from .pages import EVIL, Page, mixed, named
@@ -60,6 +63,19 @@ def test_it_is_what_a_head_learns_from_these_images() -> None:
     is_new = np.isin(test.labels, ("c", "d"))
     assert found.new[:, -1] == pytest.approx(right[is_new].mean())
     assert found.old[:, -1] == pytest.approx(right[~is_new].mean())
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_every_head_is_looked_into(name: str) -> None:
+    tasks = [coloured("ab", 12), coloured("cd", 12)]
+    learner = fit_all(make_learner(Frozen(), head=HEADS[name](0)), tasks)
+    train, test = coloured("abcd", 12), mixed(coloured("abcd", 6, seed=3), "a", "b", 2)
+    before = state(learner)
+    found = over_images(learner, train, test, draws=1)
+    assert found is not None
+    assert np.isfinite(found.harmonic).all()
+    assert find_mistakes(learner, test)[0].count >= 2
+    assert state(learner) == before
 
 
 def test_of_one_task_the_later_half_is_new() -> None:
@@ -131,6 +147,7 @@ def test_the_page_shows_all_of_it(tmp_path: Path) -> None:
     for text in (*(factor.sentence for factor in found.diagnosis.factors), *found.diagnosis.advice):
         assert text in page.text.replace("\N{NO-BREAK SPACE}", " ")
     assert found.diagnosis.verdict[1:] in page.text
+    assert page.text.count("Measured in the end: of the answers") == 1
     assert page.tags.count("img") == sum(len(one.mistaken) + len(one.alike) for one in found.mistakes) > 0
     for source in (one["src"] for tag, one in page.elements if tag == "img"):
         with Image.open(
@@ -158,6 +175,25 @@ def test_bars_are_as_long_as_the_gains(tmp_path: Path, learner: Learner) -> None
     widths = [float(width) for width in re.findall(r"width: ([\d.]+)%", page.split("</style>")[1])]
     assert widths == pytest.approx([100 * gain / max(0.1, *gains) for gain in gains], abs=0.06)
     assert "How sure it is" not in page
+
+
+def test_to_train_more_is_not_advised_without_a_word_where_much_is_forgotten(learner: Learner) -> None:
+    found = look_into(learner, coloured("abcd", 20), coloured("abcd", 6, seed=1), samples=8).diagnosis
+    assert found is not None
+    less = replace(found, regularisation=2 * found.best_regularisation, error=9.0, interference=0.0)
+    assert less.case == "less"
+    fallen, kept = (
+        Run("NTKCL", 0, {}, list("abcd"), [2, 2], {OWN: Score("lda", rows(now), 0)}) for now in (0.7, 0.96)
+    )
+    assert "fallen by 30.00 points: to train more may make them fall further." in facts.measured(fallen, less)
+    assert "fallen by 4.00 points." in facts.measured(kept, less)
+    for other in (None, replace(less, regularisation=None)):
+        assert "fallen by 30.00 points." in facts.measured(fallen, other)
+
+
+def rows(now: float) -> tuple[Figures, ...]:
+    """Of two tasks, the first of which was all right once."""
+    return Figures(1.0, [1.0], [8], 1.0, 1.0), Figures(0.9, [now, 0.9], [8, 8], 0.9, 0.95)
 
 
 def test_without_a_look_the_page_says_how_to_have_one(tmp_path: Path) -> None:

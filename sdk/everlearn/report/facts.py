@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from everlearn.analysis.diagnosis import Diagnosis
 from everlearn.analysis.mistakes import Mistake
 from everlearn.evaluation.bench import Bench, cells
 from everlearn.evaluation.run import OWN, Run
@@ -91,6 +92,24 @@ def rows(found: Bench) -> list[dict[str, Any]]:
             }
         )
     return given
+
+
+MUCH = 0.05
+"""Forgetting from which on more training is not advised without a word."""
+
+
+def measured(run: Run, diagnosis: Diagnosis | None) -> str:
+    """What a run's own figures say beside the diagnosis, which is a prediction."""
+    score = own(run)
+    found = (
+        f"Measured in the end: of the answers {spread([score.task_id[-1]])} % are a class of the right task; "
+        f"if the task were known, {spread([score.within_task[-1]])} % would be right."
+    )
+    if score.forgetting is not None:
+        found += f" Earlier tasks have fallen by {spread([score.forgetting])} points"
+        trains_more = diagnosis is not None and diagnosis.case == "less" and score.forgetting >= MUCH
+        found += ": to train more may make them fall further." if trains_more else "."
+    return found
 
 
 def tasks(run: Run) -> list[dict[str, Any]]:

@@ -162,6 +162,7 @@ def _page(found: Bench, drawn: list[Picture], looked: Findings, name: str, is_be
         seeds=max(int(row["cells"][-1]) for row in rows),
         pictures=sections,
         leader=leader,
+        measured=facts.measured(leader, looked.diagnosis),
         tasks=facts.tasks(leader),
         mistakes=looked.mistakes or facts.mistakes(leader),
         legend=leader.classes if any(pictures.numbered(seeds[0]) for seeds in methods) else (),
