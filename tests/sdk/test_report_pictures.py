@@ -155,7 +155,8 @@ def test_without_a_font_numbers_stand_for_names_and_the_page_says_which(
     monkeypatch.setattr(fonts, "FILES", ("no such file",))
     fonts.families.cache_clear()
     found = Bench.read(benched)
-    runs = tuple(replace(run, classes=NAMES + run.classes[3:]) for run in found.runs)
+    names = [*NAMES, "caf\udce9"]  # the last one is no text: Latin-1, where UTF-8 was to be
+    runs = tuple(replace(run, classes=names + run.classes[4:]) for run in found.runs)
     assert not fonts.drawable(NAMES[0])
     assert fonts.plain("a マ $") == r"a ? \$"
     assert not pictures.numbered(found.runs[0])
@@ -167,6 +168,7 @@ def test_without_a_font_numbers_stand_for_names_and_the_page_says_which(
     assert page.elements.count(("ol", {"class": "legend"})) == 1
     for name in NAMES:
         assert page.text.count(name) >= 2  # its task, the legend
+    assert r"caf\udce9" in page.text
 
 
 def test_a_font_that_is_there_is_taken(

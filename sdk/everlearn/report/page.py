@@ -68,7 +68,8 @@ def write_report(run: str | Path, *, findings: Findings | None = None, name: str
     for old in out.glob("*.png"):
         old.unlink()
     page = _page(found, _draw(found, looked, out), looked, name or folder.resolve().name, is_bench)
-    write_whole(out / PAGE, page)
+    # A name that is no text, of a folder in another encoding, say, is shown escaped.
+    write_whole(out / PAGE, page.encode("utf-8", "backslashreplace").decode("utf-8"))
     return out / PAGE
 
 
