@@ -62,6 +62,17 @@ def test_the_pictures_show_the_figures(benched: Path) -> None:
     assert np.average(np.diagonal(np.asarray(shares)), weights=sizes) / 100 == pytest.approx(score.last)
 
 
+def test_small_differences_do_not_look_large(benched: Path) -> None:
+    run = Bench.read(benched).runs[0]
+    rows = tuple(
+        Figures(value, [1.0] * task, [4] * task, 1, 1) for task, value in enumerate((1, 0.99, 0.98), 1)
+    )
+    score = replace(run.scores[OWN], rows=rows)
+    low, high = pictures.accuracy([[replace(run, scores={OWN: score})]]).axes[0].get_ylim()
+    assert high - low >= 20
+    assert 100 < high < 102
+
+
 def test_many_methods_classes_and_tasks_are_told_apart(benched: Path) -> None:
     run = Bench.read(benched).runs[0]
     tasks, classes = 30, [f"class {index}" for index in range(120)]

@@ -17,6 +17,7 @@ from everlearn.report.pictures.style import (
     canvas,
     every,
     legend,
+    widen,
 )
 from everlearn.report.record import own
 
@@ -66,6 +67,7 @@ def accuracy(runs: Sequence[Sequence[Run]]) -> Figure:
     axes.set_ylabel("all classes seen (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.08, y=0.12)
+    widen(axes)
     axes.grid(axis="y")
     if len(runs) > 1:
         legend(figure, len(runs))

@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from everlearn.evaluation.run import Run
 from everlearn.report.pictures.fonts import families, plain
@@ -25,6 +26,9 @@ DASHES = ("-", "--", ":")
 NUMBERED_TASKS = 12  # with more, their numbers would lie on one another
 WIDTH = 5.0
 """Of every picture, in inches."""
+
+LEAST_RANGE = 20
+"""Points of percent on the axis of accuracies."""
 
 STYLE: dict[str, Any] = {
     "font.size": 10.5,
@@ -78,6 +82,15 @@ def legend(figure: Figure, count: int) -> None:
     rows = -(-count // 2)
     figure.set_figheight(figure.get_figheight() + 0.22 * rows)
     figure.legend(loc="outside lower center", ncols=2)
+
+
+def widen(axes: Axes) -> None:
+    """Show at least `LEAST_RANGE` points of percent, so that tenths of a point do not look like cliffs."""
+    low, high = axes.get_ylim()
+    if high - low < LEAST_RANGE:
+        high = min((low + high + LEAST_RANGE) / 2, 101.0)
+        axes.set_ylim(high - LEAST_RANGE, high)
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
 
 
 def every(count: int) -> int:

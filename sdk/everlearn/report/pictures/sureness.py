@@ -6,7 +6,7 @@ from matplotlib.ticker import NullLocator
 
 from everlearn.analysis.few import FewImages
 from everlearn.analysis.sureness import BINS, Sureness
-from everlearn.report.pictures.style import COLOURS, INK, MARKERS, canvas, legend
+from everlearn.report.pictures.style import COLOURS, INK, MARKERS, canvas, legend, widen
 
 
 def reliability(found: Sureness) -> Figure:
@@ -82,6 +82,7 @@ def over_images(found: FewImages) -> Figure:
     axes.set_xscale("log")
     axes.set_xticks(found.images, [str(count) for count in found.images])
     axes.xaxis.set_minor_locator(NullLocator())
+    widen(axes)
     axes.set_xlabel("images of each new class")
     axes.set_ylabel("test images right (%)")
     axes.grid(axis="y")
