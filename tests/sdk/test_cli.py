@@ -376,5 +376,5 @@ def test_report_of_a_training_has_the_diagnosis_and_the_confusion(
     assert out.endswith(f"{run / 'report' / 'index.html'}\n")
     assert (run / "report" / "confusion-Frozen.png").is_file()
     page = (run / "report" / "index.html").read_text(encoding="utf-8")
-    for heading in ("What limits it", "What is mistaken for what", "How sure it is", "From a few images"):
+    for heading in ("What limits it", "What is mistaken for what", "From a few images"):
         assert heading in page
