@@ -153,8 +153,8 @@ class Diagnosis:
             f"{self.alone_doubled:.3f} by {2 * count}."
         )
         tasks = (
-            f"In sequence tasks are left with {self.best_total:.3f}, each alone with {self.alone:.3f}. Their "
-            f"orthogonality is {self.orthogonality:.2f}; at 1 they share nothing."
+            f"In sequence tasks are left with {self.best_total:.3f}, each alone with {self.alone:.3f}; their "
+            f"orthogonality is {self.orthogonality:.2f}."
         )
         if len(self.images) == 1:
             tasks = "There is one task, which no other disturbs."
@@ -193,7 +193,7 @@ class Diagnosis:
             "",
             "Errors are those of kernel regression, predicted for new images of a task, as shares of the",
             "targets' variance: 0 all is known, 1 nothing. In sequence, what later tasks add is in them.",
-            "A gain is by how much the error would fall.",
+            "Orthogonality 1 means tasks that share nothing. A gain is by how much the error would fall.",
         ]
         return "\n".join(lines)
 

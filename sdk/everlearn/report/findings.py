@@ -1,5 +1,6 @@
 """What can be found out of a learner with its data at hand, for a page to show."""
 
+import textwrap
 from dataclasses import dataclass
 
 from everlearn.analysis.diagnosis import Diagnosis
@@ -32,15 +33,15 @@ class Findings:
 
     def text(self) -> str:
         """All of it but the pictures, to print."""
-        parts = [one.text() for one in (self.diagnosis, self.own, self.sureness) if one]
-        if self.few:
-            parts.append(self.few.sentence)
+        sentences = [
+            *(self.sureness.sentences if self.sureness else ()),
+            *([self.few.sentence] if self.few else ()),
+        ]
         if self.mistakes:
-            pairs = ", ".join(
-                f"{one.actual} for {one.predicted} ({one.count} of {one.of})" for one in self.mistakes
-            )
-            parts.append(f"mistaken most: {pairs}")
-        return "\n\n".join(parts)
+            pairs = [f"{one.actual} for {one.predicted} ({one.count} of {one.of})" for one in self.mistakes]
+            sentences.append(f"Mistaken most: {', '.join(pairs)}")
+        tables = [one.text() for one in (self.diagnosis, self.own) if one]
+        return "\n\n".join([*tables, *(textwrap.fill(sentence, 100) for sentence in sentences)])
 
 
 def look_into(
