@@ -227,7 +227,7 @@ def draw(
     """Write the picture: new classes, the harmonic mean and all images over k, and from nothing."""
     from everlearn.report.pictures.style import COLOURS, DASHES, MARKERS, canvas
 
-    figure = canvas(13, 4.2)
+    figure = canvas(4.2, 13)
     axes = figure.subplots(1, 4)
     panels = [(images, beside, column) for column in (1, 2, 3)] + [(few, nothing, 0)]
     titles = (

@@ -1,6 +1,7 @@
 """Figures as text, and text in columns, for tables that are printed."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -62,3 +63,27 @@ def seconds(value: float) -> str:
     ('3.1', '1,234')
     """
     return f"{value:.1f}" if value < 10 else f"{value:,.0f}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that is printed, or shown on a page.
+
+    Attributes:
+        title: what it is of, with the unit.
+        head: of the columns.
+        rows: the same number of cells each; the first names the row.
+
+    >>> print(Table("Accuracy, %", ["task", "now"], [["task 1", "44.2"]]).text())
+    Accuracy, %
+      task   now
+    task 1  44.2
+    """
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def text(self) -> str:
+        """Give it in aligned lines, the title above."""
+        return f"{self.title}\n{aligned([self.head, *self.rows])}"

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from everlearn import Images, Learner, Method
-from everlearn.analysis.diagnosis import diagnose_run, method_report
+from everlearn.analysis.of_run import diagnose_run, method_report
 from everlearn.checkpoint import FILE
 from everlearn_runtime import EdgeLearner, OnnxRuntime, from_state
 
@@ -326,7 +326,7 @@ def a_run_can_be_diagnosed(make: MakeMethod, folder: Path) -> None:
     found = diagnose_run(learner, tasks, samples=4, readouts=2)
     assert all(np.isfinite(gain) for gain in found.gains.values())
     own = method_report(learner, tasks)
-    assert bool(own) == (type(learner.method).report is not Method.report)
+    assert (own is not None) == (type(learner.method).report is not Method.report)
     assert method_report(learner, tasks) == own
     with pytest.raises(ValueError, match="there are images of 'e', which the learner does not know"):
         method_report(learner, [coloured("e")])

@@ -250,7 +250,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         "an existing file (.safetensors, .pth, .pt, .bin)",
     ),
     "needs tokens": (
-        options("--backbone", "resnet10t", "--weights", "random"),
+        options("--method", "DualLoRA", "--backbone", "resnet10t", "--weights", "random"),
         "no plain Vision Transformer",
     ),
     "classes": (options("--classes-per-task", "0"), "classes_per_task is 0; expected 1 to 5"),
@@ -263,7 +263,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "bench seed": (bench_options("--seeds", "1", "-1"), "--seeds has -1"),
     "bench classes": (bench_options("--classes-per-task", "0"), "classes_per_task is 0; expected 1 to 5"),
     "bench tokens": (
-        bench_options("--methods", "NTKCL", "--backbone", "resnet10t", "--weights", "random"),
+        bench_options("--methods", "DualLoRA", "--backbone", "resnet10t", "--weights", "random"),
         "no plain Vision Transformer",
     ),
     "no report": (lambda _: ["report", "nowhere"], "no run is at nowhere"),
@@ -375,4 +375,6 @@ def test_report_of_a_training_has_the_diagnosis_and_the_confusion(
     assert "verdict: " in out
     assert out.endswith(f"{run / 'report' / 'index.html'}\n")
     assert (run / "report" / "confusion-Frozen.png").is_file()
-    assert "verdict: " in (run / "report" / "index.html").read_text()
+    page = (run / "report" / "index.html").read_text(encoding="utf-8")
+    for heading in ("What limits it", "What is mistaken for what", "From a few images"):
+        assert heading in page

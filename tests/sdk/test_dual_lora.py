@@ -303,9 +303,8 @@ def test_old_keys_and_values_drift_by_no_more_than_is_reported() -> None:
 def test_the_report_says_what_is_left_outside() -> None:
     method = DualLoRA(energy=(0.9, 0.9), capacity=48)
     learner = make_learner(method).fit(TASKS[0])
-    _, _, row = method.report([batches(learner, TASKS[0])], learner.classes).splitlines()
-    name, number, *shares = row.split()
-    assert [name, number] == ["task", "1"]
+    ((name, *shares),) = method.report([batches(learner, TASKS[0])], learner.classes).rows
+    assert name == "task 1"
     assert [float(share) for share in shares] == [round(100 * left, 1) for left in method.left_out.tolist()]
 
 

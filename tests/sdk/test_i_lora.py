@@ -9,7 +9,7 @@ from torch import Tensor
 
 from everlearn import FineTune, ILoRA, Joint, Learner
 from everlearn.adapters import LoRA
-from everlearn.analysis.diagnosis import method_report
+from everlearn.analysis.of_run import method_report
 from everlearn.data.loader import Loader
 from everlearn.methods.base import Batches, TaskInfo
 
@@ -154,7 +154,9 @@ def test_the_report_speaks_of_the_classes_by_name(by_hand: bool) -> None:
         learner.head.remove("a")
     else:
         learner.forget("a")
-    assert method_report(learner, [coloured("bc")]).splitlines()[2].split()[2] == "100.0"
+    told = method_report(learner, [coloured("bc")])
+    assert told is not None
+    assert told.rows[0][1] == "100.0"
 
 
 def test_the_classifier_of_fine_tuning_is_the_head() -> None:
@@ -203,8 +205,9 @@ def test_connectivity_runs_from_the_last_parameters_to_those_before() -> None:
     assert found[0, 2] == 1
     backwards = [[(images, 3 - targets) for images, targets in parts] for parts in batches]
     np.testing.assert_array_equal(method.connectivity(backwards, learner.classes[::-1], points=3), found)
-    text = method.report(batches, learner.classes).splitlines()
-    assert text[2].split()[:3] == ["task", "1", f"{100 * found[0, 0]:.1f}"]
+    table = method.report(batches, learner.classes)
+    assert list(table.rows[0][:2]) == ["task 1", f"{100 * found[0, 0]:.1f}"]
+    assert len(table.head) == len(table.rows[0])
     with pytest.raises(ValueError, match="points is 1; a line needs at least 2"):
         method.connectivity(batches, learner.classes, points=1)
 

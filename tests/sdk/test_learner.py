@@ -28,7 +28,7 @@ from everlearn import (
     checkpoint,
     progress,
 )
-from everlearn.analysis.diagnosis import diagnose_run
+from everlearn.analysis.of_run import diagnose_run
 from everlearn.evaluation import runner
 from everlearn.evaluation.run import OWN, Run
 from everlearn.evaluation.runner import measure

@@ -61,22 +61,32 @@ class Sureness:
         some = len(self.known) and len(self.unknown)
         return auroc(self.known, self.unknown) if some else float("nan")
 
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What it comes to: how far probabilities are off, and whether the unknown is told."""
+        first = (
+            f"Calibrated by {self.judged} test images, temperature {self.temperature:.3g}; on the others "
+            f"probabilities are off by {100 * self.reliability.error:.1f} % on average."
+        )
+        if not (len(self.known) and len(self.unknown)):
+            return (first,)
+        alarms, found = (float((rows > self.threshold).mean()) for rows in (self.known, self.unknown))
+        count = len(self.missing)
+        return (
+            first,
+            f"Without the {count} {'class' if count == 1 else 'classes'} of the last task: of their images "
+            f"{100 * found:.0f} % are called unknown, of others {100 * alarms:.0f} %; AUROC "
+            f"{100 * self.auroc:.0f} %, by guessing 50.",
+        )
+
     def text(self) -> str:
-        """What it comes to, in lines."""
-        lines = [
-            f"calibrated by {self.judged} test images, temperature {self.temperature:.3g}; on the others "
-            f"probabilities are off by {self.reliability.error:.1%} on average"
-        ]
-        if len(self.known) and len(self.unknown):
-            alarms, found = (float((rows > self.threshold).mean()) for rows in (self.known, self.unknown))
-            lines.append(
-                f"without the {len(self.missing)} classes of the last task: of their images {found:.0%} are "
-                f"called unknown, of others {alarms:.0%}; AUROC {self.auroc:.0%}"
-            )
-        return "\n".join(lines)
+        """The sentences, in lines."""
+        return "\n".join(self.sentences)
 
 
-def how_sure(learner: Learner, test: object) -> Sureness | None:
+def how_sure(
+    learner: Learner, test: object, *, features: NDArray[np.float32] | None = None
+) -> Sureness | None:
     """Calibrate a learner's head by half of some images, and see what it says of the others.
 
     The learner stays as it is. None if no class that was learned has two images.
@@ -84,9 +94,11 @@ def how_sure(learner: Learner, test: object) -> Sureness | None:
     Args:
         learner: with classes.
         test: labelled images that nothing was learned from; those of other classes are left out.
+        features: of the test images, (N, F), where they have been computed: all of them, in their order.
     """
     images = as_images(test)
-    images = images.subset([i for i, name in enumerate(images.labels) if name in learner.classes])
+    own = [i for i, name in enumerate(images.labels) if name in learner.classes]
+    images = images.subset(own)
     halves: tuple[list[int], list[int]] = ([], [])
     turns: dict[str, int] = {}
     for index, name in enumerate(images.labels):
@@ -94,7 +106,8 @@ def how_sure(learner: Learner, test: object) -> Sureness | None:
         turns[name] += 1
     if not halves[1]:
         return None
-    features, labels = learner.features(images), np.array(images.labels)
+    features = learner.features(images) if features is None else features[own]
+    labels = np.array(images.labels)
     first, second = (np.array(half) for half in halves)
     head = copy.deepcopy(learner.head)
     head.calibrate(features[first], labels[first].tolist())

@@ -11,8 +11,6 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from everlearn import methods, processes, recipes
-from everlearn.analysis.diagnosis import diagnose_run, method_report
-from everlearn.analysis.sureness import how_sure
 from everlearn.backbones import load_backbone
 from everlearn.checkpoint import FILE
 from everlearn.choices import BUNDLED, HEADS
@@ -28,7 +26,7 @@ from everlearn.log import tensorboard
 from everlearn.methods import NTKCL
 from everlearn.precision import resolve
 from everlearn.progress import Pace
-from everlearn.report import write_report
+from everlearn.report import look_into, write_report
 from everlearn_export.files import write_files
 from everlearn_runtime.bundle import Bundle
 from everlearn_runtime.heads import Confidence
@@ -289,16 +287,10 @@ def _report(arguments: argparse.Namespace) -> None:
         )
     learner = Learner.load(arguments.learner)
     train, test = _load(arguments, arguments.data, learner.seed)  # split as it was for training
-    tasks = [train.of_classes(classes) for classes in learner.tasks]
-    found = diagnose_run(
-        learner, tasks, samples=arguments.samples, readouts=arguments.readouts, seed=arguments.seed
+    found = look_into(
+        learner, train, test, samples=arguments.samples, readouts=arguments.readouts, seed=arguments.seed
     )
-    known = [[name for name in classes if name in learner.classes] for classes in learner.tasks]
-    tested = [[name for name in classes if name in test.classes] for classes in known]
-    own = method_report(learner, [test.of_classes(classes) for classes in tested if classes])
-    diagnosis = "\n\n".join(text for text in (found.text(), own) if text)
-    sureness = how_sure(learner, test)
-    print("\n\n".join([diagnosis, *([sureness.text()] if sureness else [])]))
+    print(found.text())
     if not (Path(arguments.learner) / RUN).is_file():
         as_it_stands(learner, test).write(arguments.learner)
-    print(f"\n{write_report(arguments.learner, diagnosis=diagnosis, sureness=sureness)}")
+    print(f"\n{write_report(arguments.learner, findings=found)}")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from everlearn.adapters.merge import merge
 from everlearn.backbones import Backbone, Depths, Part
+from everlearn.tables import Table
 from everlearn.training import Training
 from everlearn_runtime.heads import Head, Prototypes
 from everlearn_runtime.heads.classes import Classes
@@ -159,14 +160,14 @@ class Method(nn.Module):
             if label not in known:
                 self.forget(label)
 
-    def report(self, tasks: Sequence[Batches], classes: Sequence[str]) -> str:
-        """Say what this method itself can tell about a run, as text; empty when that is nothing.
+    def report(self, tasks: Sequence[Batches], classes: Sequence[str]) -> Table | None:
+        """Say what this method itself can tell about a run; None when that is nothing.
 
         Args:
             tasks: images of each task learned, as the head sees them.
             classes: their targets are positions in these names.
         """
-        return ""
+        return None
 
     @property
     def sections(self) -> tuple[int, ...]:

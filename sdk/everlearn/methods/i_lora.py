@@ -16,6 +16,7 @@ from everlearn.backbones import Backbone, Depths
 from everlearn.methods.base import Batches, TaskInfo
 from everlearn.methods.fine_tune import FineTune
 from everlearn.methods.memory import Reservoir
+from everlearn.tables import Table
 from everlearn.training import Training
 from everlearn_runtime.heads import LDA, Head
 
@@ -174,15 +175,16 @@ class ILoRA(FineTune):
                     found[row, column] = float(torch.cat(hits).double().mean())
         return found
 
-    def report(self, tasks: Sequence[Batches], classes: Sequence[str]) -> str:
+    def report(self, tasks: Sequence[Batches], classes: Sequence[str]) -> Table:
         """Give the table of `connectivity`: old and new tasks between the last two parameters."""
-        lines = [
-            "Mode connectivity: accuracy of the classifier along l * before + (1 - l) * now",
-            f"{'l':>8}" + "".join(f"{share:7.1f}" for share in np.linspace(0, 1, POINTS)),
-        ]
-        for number, row in enumerate(self.connectivity(tasks, classes), 1):
-            lines.append(f"{f'task {number}':>8}" + "".join(f"{100 * value:7.1f}" for value in row))
-        return "\n".join(lines)
+        return Table(
+            "Mode connectivity: accuracy (%) of the classifier along l * before + (1 - l) * now",
+            ["l", *(f"{share:.1f}" for share in np.linspace(0, 1, POINTS))],
+            [
+                [f"task {number}", *(f"{100 * value:.1f}" for value in row)]
+                for number, row in enumerate(self.connectivity(tasks, classes), 1)
+            ],
+        )
 
     def _copy(self, module: Any) -> Any:
         """Copy a module, frozen, whose backbone weights are the backbone's own."""

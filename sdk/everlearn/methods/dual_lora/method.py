@@ -20,6 +20,7 @@ from everlearn.methods.dual_lora.evidence import MARGIN, note_usual, with_shares
 from everlearn.methods.dual_lora.inflora import InfLoRA
 from everlearn.methods.dual_lora.rule import Rule
 from everlearn.methods.dual_lora.subspaces import Subspace, fewest_directions
+from everlearn.tables import Table
 from everlearn.training import Training
 from everlearn_runtime.heads import LDA, EvidenceLDA, Head
 
@@ -290,19 +291,20 @@ class DualLoRA(Method):
         """
         return [self._left(index, moment) for index, moment in enumerate(self.moments(batches))]
 
-    def report(self, tasks: Sequence[Batches], classes: Sequence[str]) -> str:
+    def report(self, tasks: Sequence[Batches], classes: Sequence[str]) -> Table:
         """Give the share of each task's energy that lies outside Psi, block by block."""
-        lines = [
+        return Table(
             "Inputs outside Psi, in percent of their energy: what the next task can move",
-            f"{'block':>8}" + "".join(f"{block + 1:6}" for block in range(self.backbone.depth)),
-        ]
-        for number, batches in enumerate(tasks, 1):
-            shares = [
-                100 * self._left(index, moment) / moment.trace().item()
-                for index, moment in enumerate(self.moments(batches))
-            ]
-            lines.append(f"{f'task {number}':>8}" + "".join(f"{share:6.1f}" for share in shares))
-        return "\n".join(lines)
+            ["block", *(str(block + 1) for block in range(self.backbone.depth))],
+            [
+                [f"task {number}"]
+                + [
+                    f"{100 * self._left(index, moment) / moment.trace().item():.1f}"
+                    for index, moment in enumerate(self.moments(batches))
+                ]
+                for number, batches in enumerate(tasks, 1)
+            ],
+        )
 
     def _left(self, block: int, moment: Tensor) -> float:
         """Energy outside Psi."""

@@ -8,25 +8,26 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from everlearn.evaluation.run import Run
-from everlearn.report.pictures.style import BEHIND, COLOURS, beside, canvas, height, name_methods
+from everlearn.report.pictures.style import BEHIND, COLOURS, INK, PAPER, canvas, height, legend, name_methods
 from everlearn.report.record import own
 from everlearn.tables import seconds
 
 
 def forgetting(runs: Sequence[Sequence[Run]]) -> Figure:
     """Forgetting of each method: a bar for the mean, a line for the spread over the seeds."""
-    figure = canvas(8, height(runs))
+    figure = canvas(height(runs))
     axes = figure.add_subplot()
     values = [[own(run).forgetting for run in seeds] for seeds in runs]
     _bars(axes, runs, [[None if value is None else 100 * value for value in row] for row in values])
     axes.set_xlabel("forgetting (points of accuracy)")
-    axes.axvline(0, color="black", linewidth=0.8)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.spines["left"].set_visible(False)
     return figure
 
 
 def errors(runs: Sequence[Sequence[Run]]) -> Figure:
     """Where the last model errs: accuracy, share of right tasks, and accuracy within the right task."""
-    figure = canvas(9.5, height(runs))
+    figure = canvas(height(runs))
     axes = figure.add_subplot()
     places = np.arange(len(runs))[::-1]
     kinds = (
@@ -47,31 +48,31 @@ def errors(runs: Sequence[Sequence[Run]]) -> Figure:
             label=label,
         )
     name_methods(axes, runs)
-    axes.set_xlabel("test images of all classes, after the last task (%)")
-    axes.grid(axis="x", alpha=0.25)
-    beside(axes)
+    axes.set_xlabel("of all test images, after the last task (%)")
+    axes.grid(axis="x")
+    legend(figure, len(kinds))
     return figure
 
 
-def cost(runs: Sequence[Sequence[Run]]) -> Figure:
-    """Seconds of learning, bytes kept between tasks, and parameters trained, on logarithmic scales.
-
-    A dot for the mean, a line from the least to the most over the seeds; a hollow dot where the
-    seconds that shared features have taken are added.
-    """
-    figure = canvas(11, height(runs))
-    first, second, third = figure.subplots(1, 3, sharey=True)
-    spent = [[run.seconds for run in seeds] for seeds in runs]
+def learning_time(runs: Sequence[Sequence[Run]]) -> Figure:
+    """Seconds of learning; a hollow dot where the seconds that shared features have taken are added."""
     shared = [float(np.mean([run.reused or 0 for run in seeds])) for seeds in runs]
-    _dots(first, runs, spent, seconds, shared)
-    first.set_xlabel("seconds of learning")
-    _dots(second, runs, [[own(run).bytes / 1e6 for run in seeds] for seeds in runs], "{:,.2f}".format)
-    second.set_xlabel("MB kept between tasks")
-    _dots(third, runs, [[run.trained for run in seeds] for seeds in runs], "{:,.0f}".format)
-    third.set_xlabel("parameters trained")
-    for axes in (second, third):
-        axes.tick_params(axis="y", length=0)
-    return figure
+    return _dots(
+        runs, [[run.seconds for run in seeds] for seeds in runs], "seconds of learning", seconds, shared
+    )
+
+
+def memory(runs: Sequence[Sequence[Run]]) -> Figure:
+    """Megabytes kept between tasks."""
+    values = [[own(run).bytes / 1e6 for run in seeds] for seeds in runs]
+    return _dots(runs, values, "MB kept between tasks", "{:,.2f}".format)
+
+
+def parameters(runs: Sequence[Sequence[Run]]) -> Figure:
+    """The largest number of parameters that a task has trained."""
+    return _dots(
+        runs, [[run.trained for run in seeds] for seeds in runs], "parameters trained", "{:,.0f}".format
+    )
 
 
 def _shares(seeds: Sequence[Run]) -> tuple[list[float | None], ...]:
@@ -92,21 +93,26 @@ def _bars(axes: Axes, runs: Sequence[Sequence[Run]], values: Sequence[Sequence[f
             axes.annotate("not measured", (0, place), **BEHIND)
             continue
         mean, spread = float(known.mean()), float(known.std())
-        axes.barh(place, mean, height=0.62, color=COLOURS[0], alpha=0.85)
+        axes.barh(place, mean, height=0.62, color=COLOURS[0])
         if len(known) > 1:
-            axes.errorbar(mean, place, xerr=spread, color="black", linewidth=1.1)
+            axes.errorbar(mean, place, xerr=spread, color=INK, linewidth=1.1)
         axes.annotate(f"{mean:.1f}", (max(mean + spread, 0), place), **BEHIND)
     axes.margins(x=0.18)
 
 
 def _dots(
-    axes: Axes,
     runs: Sequence[Sequence[Run]],
     values: Sequence[Sequence[float]],
+    label: str,
     text: Callable[[float], str],
     more: Sequence[float] | None = None,
-) -> None:
-    """A dot for the mean of each method on a logarithmic scale, and a hollow one with ``more`` added."""
+) -> Figure:
+    """A dot for the mean of each method on a logarithmic scale, and a hollow one with ``more`` added.
+
+    A line reaches from the least to the most over the seeds.
+    """
+    figure = canvas(height(runs))
+    axes = figure.add_subplot()
     name_methods(axes, runs)
     added = more or [0.0] * len(runs)
     means = [float(np.mean(row)) for row in values]
@@ -117,14 +123,16 @@ def _dots(
             continue
         axes.plot(row, [place] * len(row), color=COLOURS[0], linewidth=1.2)
         axes.plot(mean, place, "o", color=COLOURS[0])
-        label = text(mean)
+        number = text(mean)
         if extra:
-            axes.plot(mean + extra, place, "o", color=COLOURS[0], markerfacecolor="white")
-            label += f" + {text(extra)}"
-        axes.annotate(label, (max(*row, mean + extra), place), **BEHIND)
+            axes.plot(mean + extra, place, "o", color=COLOURS[0], markerfacecolor=PAPER)
+            number += f" + {text(extra)}"
+        axes.annotate(number, (max(*row, mean + extra), place), **BEHIND)
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     low = 10.0 ** np.floor(np.log10(min(low, least / 2)))  # powers of ten have room for their labels
-    axes.set_xlim(low, high * max(high / low, 10.0) ** 0.25)
+    axes.set_xlim(low, max(high * max(high / low, 10.0) ** 0.4, 20 * low))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.grid(axis="x", alpha=0.25)
+    axes.grid(axis="x")
+    axes.set_xlabel(label)
+    return figure
