@@ -15,8 +15,8 @@ from everlearn import LDA, ClassIncremental, Frozen, ILoRA, Images, Learner, Pro
 from everlearn.analysis.few import over_images
 from everlearn.analysis.mistakes import SIDE, find_mistakes
 from everlearn.analysis.sureness import how_sure
-from everlearn.evaluation.run import OWN, Figures, Run, Score
 from everlearn.choices import HEADS
+from everlearn.evaluation.run import OWN, Figures, Run, Score
 from everlearn.report import Findings, facts, look_into, write_report
 
 from ..conftest import coloured, fit_all, make_learner, state
