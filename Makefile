@@ -21,10 +21,10 @@ torture: $(VENV)/.installed
 PYTHONS ?= $(foreach version,3.10 3.11 3.12 3.13,$(shell command -v python$(version)))
 pythons:
 	@test -n "$(PYTHONS)" || { echo "no python3.10 to python3.13 on the PATH; give PYTHONS=..."; exit 1; }
-	set -e; for python in $(PYTHONS); do \
+	@set -e; for python in $(PYTHONS); do \
 		$$python -m venv build/device-$$(basename $$python); \
 		build/device-$$(basename $$python)/bin/python -m pip install --quiet \
-			-e ".[cpu,images]" onnx pytest pytest-xdist hypothesis; \
+			-e ".[cpu,images]" cryptography onnx pytest pytest-xdist hypothesis scikit-learn; \
 		OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 build/device-$$(basename $$python)/bin/python -m pytest \
 			--quiet --numprocesses=auto --confcutdir=tests/runtime tests/runtime; \
 	done

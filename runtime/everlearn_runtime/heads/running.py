@@ -33,8 +33,6 @@ from everlearn_runtime.products import inverse, product, row_products, square_su
 
 # Up to this width the first who asks gets the inverse made as well, which one thread can do.
 WIDE = 512
-# Numbers of a matrix that is solved for, up to which LAPACK stays in one thread.
-ONE_THREAD = 36_864
 # Rows that are worked in at once, at most.
 PART_ROWS = 48
 # Rows that wait to be subtracted from the inverse with one matrix product.
@@ -211,12 +209,12 @@ class RunningSolution:
         self._make_room(places[-1])
         weights, targets, products = self._weights.values, self._targets.values, self._products.values
         rows = np.concatenate([step.rows for step in steps])
-        part = max(1, min(PART_ROWS, ONE_THREAD // rows.shape[1]))
-        for start in range(0, len(rows), part):
-            some = rows[start : start + part]
+        for start in range(0, len(rows), PART_ROWS):
+            some = rows[start : start + PART_ROWS]
             applied = self.apply(some)
             middle = np.eye(len(some)) + weight * product(applied, some.T)
-            gone = np.linalg.solve(np.linalg.cholesky(middle), math.sqrt(weight) * applied)
+            factor: NDArray[np.float64] = np.linalg.inv(np.linalg.cholesky(middle))
+            gone = product(factor, math.sqrt(weight) * applied)
             along = product(targets, gone.T)
             weights -= product(along, gone)
             products -= row_products(along, along)
