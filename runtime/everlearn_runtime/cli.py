@@ -21,6 +21,7 @@ from everlearn_runtime.edge import FALSE_ALARM, EdgeLearner
 from everlearn_runtime.errors import MissingExtra
 from everlearn_runtime.heads.checks import check_label
 from everlearn_runtime.images import InputSpec, prepare_batch
+from everlearn_runtime.serving.command import add_options, serve
 from everlearn_runtime.state import Version
 
 BATCH = 32
@@ -175,7 +176,9 @@ def _parser() -> argparse.ArgumentParser:
         "--for", dest="sm", metavar="SM86", help="build without the GPU, which only TensorRT-RTX can"
     )
     migrate = command("migrate", _migrate, "carry over what was learned with the bundle before this one")
-    for sub in (learn, forget, history, undo, rollback, backup, delta, migrate):
+    page = command("serve", _serve, "a page to teach it from, and an API for other programs")
+    add_options(page)
+    for sub in (learn, forget, history, undo, rollback, backup, delta, migrate, page):
         sub.add_argument(
             "--state", metavar="FILE", required=True, help="where this device keeps what it learns"
         )
@@ -430,6 +433,10 @@ def _benchmark(arguments: argparse.Namespace) -> tuple[Any, str]:
     ]
     skipped = "".join(f"\nnot run: {name}: {reason}" for name, reason in missing.items())
     return said, _aligned(header, table) + skipped
+
+
+def _serve(arguments: argparse.Namespace) -> tuple[Any, str]:
+    return serve(arguments, lambda given: _open(given, new=True))
 
 
 def _build(arguments: argparse.Namespace) -> tuple[Any, str]:
