@@ -28,6 +28,7 @@ async function attempt(act) {
 
 function told(error) {
   if (error instanceof Refused && error.status === 401) {
+    if (!$("login").hidden) notice("That token is wrong.", { wrong: true });
     $("main").hidden = true;
     $("login").hidden = false;
     $("token").focus();
@@ -141,7 +142,7 @@ function stage() {
   $("video").hidden = !stream;
   $("still").hidden = !!stream || !still;
   $("empty").hidden = !!stream || !!still;
-  $("camera").textContent = stream ? "Turn off the camera" : "Turn on the camera";
+  $("camera").textContent = stream ? "Stop camera" : "Start camera";
   $("other").hidden = !stream || cameras.length < 2;
   $("shot").disabled = $("burst").disabled = !stream;
 }
@@ -275,7 +276,10 @@ $("login").addEventListener("submit", (event) => {
   event.preventDefault();
   keepToken($("token").value.trim());
   $("token").value = "";
-  attempt(refresh);
+  attempt(async () => {
+    await refresh();
+    $("notice").hidden = true;
+  });
 });
 $("files").addEventListener("change", async () => {
   await addFiles([...$("files").files]);

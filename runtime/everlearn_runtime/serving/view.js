@@ -42,7 +42,7 @@ export function showAnswer(found) {
   $("share").textContent = found.known ? percent(found.top[0].probability) : "";
   $("top").replaceChildren(
     ...found.top.map(({ label, probability }) => {
-      const bar = element("meter", null);
+      const bar = element("progress", null);
       bar.value = probability;
       bar.setAttribute("aria-hidden", "true");
       return element("li", null, bar, element("span", label), element("span", percent(probability)));
