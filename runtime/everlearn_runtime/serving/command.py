@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import signal
 import socket
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from everlearn_runtime.edge import EdgeLearner
 from everlearn_runtime.errors import MissingExtra
 from everlearn_runtime.serving.gate import check_token, is_loopback
 from everlearn_runtime.serving.limits import Limits
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from everlearn_runtime.serving.app import App
 
 TOKEN = "EVERLEARN_TOKEN"
 _HELP = {
@@ -76,7 +82,7 @@ def serve(
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in ("uvicorn", "starlette", "prometheus_client"):
             raise
-        raise MissingExtra("serving a page", "serve,images") from None
+        raise MissingExtra("serving a page", "serve") from None
     token = arguments.token if arguments.token is not None else os.environ.get(TOKEN) or None
     limits = Limits(**{name: getattr(arguments, f"most_{name}") for name in _HELP})
     if token is not None:
@@ -84,27 +90,14 @@ def serve(
     if (arguments.cert is None) != (arguments.cert_key is None):
         raise ValueError("--cert and --cert-key go together; give both")
     with contextlib.ExitStack() as stack:
-        listening = stack.enter_context(_listen(arguments.host, arguments.port, token))
+        listening = stack.enter_context(listen(arguments.host, arguments.port, token))
         learner = stack.enter_context(open_learner(arguments))
         app = App(learner, limits=limits, token=token, names=(arguments.host, *arguments.name))
         stack.callback(app.close)
-        config = uvicorn.Config(
-            app,
-            loop="asyncio",
-            http="h11",
-            ws="none",
-            lifespan="off",
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,  # who asks is who connects, whatever the headers say
-            timeout_graceful_shutdown=10,
-            ssl_certfile=arguments.cert,
-            ssl_keyfile=arguments.cert_key,
-        )
+        config = configured(app, arguments.cert, arguments.cert_key)
         config.load()  # a certificate that cannot be read is told before the address is
         url = _url(listening, https=arguments.cert is not None)
-        print(f"teach it at {url} (Ctrl-C stops)", flush=True)
+        print(json.dumps({"url": url}) if arguments.json else f"teach it at {url} (Ctrl-C stops)", flush=True)
         # uvicorn stops in good order, and then raises the signal again.
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, lambda *_: None))
         with contextlib.suppress(KeyboardInterrupt):
@@ -113,8 +106,44 @@ def serve(
     return {"url": url, "version": version}, f"stopped at version {version}"
 
 
-def _listen(host: str, port: int, token: str | None) -> socket.socket:
-    """A bound socket; refused beyond this machine without a token."""
+def configured(app: App, cert: str | None = None, key: str | None = None) -> uvicorn.Config:
+    """How uvicorn runs the application.
+
+    Args:
+        app: What it runs.
+        cert: A certificate's file, for https.
+        key: Its private key's file.
+    """
+    import uvicorn
+
+    return uvicorn.Config(
+        app,
+        loop="asyncio",
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # who asks is who connects, whatever the headers say
+        timeout_graceful_shutdown=10,
+        ssl_certfile=cert,
+        ssl_keyfile=key,
+    )
+
+
+def listen(host: str, port: int, token: str | None) -> socket.socket:
+    """Open a socket.
+
+    Args:
+        host: An address or a name of this machine.
+        port: 0 for any that is free.
+        token: What requests must carry; None only where nobody else can connect.
+
+    Raises:
+        ValueError: No such address, or one beyond this machine without a token.
+        OSError: It cannot be listened on.
+    """
     if not 0 <= port <= 65535:
         raise ValueError(f"port is {port}; give a number from 0 to 65535")
     try:
