@@ -25,6 +25,7 @@ pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
 from everlearn_runtime import EdgeLearner
 from everlearn_runtime.cli import main
+from everlearn_runtime.serving.command import listen
 
 from .conftest import MakeServer, png, state_of, text
 
@@ -46,7 +47,8 @@ def ask(url: str, data: object = None, token: str | None = None) -> tuple[int, d
 def raw(url: str, sent: bytes, *, close: bool = False) -> bytes:
     """What comes back for bytes as they are."""
     place = urlsplit(url)
-    assert place.hostname and place.port
+    assert place.hostname
+    assert place.port
     with socket.create_connection((place.hostname, place.port), timeout=20) as line:
         line.sendall(sent)
         if close:
@@ -201,6 +203,13 @@ def test_an_address_that_is_taken(bundle: Path, tmp_path: Path, capsys: pytest.C
         port = str(taken.getsockname()[1])
         assert main(["serve", str(bundle), "--state", str(tmp_path / "device.db"), "--port", port]) == 2
     assert "in use" in capsys.readouterr().err
+
+
+def test_answers_do_not_wait_for_an_acknowledgement() -> None:
+    with listen("127.0.0.1", 0, None) as listening:
+        host, port = listening.getsockname()
+        with socket.create_connection((host, port)), listening.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.parametrize("missing", ["starlette", "uvicorn", "prometheus_client"])
