@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ipaddress
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from everlearn_runtime.serving.app import App
 
 TOKEN = "EVERLEARN_TOKEN"
+CONNECTIONS = 256  # open ones; beyond these, uvicorn answers 503 by itself
 _HELP = {
     "body": "bytes of a request",
     "pixels": "pixels of one picture",
@@ -116,10 +118,13 @@ def configured(app: App, cert: str | None = None, key: str | None = None) -> uvi
     """
     import uvicorn
 
+    from everlearn_runtime.serving.protocol import ImpatientProtocol
+
     return uvicorn.Config(
         app,
         loop="asyncio",
-        http="h11",
+        http=ImpatientProtocol,
+        limit_concurrency=CONNECTIONS,
         ws="none",
         lifespan="off",
         log_level="warning",
@@ -167,4 +172,6 @@ def listen(host: str, port: int, token: str | None) -> socket.socket:
 def _url(listening: socket.socket, *, https: bool) -> str:
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
+    if ipaddress.ip_address(host.partition("%")[0]).is_unspecified:  # all of this machine's
+        shown = socket.gethostname()
     return f"{'https' if https else 'http'}://{shown}:{port}/"

@@ -130,6 +130,39 @@ def test_bytes_that_lie(
     assert ask(f"{url}/status")[0] == 200  # and it goes on
 
 
+@pytest.mark.parametrize("sent", [b"", b"GET /status HTTP/1.1\r\nHost:"])
+def test_who_does_not_ask_is_hung_up_on(
+    serve: MakeServer, learner: EdgeLearner, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr("everlearn_runtime.serving.protocol.PATIENCE", 0.2)
+    url = serve(learner)
+    assert raw(url, sent) == b""
+    asked = b"GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    place = urlsplit(url)
+    with socket.create_connection((str(place.hostname), int(place.port or 0)), timeout=20) as line:
+        line.sendall(asked)
+        time.sleep(0.5)
+        assert line.recv(65536).startswith(b"HTTP/1.1 200")
+        line.sendall(asked + sent)  # the connection is as good as before
+        assert line.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def test_a_connection_too_many_is_told(
+    serve: MakeServer, learner: EdgeLearner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("everlearn_runtime.serving.command.CONNECTIONS", 3)
+    url = serve(learner)
+    place = urlsplit(url)
+    lines = [socket.create_connection((str(place.hostname), int(place.port or 0))) for _ in range(3)]
+    time.sleep(0.3)
+    assert b" 503 " in raw(url, b"GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    for line in lines:
+        line.close()
+    deadline = time.monotonic() + 20
+    while raw(url, b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").find(b" 200 ") != 8:
+        assert time.monotonic() < deadline
+
+
 def test_a_rate_counts_who_connects_whatever_the_headers_say(serve: MakeServer, learner: EdgeLearner) -> None:
     url = serve(learner, rate=0.001, burst=5)
     found = []
