@@ -40,6 +40,7 @@ export function showAnswer(found) {
   $("answer").classList.toggle("unknown", !found.known);
   $("label").textContent = found.known ? found.label : "unknown";
   $("share").textContent = found.known ? percent(found.top[0].probability) : "";
+  $("if").hidden = found.known;
   $("top").replaceChildren(
     ...found.top.map(({ label, probability }) => {
       const bar = element("progress", null);

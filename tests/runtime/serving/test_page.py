@@ -152,6 +152,49 @@ def test_two_things_are_taught_recognised_and_taken_back(
     assert page.wrong == []
 
 
+def test_a_device_that_knows_nothing(
+    serve: MakeServer, learner: EdgeLearner, camera: Camera, visit: Callable[..., Any]
+) -> None:
+    for label in ("mug", "pen"):
+        learner.forget(label)
+    camera.show("key")
+    page = visit(serve(learner))
+    page.click("#camera")
+    assert "It knows nothing yet" in page.inner_text("#doubt")
+    assert page.locator("#answer").is_hidden()
+    teach(page, "key")
+    says(page, "key")
+    assert learner.counts == {"key": 5}
+    page.click("#undo")
+    page.locator("#doubt", has_text="It knows nothing yet").wait_for()
+    assert page.locator("#answer").is_hidden()
+    assert page.wrong == []
+
+
+def test_what_is_unknown_is_called_so(
+    serve: MakeServer,
+    learner: EdgeLearner,
+    camera: Camera,
+    visit: Callable[..., Any],
+    make_images: MakeImages,
+) -> None:
+    for seed in range(30):
+        for label in ("mug", "pen"):
+            learner.learn(make_images(label, 4, seed=seed + 1), [label] * 4)
+    camera.show("something else")
+    page = visit(serve(learner))
+    page.click("#camera")
+    says(page, "unknown")
+    assert page.inner_text("#share") == ""
+    assert page.locator("#if").is_visible()
+    page.click("#camera")
+    camera.show("mug")
+    page.click("#camera")
+    says(page, "mug")
+    assert page.locator("#if").is_hidden()
+    assert page.wrong == []
+
+
 def test_pictures_that_are_chosen(
     serve: MakeServer,
     learner: EdgeLearner,
