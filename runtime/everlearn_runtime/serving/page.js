@@ -90,7 +90,8 @@ async function watch(mine) {
     const began = performance.now();
     let rest = 0;
     try {
-      const blob = document.hidden || !status?.classes.length ? null : await fromVideo($("video"));
+      const idle = document.hidden || !$("login").hidden || !status?.classes.length;
+      const blob = idle ? null : await fromVideo($("video"));
       const found = blob && (await postPicture("/predict?top=3", blob));
       if (found && stream === mine && status.classes.length) answered(found);
     } catch (error) {
