@@ -6,7 +6,7 @@ const LOOK_EVERY = 250; // ms; less often where the device takes longer
 const REFRESH_EVERY = 5000; // ms; other programs may teach it too
 const GUESS =
   "The percentages are a first guess, and nothing is called unknown, until it has judged 200 pictures of what it knows.";
-const DRIFTED = "What it sees lately is unlike all that it knows: is the lens clean, and is there light?";
+const DRIFTED = "What it sees lately is unlike all that it knows: teach it, or see that the lens is clean and there is light.";
 
 const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 
@@ -232,10 +232,13 @@ async function takeFive() {
 
 function doubts(suspects) {
   if (!suspects.length) return "";
-  const says = suspects.map(({ image, looks, reason }) =>
-    reason === "label" ? `shot ${image + 1} looks like “${looks}”` : `shot ${image + 1} is unlike all it knows`,
-  );
-  return ` But ${says.join(", ")}.`;
+  const alike = new Map(); // what is said of shots, and their numbers
+  for (const { image, looks, reason } of suspects) {
+    const says = reason === "label" ? `more like “${looks}”` : "unlike all that it knows";
+    alike.set(says, [...(alike.get(says) ?? []), image + 1]);
+  }
+  const says = [...alike].map(([what, shots]) => `${what}: ${shots.length > 1 ? "shots" : "shot"} ${shots.join(", ")}`);
+  return ` But ${says.join("; ")}.`;
 }
 
 async function learn() {

@@ -192,6 +192,12 @@ def test_what_is_unknown_is_called_so(
     page.click("#camera")
     says(page, "mug")
     assert page.locator("#if").is_hidden()
+    page.fill("#name", "pen")
+    for _ in range(2):
+        page.click("#shot")
+    page.locator("#shots li").nth(1).wait_for()
+    page.click("#learn")
+    page.locator("#notice-text", has_text="Learned 2 of “pen”. But more like “mug”: shots 1, 2.").wait_for()
     assert page.wrong == []
 
 
