@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import struct
 import zlib
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 
 pytest.importorskip("starlette", reason="the extra serve is not installed")
 
@@ -172,6 +174,18 @@ def test_bad_input_changes_nothing(
     assert says in answer.json()["error"]
     assert "\n" not in answer.json()["error"]
     assert state_of(learner) == before
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA", "ICO", "PCX"])
+def test_only_formats_of_cameras_and_browsers(client: Any, learner: EdgeLearner, form: str) -> None:
+    file, before = io.BytesIO(), state_of(learner)
+    Image.new("RGB", (32, 32), (200, 30, 30)).save(file, form)
+    answer = client.post("/learn", json={"images": [as_text(file.getvalue())], "label": "red"})
+    if form in ("JPEG", "PNG", "WEBP", "BMP"):
+        assert answer.status_code == 200
+    else:  # Pillow would read it
+        assert answer.json() == {"error": "image 0 is no readable JPEG, PNG, WEBP, BMP file"}
+        assert state_of(learner) == before
 
 
 @pytest.mark.parametrize(
