@@ -153,8 +153,6 @@ class Calls:
         }
 
     def _batch(self, images: Sequence[object]) -> NDArray[np.uint8]:
-        if len(images) > self.limits.images:  # before any of them is decoded
-            raise Refused(413, f"{len(images):,} images; give at most {self.limits.images} in a call")
         data = [one for one in images if isinstance(one, bytes)]
         files = data if len(data) == len(images) else from_base64(images)
         return unpack(files, self.learner.bundle.manifest.input, self.limits)
