@@ -176,6 +176,19 @@ def test_bad_input_changes_nothing(
     assert state_of(learner) == before
 
 
+@pytest.mark.parametrize("label", ["x" * 300, "two\nlines"])
+def test_classes_of_the_workstation_keep_their_names(
+    client: Any, learner: EdgeLearner, make_images: MakeImages, label: str
+) -> None:
+    learner.learn(make_images("cup"), [label] * 4)
+    learned = client.post("/learn", json={"images": text(make_images("cup", 2)), "label": label})
+    assert learned.json()["learned"] == [{"label": label, "samples": 2}]
+    assert client.post("/forget", json={"label": label}).status_code == 200
+    refused = client.post("/learn", json={"images": text(make_images("cup", 2)), "label": label})
+    assert refused.status_code in (400, 413)
+    assert label not in learner.counts
+
+
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA", "ICO", "PCX"])
 def test_only_formats_of_cameras_and_browsers(client: Any, learner: EdgeLearner, form: str) -> None:
     file, before = io.BytesIO(), state_of(learner)
