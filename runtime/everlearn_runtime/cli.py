@@ -25,6 +25,7 @@ from everlearn_runtime.images import InputSpec
 from everlearn_runtime.info import describe, lines
 from everlearn_runtime.picking import Bad, Picture, files_in, pictures
 from everlearn_runtime.prediction import Prediction
+from everlearn_runtime.serving.command import add_options, serve
 from everlearn_runtime.state import Version
 from everlearn_runtime.terminal import escaping
 from everlearn_runtime.version import __version__
@@ -49,6 +50,7 @@ _EXAMPLES = {
         "delta": f"delta bundle/ device.delta {_STATE}\n"
         f"delta bundle/ device.delta --since 12 --key maker {_STATE}",
         "forget": f"forget bundle/ mug {_STATE}\nforget bundle/ mug {_STATE} --purge",
+        "serve": f"serve bundle/ {_STATE}",
         "status": f"status bundle/ {_STATE}",
         "info": "info bundle/\ninfo device.db --json",
         "history": f"history bundle/ {_STATE}",
@@ -259,7 +261,9 @@ def _parser() -> argparse.ArgumentParser:
         "--for", dest="sm", metavar="SM86", help="build without the GPU, which only TensorRT-RTX can"
     )
     migrate = command("migrate", _migrate, "carry over what was learned with the bundle before this one")
-    for sub in (learn, adapt, forget, history, undo, rollback, backup, delta, migrate):
+    page = command("serve", _serve, "a page to teach it from, and an API for other programs")
+    add_options(page)
+    for sub in (learn, adapt, forget, history, undo, rollback, backup, delta, migrate, page):
         sub.add_argument(
             "--state", metavar="FILE", required=True, help="where this device keeps what it learns"
         )
@@ -599,6 +603,10 @@ def _benchmark(arguments: argparse.Namespace) -> tuple[Any, str]:
     ]
     skipped = "".join(f"\nnot run: {name}: {reason}" for name, reason in missing.items())
     return said, _aligned(header, table) + skipped
+
+
+def _serve(arguments: argparse.Namespace) -> tuple[Any, str]:
+    return serve(arguments, lambda given: _open(given, new=True))
 
 
 def _build(arguments: argparse.Namespace) -> tuple[Any, str]:
