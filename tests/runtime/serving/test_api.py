@@ -157,10 +157,10 @@ BAD: list[tuple[str, object, int, str]] = [
     ("forget", {"label": "mug", "purge": 1}, 400, "purge is a JSON number; give true or false"),
     ("undo", {"to": 3}, 400, "unknown field 'to'; this call takes no fields"),
     ("undo", {}, 400, "nothing"),
-    ("rollback", {"to": 7}, 409, "7"),
-    ("rollback", {"to": -1}, 409, "-1"),
+    ("rollback", {"to": 7}, 400, "7"),
+    ("rollback", {"to": -1}, 400, "-1"),
     ("rollback", {"to": "0"}, 400, "to is a JSON text"),
-    ("rollback", {"to": 10**14}, 409, "100000000000000"),
+    ("rollback", {"to": 10**14}, 400, "100000000000000"),
 ]
 
 
