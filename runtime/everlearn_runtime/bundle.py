@@ -239,7 +239,7 @@ class Bundle:
             except TrustError as error:
                 raise TrustError(f"{folder}: {error}") from None
         bundle = cls(folder, Manifest.from_json(text), hashlib.sha256(text).hexdigest())
-        for name in set(bundle.manifest.files) - {FEATURES}:
+        for name in sorted(set(bundle.manifest.files) - {FEATURES, HEAD}):  # which are read below
             bundle.read(name)
         check_graph(bundle.read(FEATURES), str(bundle.features))
         bundle.head()
