@@ -38,7 +38,7 @@ from everlearn_runtime.heads.checks import check_label, check_labels
 from everlearn_runtime.heads.confidence import Opinion, check_false_alarm
 from everlearn_runtime.identity import model_of
 from everlearn_runtime.images import prepare_batch
-from everlearn_runtime.migration import Migrated, Replaced
+from everlearn_runtime.migration import Carried, Migrated, Replaced
 from everlearn_runtime.prediction import Learned, Prediction
 from everlearn_runtime.state import RETENTION, Memory, Owner, Reader, Version
 from everlearn_runtime.turns import RightOfWay, Turns
@@ -716,17 +716,16 @@ def _migrate(
         durable=durable,
         retention=retention,
     )
-    try:
+
+    def carry() -> Carried:
         if owner.use(lambda head: owner.adapters) is not None:
             raise StateError(
                 f"{owner.path} has adapters of its own, and the new bundle's map is from features under "
                 "those of the old bundle; roll back to before adapt with the old bundle, then migrate"
             )
-        moved = owner.use(lambda head: replaced.carry(head, bundle.head()))
-        kept = owner.migrate(model_of(bundle.manifest), bundle.head, moved.head)
-    except BaseException:
-        owner.close()
-        raise
+        return owner.use(lambda head: replaced.carry(head, bundle.head()))
+
+    moved, kept = _move(owner, bundle, carry)
     return owner, Migrated(
         kept, moved.learned, moved.forgotten, replaced.images, replaced.explained, replaced.agreement
     )
@@ -748,13 +747,18 @@ def _take_in(
         return from_state(ledger.before)
 
     owner = Owner(state, model=model, bundle="", base=base, durable=durable, retention=retention)
+    moved, kept = _move(owner, bundle, lambda: take_in(owner, bundle.head(), ledger))
+    return owner, Migrated(kept, moved.learned, moved.forgotten, 0, 1.0, None)
+
+
+def _move(owner: Owner, bundle: Bundle, carry: Callable[[], Carried]) -> tuple[Carried, Path]:
+    """Let a state go on with another bundle; what was carried, and where the old state is kept."""
     try:
-        carried = take_in(owner, bundle.head(), ledger)
-        kept = owner.migrate(model_of(bundle.manifest), bundle.head, carried.head)
+        carried = carry()
+        return carried, owner.migrate(model_of(bundle.manifest), bundle.head, carried.head)
     except BaseException:
         owner.close()
         raise
-    return owner, Migrated(kept, carried.learned, carried.forgotten, 0, 1.0, None)
 
 
 def _counts(head: Head) -> dict[str, int]:

@@ -107,14 +107,7 @@ class Replaced:
         kept = device.kept(base)
         own = device.since(base).moved(self.drift, onto)
         forgotten = tuple(name for name in base.classes if name not in kept)
-        for name in forgotten:
-            if name in onto.classes:
-                onto.remove(name)
-        onto.merge(own)
-        onto.settle()
-        learned = dict(zip(own.classes, map(int, own.counts), strict=True))
-        gone = tuple(name for name in forgotten if name not in device.classes)
-        return Carried(onto, learned, gone)
+        return carry_onto(onto, own, forgotten, device)
 
     def says(self) -> dict[str, Any]:
         """What stands in the manifest."""
@@ -163,6 +156,24 @@ class Replaced:
         if head.width not in (None, rows):
             raise ValueError(f"the map is of {rows} features, the old head of {head.width}")
         return replaced
+
+
+def carry_onto(onto: Head, own: Head, forgotten: tuple[str, ...], device: Head) -> Carried:
+    """Merge what a device has learned by itself into a head that its model came with.
+
+    Args:
+        onto: That head, which is changed.
+        own: What the device has learned, in the same features.
+        forgotten: Classes that the device had forgotten; what ``onto`` knows of them goes.
+        device: All that the device knows.
+    """
+    for name in forgotten:
+        if name in onto.classes:
+            onto.remove(name)
+    onto.merge(own)
+    onto.settle()
+    learned = dict(zip(own.classes, map(int, own.counts), strict=True))
+    return Carried(onto, learned, tuple(name for name in forgotten if name not in device.classes))
 
 
 def check_says(says: Any) -> None:

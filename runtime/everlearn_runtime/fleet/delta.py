@@ -198,7 +198,7 @@ def make_delta(head: Head, past: Past, device: str, manifest: Manifest, min_coun
         ValueError: Nothing has, or the head keeps more than sums of features.
     """
     own = head.since(past.head)
-    forgotten = dict.fromkeys([*past.forgotten, *set(past.head.classes).difference(head.kept(past.head))])
+    forgotten = past.gone(head)
     few = [name for name, count in zip(own.classes, own.counts.tolist(), strict=True) if count < min_count]
     for name in few:
         own.remove(name)
@@ -212,7 +212,7 @@ def make_delta(head: Head, past: Past, device: str, manifest: Manifest, min_coun
         Span(past.begin, past.end),
         datetime.now(timezone.utc).isoformat(timespec="seconds"),
         own.state(),
-        tuple(forgotten),
+        forgotten,
         len(few),
     )
 

@@ -18,7 +18,7 @@ from everlearn_runtime.fleet.delta import Delta
 from everlearn_runtime.heads import Head
 from everlearn_runtime.identity import graph_of, model_of
 from everlearn_runtime.ledger import Ledger, Span, add_span
-from everlearn_runtime.migration import Carried
+from everlearn_runtime.migration import Carried, Replaced, carry_onto
 
 if TYPE_CHECKING:
     from everlearn_runtime.state import Owner
@@ -80,7 +80,8 @@ def merge(
     places = [str(place) for place in deltas]
     if not places:
         raise ValueError("no delta to merge; give at least one file")
-    ledger, generation = opened.ledger(), len(opened.ledger().chain)
+    ledger = opened.ledger()
+    generation = len(ledger.chain)
     chosen, counted, devices = _choose(places, opened, ledger)
     gone = dict(ledger.forgotten)
     gone.update({name: generation + 1 for item in chosen for name in item.forgotten})
@@ -160,13 +161,21 @@ class BlockSum:
     def _opened(self) -> Bundle:
         return Bundle.open(self.bundle)
 
+    @cached_property
+    def _replaced(self) -> Replaced | None:
+        return self._opened.replaced()
+
+    @cached_property
+    def _graph(self) -> str:
+        return graph_of(self._opened.manifest)
+
     def _sums(self, item: Item) -> Head:
         """A delta's sums in this bundle's features, less what was forgotten."""
         delta = Delta.read(item.path, trust=self.trust)
         if _item(item.path, delta) != item:
             raise DeltaError(f"{item.path} was changed while it was merged")
-        own, replaced = delta.head(), self._opened.replaced()
-        if delta.graph != graph_of(self._opened.manifest) and replaced is not None:
+        own, replaced = delta.head(), self._replaced
+        if delta.graph != self._graph and replaced is not None:
             try:
                 own = own.moved(replaced.drift, self._opened.head())
             except ValueError as error:
@@ -200,18 +209,11 @@ def take_in(owner: Owner, onto: Head, ledger: Ledger) -> Carried:
             "of one state; start anew with a new state"
         )
     device = owner.head
-    own, kept = device.since(past.head), device.kept(past.head)
-    forgotten = tuple(dict.fromkeys([*past.forgotten, *(c for c in past.head.classes if c not in kept)]))
-    for name in forgotten:
-        if name in onto.classes:
-            onto.remove(name)
+    own, forgotten = device.since(past.head), past.gone(device)
     for name in own.classes:
         if name in ledger.forgotten and name not in forgotten:
             own.remove(name)
-    onto.merge(own)
-    onto.settle()
-    learned = dict(zip(own.classes, map(int, own.counts), strict=True))
-    return Carried(onto, learned, tuple(name for name in forgotten if name not in device.classes))
+    return carry_onto(onto, own, forgotten, device)
 
 
 def _item(path: str, delta: Delta) -> Item:

@@ -57,6 +57,11 @@ class Past(NamedTuple):
     head: Head
     forgotten: tuple[str, ...]
 
+    def gone(self, now: Head) -> tuple[str, ...]:
+        """Classes that were forgotten since, by the journal or by what is known now."""
+        kept = now.kept(self.head)
+        return tuple(dict.fromkeys([*self.forgotten, *(c for c in self.head.classes if c not in kept)]))
+
 
 class Owner(Looking):
     """A head and the file that it is kept in, changed as one.
