@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import reprlib
 import shutil
@@ -49,6 +48,7 @@ from numpy.typing import NDArray
 from everlearn_runtime import signing, train_step
 from everlearn_runtime.backends.graph import check_graph
 from everlearn_runtime.errors import BundleError, TrustError
+from everlearn_runtime.files import sync_folder, write_synced, write_whole
 from everlearn_runtime.guard import Canaries
 from everlearn_runtime.heads import Head, HeadState, from_state
 from everlearn_runtime.images import InputSpec
@@ -396,16 +396,7 @@ def sign_bundle(path: str | Path, key: str | Path) -> str:
         content = signing.sign(text, key, before)
     except TrustError:  # of nothing that can be read, which goes
         content = signing.sign(text, key)
-    place = folder / f".{signing.SIGNATURE}-new"
-    try:
-        with place.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        place.replace(folder / signing.SIGNATURE)
-    finally:
-        place.unlink(missing_ok=True)
-    sync_folder(folder)
+    write_whole(folder / signing.SIGNATURE, content)
     return str(json.loads(content)["signatures"][-1]["key"])
 
 
@@ -523,10 +514,7 @@ def _write(target: Path, manifest: Manifest, contents: Mapping[str, bytes], over
     try:
         folder.chmod(0o755)
         for name, data in {**contents, MANIFEST: text.encode()}.items():
-            with (folder / name).open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            write_synced(folder / name, data)
         sync_folder(folder)
         check_target(target, overwrite)
         if target.exists():
@@ -641,14 +629,3 @@ def _short(value: object) -> str:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
-
-
-def sync_folder(path: Path) -> None:
-    """Bring a folder's entries to the disk; where folders cannot be opened, that is not needed."""
-    if os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import struct
 from collections.abc import Mapping, Sequence
@@ -22,8 +21,9 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from everlearn_runtime import signing
-from everlearn_runtime.bundle import Manifest, sync_folder
+from everlearn_runtime.bundle import Manifest
 from everlearn_runtime.errors import DeltaError, TrustError
+from everlearn_runtime.files import write_whole
 from everlearn_runtime.heads import Head, HeadState, from_state
 from everlearn_runtime.identity import graph_of, model_of
 from everlearn_runtime.ledger import DIGEST, Mark, Span
@@ -108,16 +108,7 @@ class Delta:
         if key is not None:
             signed = signing.sign(_signed(said, arrays), key, purpose=signing.DELTA)
             metadata[SIGNATURES] = signed.decode()
-        place, beside = Path(path), Path(f"{path}.new-{os.getpid()}")
-        try:
-            with beside.open("wb") as file:
-                file.write(safetensors.numpy.save(arrays, metadata=metadata))
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(place)
-        finally:
-            beside.unlink(missing_ok=True)
-        sync_folder(place.parent)
+        write_whole(Path(path), safetensors.numpy.save(arrays, metadata=metadata))
 
     @classmethod
     def read(cls, path: str | Path, *, trust: Sequence[str | Path] | None = None) -> Delta:

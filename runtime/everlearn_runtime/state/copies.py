@@ -9,8 +9,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from everlearn_runtime.bundle import sync_folder
 from everlearn_runtime.errors import StateError
+from everlearn_runtime.files import sync_folder
 from everlearn_runtime.heads import HeadState
 from everlearn_runtime.state.anchor import Anchor, new_id
 from everlearn_runtime.state.database import (
