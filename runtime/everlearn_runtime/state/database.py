@@ -13,7 +13,6 @@ import ctypes
 import os
 import sqlite3
 import sys
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,29 +63,31 @@ _WORDS = {
 
 
 class Connection(sqlite3.Connection):
-    """One that writes, of which a forked child has a copy that it must not even close.
+    """One that only :meth:`close` closes, once it has been left.
 
-    SQLite tidies up when it closes: it moves the WAL into the file and deletes it, though the parent goes
-    on writing to it.
+    SQLite tidies up when it closes: it moves the WAL into the file and deletes it, though the file may say
+    that it needs one, or somebody else write to it by now: a forked child's parent, or the next
+    learner after a close that was interrupted. So what has a WAL must not be closed by the collector, by
+    the end of the process, or in a child.
     """
 
+    left = False
 
-def leave(database: sqlite3.Connection) -> None:
-    """See to it that a connection is never closed, not even when the process ends."""
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(database))
+    def leave(self) -> None:
+        """From now on nothing but a call of :meth:`close` closes it."""
+        if not self.left:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
+            self.left = True  # last, for an interrupt between the two must not take away what was not given
+
+    def close(self) -> None:
+        """Close it, and let SQLite tidy up."""
+        super().close()
+        if self.left:
+            self.left = False
+            ctypes.pythonapi.Py_DecRef(ctypes.py_object(self))
 
 
-def _leave_all() -> None:
-    for database in list(_WRITING):
-        leave(database)
-
-
-_WRITING: weakref.WeakSet[Connection] = weakref.WeakSet()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_all)
-
-
-def connect(path: Path, mode: str) -> sqlite3.Connection:
+def connect(path: Path, mode: str) -> Connection:
     """Open a file that exists.
 
     Args:
@@ -103,8 +104,8 @@ def connect(path: Path, mode: str) -> sqlite3.Connection:
         check_same_thread=False,
         factory=Connection,
     )
-    if mode == "rw":
-        _WRITING.add(database)
+    if mode != "main":
+        database.leave()
     database.execute("PRAGMA trusted_schema = OFF")
     if mode != "main":
         database.execute("PRAGMA locking_mode = EXCLUSIVE")

@@ -13,10 +13,10 @@ from everlearn_runtime.state.anchor import Anchor
 from everlearn_runtime.state.copies import NewFile
 from everlearn_runtime.state.database import (
     PAGE_BYTES,
+    Connection,
     checkpoint,
     connect,
     is_closed,
-    leave,
     prepare,
     sqlite_errors,
     transaction,
@@ -53,7 +53,7 @@ class StateFile:
             raise StateError(f"{path}: a state is one ordinary file in a folder that exists")
         self.companion = companion(self.path)
         self._durable = durable
-        self._database: sqlite3.Connection | None = None
+        self._database: Connection | None = None
         self._wal: os.stat_result
         self._wal_bytes = 0
         self._prepared = False
@@ -181,13 +181,13 @@ class StateFile:
             if not clean:
                 self.mark_clean()
         except StateError:
-            leave(self._database)  # closing it would delete a WAL that the file says it needs
-            self._database = None
+            self._database = None  # closing it would delete a WAL that the file says it needs
             raise
         self._database.close()
 
     def release(self) -> None:
-        """Give the lock up."""
+        """Give the lock up, and what could not be closed: it stays as it is after a crash."""
+        self._database = None
         self._lock.release()
 
 

@@ -334,12 +334,18 @@ class Owner(Looking):
         if os.getpid() != self._pid:
             return
         try:
-            with suppress(StateError):  # all is safe in the WAL, which the next one to open the file moves
-                self._file.close(clean=bool(self._anchor.clean))
+            self._close()
+        except BaseException:  # interrupted; the file shall be whole all the same
+            self._close()
+            raise
         finally:
             self._file.release()
 
     # How.
+
+    def _close(self) -> None:
+        with suppress(StateError):  # all is safe in the WAL, which the next one to open the file moves
+            self._file.close(clean=bool(self._anchor.clean))
 
     def _seq_of(self, events: list[tuple[int, Event]], version: int) -> int:
         """The last entry of a version, or a ValueError if it cannot be reached."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from everlearn_runtime.state.database import connect, leave
+from everlearn_runtime.state.database import connect
 
 WAL_HEADER, FRAME_HEADER = struct.Struct(">8xI4x8s8x"), struct.Struct(">4xI8s8x")
 
@@ -19,7 +19,8 @@ def view(path: Path) -> Iterator[sqlite3.Connection]:
 
     When SQLite closes it tidies up: it moves the WAL into the file, and deletes it. Here the first
     fails, because the file is open for reading only, and then it leaves the WAL alone; but one in
-    which it found nothing to move it would delete, though somebody else may be about to write to it.
+    which it found nothing to move it would delete, though somebody else may be about to write to it. Such a
+    connection stays open.
     """
     database = connect(path, "ro" if _has_commits(companion(path)) else "main")
     try:
@@ -31,9 +32,7 @@ def view(path: Path) -> Iterator[sqlite3.Connection]:
         moved = None
         with suppress(sqlite3.Error):
             moved = database.execute("PRAGMA wal_checkpoint").fetchone()
-        if moved is not None and moved[1] == 0:
-            leave(database)
-        else:
+        if moved is None or moved[1] != 0:
             database.close()
 
 

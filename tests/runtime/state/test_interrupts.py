@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -185,6 +186,46 @@ def test_an_interrupt_while_it_is_opened(tmp_path: Path, stage: str) -> None:
             again.learn(rows(1), ["b"])
         assert [entry.name for entry in path.parent.iterdir()] == ["s.db"]
     dead.close()
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_an_interrupt_while_it_is_closed(tmp_path: Path, again: bool) -> None:
+    """It is closed again, or left to the collector; both while the next one has the file, and before."""
+    ready, path = tmp_path / "ready.db", tmp_path / "s" / "s.db"
+    path.parent.mkdir()
+    prepare(ready, HEADS["lda"], 3)
+
+    def learned() -> Owner:
+        shutil.copy(ready, path)
+        owner = own(path)
+        owner.learn(rows(1), ["b"])
+        return owner
+
+    owner = learned()
+    wanted = whole(owner)
+    with Bomb(-1, opcodes=TORTURE) as bomb:
+        owner.close()
+    assert bomb.count > 40
+    for at in range(0, bomb.count, 1 if TORTURE else 7):
+        owner = learned()
+        with Bomb(at, opcodes=TORTURE) as bomb, interrupts():
+            owner.close()
+        if again:
+            owner.close()
+        left = [owner]
+        left.append(left)  # type: ignore[arg-type]  # a cycle, as tracebacks make them
+        del owner, left
+        if not again:
+            gc.collect()
+        with opened(path) as owner:
+            assert whole(owner) == wanted, bomb.place
+            owner.learn(rows(1), ["c"])
+            gc.collect()
+            owner.learn(rows(1), ["c"])
+            after = whole(owner)
+        with opened(path) as owner:
+            assert whole(owner) == after, bomb.place
+        assert [entry.name for entry in path.parent.iterdir()] == ["s.db"]
 
 
 def test_an_interrupt_that_is_still_being_handled(tmp_path: Path) -> None:
