@@ -17,7 +17,11 @@ TURNED: dict[str, tuple[Method, dict[str, Any], dict[str, set[str]]]] = {
         NTKCL(),
         {},
         {
-            "tasks": {"raise orthogonality, now 0.0001", "raise regularisation, now 0.001"},
+            "tasks": {
+                "raise orthogonality, now 0.0001",
+                "lower later, now 0.25",
+                "raise regularisation, now 0.001",
+            },
             "more": {"raise regularisation, now 0.001", "lower lr, now 0.05"},
             "less": {"lower regularisation, now 0.001", "raise lr, now 0.05", "more epochs, now 1"},
         },

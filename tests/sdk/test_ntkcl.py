@@ -335,6 +335,26 @@ def test_pre_is_the_plain_mean_of_the_adapters_of_all_tasks() -> None:
     assert max(moved) > 1e-3
 
 
+@pytest.mark.parametrize("later", [0.0, 0.25, 1.0])
+def test_pre_follows_later_tasks_so_far_of_the_way_to_the_mean(later: float) -> None:
+    learner = make_learner(NTKCL(later=later), lr=0.1)
+    method = learner.method
+    assert isinstance(method, NTKCL)
+    for task, names in enumerate(("ab", "cd", "ef")):
+        before = [parameter.detach().clone() for parameter in method.pre.parameters()]
+        learner.fit(coloured(names))
+        share = 1 if task == 0 else later / (task + 1)
+        parts = zip(method.pre.parameters(), before, method.cur.parameters(), strict=True)
+        for mean, old, own in parts:
+            expected = old + share * (own.detach() - old)
+            torch.testing.assert_close(mean.detach(), expected, rtol=0, atol=1e-6)
+
+
+def test_only_the_averaged_view_is_slow_to_follow_where_nothing_is_said() -> None:
+    assert NTKCL().later < 1
+    assert NTKCL(view="hybrid").later == NTKCL(variant="released").later == 1
+
+
 def test_a_task_starts_from_the_adapters_of_the_last_one_with_a_classifier_of_its_own() -> None:
     method = stirred()
     before = copy.deepcopy(method.cur.state_dict())
@@ -596,6 +616,9 @@ def test_dropout_is_active_in_the_released_averaged_adapters() -> None:
         ({"variant": "code"}, "variant must be 'paper' or 'released', got 'code'"),
         ({"variant": "released", "view": "averaged"}, "has the hybrid view only, got view='averaged'"),
         ({"variant": "released", "increment": 0}, "increment must be None or .* at least 1, got 0"),
+        ({"later": 1.5}, "later must be from 0 to 1, got 1.5"),
+        ({"later": -1}, "later must be at least 0"),
+        ({"later": "all"}, "later must be at least 0"),
     ],
 )
 def test_what_the_variants_do_not_have_is_refused(options: dict[str, Any], message: str) -> None:

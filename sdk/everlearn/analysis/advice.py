@@ -19,6 +19,9 @@ PARTS: dict[type, tuple[str, ...]] = {
 }
 """Arguments of methods that keep later tasks out of earlier ones' way, the more the larger they are."""
 
+FOLLOWS: dict[type, tuple[str, ...]] = {methods.NTKCL: ("later",)}
+"""Arguments of methods that let later tasks change the features, the more the larger they are."""
+
 
 def steps(learner: Learner, images: int) -> dict[str, tuple[str, ...]]:
     """What this learner's user can change, for each case; names of arguments with their values.
@@ -46,7 +49,7 @@ def steps(learner: Learner, images: int) -> dict[str, tuple[str, ...]]:
     if trains and learner.augmentation is None:
         samples.append("augmentation, which is off")
     more, less = now("raise", HOLDS), now("lower", HOLDS)
-    tasks = now("raise", PARTS) + more
+    tasks = now("raise", PARTS) + now("lower", FOLLOWS) + more
     if trains:
         rate = f"lr, now {_text(training.lr)}"
         epochs = f"epochs, now {training.epochs}"

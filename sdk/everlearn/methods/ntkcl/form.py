@@ -40,7 +40,7 @@ class Form(ABC):
 
     Attributes:
         hidden, scale, sharpness: what `NTKCL` takes where the user gives none.
-        depths: likewise.
+        depths, later: likewise.
         steady: whether the averaged adapters stay in evaluation mode in training.
     """
 
@@ -48,6 +48,7 @@ class Form(ABC):
     scale: ClassVar[float]
     sharpness: ClassVar[float]
     depths: ClassVar[Depths] = ()
+    later: ClassVar[float] = 1.0
     steady: ClassVar[bool] = True
 
     def check(self, method: NTKCL) -> None:  # noqa: B027 - a form may take all

@@ -12,6 +12,7 @@ from everlearn.adapters.choice import adapters_for
 from everlearn.adapters.hybrid import Hybrid
 from everlearn.backbones import Backbone, Depths
 from everlearn.backbones.parts import given
+from everlearn.checks import real
 from everlearn.methods.base import CosineClassifier, Method, TaskInfo
 from everlearn.methods.ntkcl.form import Form
 from everlearn.methods.ntkcl.hybrid import FourPasses
@@ -31,10 +32,10 @@ FORMS: dict[tuple[str, str], type[Form]] = {
 class NTKCL(Method):
     """Adapt by small adapters, and bound forgetting by sample size, orthogonality, regularisation.
 
-    Every adapter exists twice: ``cur`` is trained, ``pre`` is the mean of all tasks' adapters. The
-    loss is ``sum of CE over the views + dissimilarity L_dis + orthogonality L_orth + regularisation
-    L_reg``: L_dis is a supervised InfoNCE in which old prototypes repel; L_orth the mean squared
-    part of the features in the span of the old prototypes; L_reg the squared distance of the
+    Every adapter exists twice: ``cur`` is trained, ``pre`` is the mean of all tasks' adapters, or follows it
+    slowly. The loss is ``sum of CE over the views + dissimilarity L_dis + orthogonality L_orth +
+    regularisation L_reg``: L_dis is a supervised InfoNCE in which old prototypes repel; L_orth the mean
+    squared part of the features in the span of the old prototypes; L_reg the squared distance of the
     weights from those before the task.
 
     ``view="averaged"``, the default, is ours: one pass over the backbone, on the workstation and on the
@@ -74,6 +75,10 @@ class NTKCL(Method):
         regularisation: weight of L_reg.
         temperature: of L_dis.
         rank: most directions of the old prototypes that L_orth keeps clear of.
+        later: how far the averaged adapters follow a task after the first, of the way to the mean of all
+            tasks' adapters: 1 makes them that mean, as in the paper; 0.25 in the averaged view. What the
+            head knows of earlier classes is carried along by a map that is fitted on the task's own images,
+            and misses the more, the further features move and the fewer classes a task has.
 
     Attributes:
         cur, pre: the trained and the averaged adapters; ``cur["channel"]`` and ``cur["patch"]``
@@ -119,6 +124,7 @@ class NTKCL(Method):
         temperature: float = 0.1,
         rank: int = 40,
         depths: Depths | None = None,
+        later: float | None = None,
     ) -> None:
         super().__init__()
         if variant not in ("paper", "released"):
@@ -155,6 +161,9 @@ class NTKCL(Method):
         self.regularisation = regularisation
         self.temperature = temperature
         self.rank = rank
+        self.later = self.form.later if later is None else real("later", later)
+        if self.later > 1:
+            raise ValueError(f"later must be from 0 to 1, got {later!r}")
 
     def attach(self, backbone: Backbone) -> None:
         """Make both adapters, pre and cur, and the fusion behind them."""
@@ -218,7 +227,7 @@ class NTKCL(Method):
         with torch.no_grad():
             pairs = zip(self.own_parameters(self.pre), self.own_parameters(self.cur), strict=True)
             for mean, value in pairs:
-                mean.lerp_(value, 1 / (self.tasks + 1))
+                mean.lerp_(value, (self.later if self.tasks else 1) / (self.tasks + 1))
         self.classifier = self.patch_classifier = self.anchor = None
         del self.old, self.basis
 

@@ -29,6 +29,7 @@ class OnePass(Form):
     scale: ClassVar[float] = 1.0
     sharpness: ClassVar[float] = 12.0
     depths: ClassVar[Depths] = "auto"
+    later: ClassVar[float] = 0.25
 
     def sections(self, method: NTKCL) -> tuple[int, ...]:
         """CLS, the mean patch, and the depths."""
