@@ -87,7 +87,7 @@ def check_export(learner: Learner, path: Path) -> None:
         size = np.sqrt(np.square(expected).mean())
         for batch in (3, 1):
             found = np.concatenate([graph.run(images[at : at + batch]) for at in range(0, 3, batch)])
-            # In float32 either is up to 7e-5 away from what float64 gives (the MobileNet with random weights).
+            # In float32 either is up to 7e-5 away from what float64 gives (MobileNet with random weights).
             assert np.abs(found - expected).max() < 2e-4 * size
     finally:
         graph.close()
