@@ -206,7 +206,7 @@ def test_an_interrupt_while_it_is_closed(tmp_path: Path, again: bool) -> None:
     with Bomb(-1, opcodes=TORTURE) as bomb:
         owner.close()
     assert bomb.count > 40
-    for at in range(0, bomb.count, 1 if TORTURE else 7):
+    for at in range(0, bomb.count, 1 if TORTURE else 13):
         owner = learned()
         with Bomb(at, opcodes=TORTURE) as bomb, interrupts():
             owner.close()
