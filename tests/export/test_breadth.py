@@ -78,8 +78,10 @@ def small(name: str) -> Backbone:
 def check_export(learner: Learner, path: Path) -> None:
     """The bundle passes its gate, and its graph gives the method's features at batches of 3 and 1."""
     backbone, images = learner.backbone, pixels(coloured("abc", 1, seed=1), learner)
+    # In float64, from which a float32 of torch is up to 7e-5 away (MobileNet with random weights).
+    exact = copy.deepcopy(learner.method.eval()).double()
     with torch.inference_mode():
-        expected = learner.method.eval().features(backbone.normalise(torch.from_numpy(images))).numpy()
+        expected = exact.features(backbone.normalise(torch.from_numpy(images)).double()).numpy()
     manifest = learner.export(path)
     assert manifest.sections == learner.method.sections
     graph = OnnxRuntime(path / "features.onnx", threads=1)
@@ -87,8 +89,7 @@ def check_export(learner: Learner, path: Path) -> None:
         size = np.sqrt(np.square(expected).mean())
         for batch in (3, 1):
             found = np.concatenate([graph.run(images[at : at + batch]) for at in range(0, 3, batch)])
-            # In float32 either is up to 7e-5 away from what float64 gives (MobileNet with random weights).
-            assert np.abs(found - expected).max() < 2e-4 * size
+            assert np.abs(found - expected).max() < 1e-4 * size
     finally:
         graph.close()
 
