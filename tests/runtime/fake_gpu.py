@@ -208,8 +208,8 @@ def engine(*batches: int, side: int = 8, broken: str = "") -> bytes:
     return json.dumps({"batches": batches, "side": side, "broken": broken}).encode()
 
 
-def fake_trt(cuda: FakeCuda) -> Any:
-    """The module ``tensorrt``."""
+def fake_trt(cuda: Any, engine: type[Engine] = Engine) -> Any:
+    """The module ``tensorrt``, with engines of that kind."""
 
     class Runtime:
         def __init__(self, log: Any) -> None:
@@ -219,7 +219,7 @@ def fake_trt(cuda: FakeCuda) -> Any:
             if not data.startswith(b"{"):
                 self.log.log(severity.ERROR, "serialized\nengine is cut short")
                 return None
-            return Engine(cuda, json.loads(data))
+            return engine(cuda, json.loads(data))
 
     severity = SimpleNamespace(ERROR=1, INTERNAL_ERROR=0)
     trt: Any = ModuleType("tensorrt")
