@@ -147,14 +147,8 @@ class Archive:
                 start,
                 min(start + BATCH - 1, last),
             ):
-                sound = (
-                    number == expected
-                    and type(total) is int
-                    and isinstance(text, str)
-                    and isinstance(features, bytes)
-                )
-                if not sound or digest(before, number, total, text, features) != found:
-                    raise self.damaged(f"journal entry {expected} is missing or does not match its checksum")
+                if number != expected or not _sound(before, number, total, found, text, features):
+                    raise self._not_sound(expected)
                 try:
                     built.replay(Event.from_json(text), features)
                 except MemoryError:
@@ -166,7 +160,7 @@ class Archive:
                 if number == watch:
                     built.seen = built.state()
         if expected != last + 1:
-            raise self.damaged(f"journal entry {expected} is missing or does not match its checksum")
+            raise self._not_sound(expected)
 
     def events(self) -> list[tuple[int, Event]]:
         """Versions that can be gone back to, oldest first, each with its last entry.
@@ -234,17 +228,25 @@ class Archive:
         return found[0] if found else None
 
     def rollbacks(self) -> dict[int, int]:
-        """The entries that go back, and the entries after which they go on."""
+        """The entries that go back, and the entries after which they go on.
+
+        Raises:
+            StateError: One was changed. They are never replayed, so that it must be seen here.
+        """
+        oldest = self.database.execute("SELECT min(seq) FROM journal").fetchone()[0]
         found: dict[int, int] = {}
-        for seq, text in rows(
+        for seq, total, own, text, features in rows(
             self.database,
-            "SELECT seq, event FROM journal "
+            "SELECT seq, total, digest, event, features FROM journal "
             "WHERE length(features) = 0 AND event LIKE '%rollback%' ORDER BY seq",
         ):
             event = self._event(text)
             if event.kind == "rollback":
                 if event.seq >= seq:
                     raise self.damaged(f"journal entry {seq} goes back to a later one")
+                # Where the oldest one goes back to is gone, and the entry before it may be.
+                if seq != oldest and not _sound(self.digest(seq - 1), seq, total, own, text, features):
+                    raise self._not_sound(seq)
                 found[seq] = event.seq
         return found
 
@@ -280,8 +282,22 @@ class Archive:
         if row is None:
             row = self.database.execute("SELECT chain FROM snapshot WHERE seq = ?", (seq,)).fetchone()
         if row is None or not isinstance(row[0], bytes):
-            raise self.damaged(f"journal entry {seq} is missing or does not match its checksum")
+            raise self._not_sound(seq)
         return row[0]
+
+    def total(self, seq: int) -> int:
+        """Bytes of the journal up to an entry.
+
+        Raises:
+            StateError: There is no such entry, or it does not say.
+        """
+        row = self.database.execute("SELECT total FROM journal WHERE seq = ?", (seq,)).fetchone()
+        if row is None or type(row[0]) is not int:
+            raise self._not_sound(seq)
+        return int(row[0])
+
+    def _not_sound(self, seq: int) -> StateError:
+        return self.damaged(f"journal entry {seq} is missing or does not match its checksum")
 
     def _event(self, text: object) -> Event:
         return _event(text, self._path)
@@ -294,6 +310,13 @@ def mentions(database: sqlite3.Connection, path: Path, label: str) -> bool:
         return True
     heads = rows(database, "SELECT head FROM snapshot")
     return any(json.dumps(label, ensure_ascii=False) in str(text) for (text,) in heads)
+
+
+def _sound(before: bytes, seq: int, total: object, own: object, text: object, features: object) -> bool:
+    """Whether an entry is what its checksum says that it is."""
+    if type(total) is not int or not isinstance(text, str) or not isinstance(features, bytes):
+        return False
+    return digest(before, seq, total, text, features) == own
 
 
 def _event(text: object, path: Path) -> Event:

@@ -15,6 +15,7 @@ from everlearn_runtime.heads import HeadState
 from everlearn_runtime.state.anchor import Anchor, new_id
 from everlearn_runtime.state.database import (
     PAGE_BYTES,
+    Connection,
     checkpoint,
     connect,
     create_tables,
@@ -45,17 +46,38 @@ class NewFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._beside = path.with_name(f"{path.name}{MARK}{os.urandom(8).hex()}")
+        self._lock: FileLock | None = None
+        self._database: Connection | None = None
         with sqlite_errors(path):
             try:
-                self.lock = FileLock(self._beside, create=True)
-            except OSError as error:
-                raise StateError(f"{path}: {error.strerror}; check the space and the permissions") from error
-            self.database = connect(self._beside, "rw")
-            self.database.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-            prepare(self.database, durable=False)
-            self.database.execute("PRAGMA synchronous = OFF")  # all of it in the end
-            with transaction(self.database):
-                create_tables(self.database)
+                self._begin()
+            except BaseException:
+                self.discard()
+                raise
+
+    def _begin(self) -> None:
+        try:
+            self._lock = FileLock(self._beside, create=True)
+        except OSError as error:
+            raise StateError(f"{self.path}: {error.strerror}; check the space and the permissions") from error
+        self._database = connect(self._beside, "rw")
+        self._database.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        prepare(self._database, durable=False)
+        self._database.execute("PRAGMA synchronous = OFF")  # all of it in the end
+        with transaction(self._database):
+            create_tables(self._database)
+
+    @property
+    def lock(self) -> FileLock:
+        """The lock on it, which goes with it to its place."""
+        assert self._lock is not None
+        return self._lock
+
+    @property
+    def database(self) -> Connection:
+        """What writes it."""
+        assert self._database is not None
+        return self._database
 
     def finish(self, anchor: Anchor) -> None:
         """Write the anchor; then the file is whole, and on the disk.
@@ -77,10 +99,13 @@ class NewFile:
 
     def discard(self) -> None:
         """Leave nothing behind."""
-        self.database.close()
-        companion(self._beside).unlink(missing_ok=True)
-        self._beside.unlink(missing_ok=True)
-        self.lock.release()
+        if self._database is not None:
+            self._database.close()
+        with suppress(OSError):  # then the next one who opens the state does it, see `clear_leftovers`
+            companion(self._beside).unlink(missing_ok=True)
+            self._beside.unlink(missing_ok=True)
+        if self._lock is not None:
+            self._lock.release()
 
 
 def clear_leftovers(path: Path) -> None:

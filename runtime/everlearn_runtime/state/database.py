@@ -128,6 +128,8 @@ def prepare(database: sqlite3.Connection, durable: bool) -> None:
     database.execute("PRAGMA secure_delete = OFF")  # zeros are written too; see `rewrite` for what must go
     database.execute("PRAGMA wal_autocheckpoint = 0")  # its errors would look like those of a commit
     database.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
+    # The WAL is there from the first look on, in a file too that somebody has taken out of WAL mode.
+    database.execute("PRAGMA schema_version")
 
 
 def create_tables(database: sqlite3.Connection) -> None:

@@ -58,8 +58,8 @@ class StateFile:
         self._wal_bytes = 0
         self._prepared = False
         self._session = False
-        self._lock = self._next_lock = _take(self.path)
         _FILES.add(self)
+        self._lock = self._next_lock = _take(self.path)  # last, for nobody could give it up but itself
 
     @property
     def database(self) -> sqlite3.Connection:
@@ -188,21 +188,27 @@ class StateFile:
     def release(self) -> None:
         """Give the lock up, and what could not be closed: it stays as it is after a crash."""
         self._database = None
-        self._lock.release()
+        if hasattr(self, "_lock"):  # a child may be forked while it is waited for
+            self._lock.release()
 
 
 def _take(path: Path) -> FileLock:
     """Lock the file that is at a path, made if it is not there."""
-    while True:
-        try:
+    lock: FileLock | None = None
+    try:
+        while True:
             lock = FileLock(path, create=True)
-        except OSError as error:
-            raise StateError(
-                f"{path}: {error.strerror}; check the permissions, or open it with read_only=True"
-            ) from error
-        if lock.holds(path):
-            return lock
-        lock.release()  # it was replaced in between
+            if lock.holds(path):
+                return lock
+            lock.release()  # it was replaced in between
+    except OSError as error:
+        raise StateError(
+            f"{path}: {error.strerror}; check the permissions, or open it with read_only=True"
+        ) from error
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
 
 
 def _release_all() -> None:

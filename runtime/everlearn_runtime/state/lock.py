@@ -45,28 +45,29 @@ class FileLock:
     def __init__(self, path: Path, *, create: bool = False) -> None:
         self._pid = os.getpid()
         more = os.O_CREAT if create else 0
-        # A file object, which closes at most once, and by itself when it is gone: an interrupt may come
-        # at any time.
-        self._file = FileIO(path, "r+", opener=lambda name, flags: os.open(name, flags | more, 0o644))
+        self._file: FileIO | None = None
         try:
-            _lock(self._file.fileno())
-        except OSError as error:
+            # A file object, which closes at most once, and by itself when it is gone.
+            self._file = FileIO(path, "r+", opener=lambda name, flags: os.open(name, flags | more, 0o644))
+            _take(self._file.fileno(), path)
+        except BaseException:  # an interrupt too: whoever keeps it keeps this object alive
             self.release()
-            if error.errno in _TAKEN:
-                raise StateError(
-                    f"{path} is in use by another process or learner; close that one first"
-                ) from None
-            raise StateError(f"{path}: this file system has no locks ({error.strerror})") from None
+            raise
 
     def holds(self, path: Path) -> bool:
         """Whether this path still is the file that was locked."""
         try:
-            return not self._file.closed and os.path.samestat(os.stat(path), os.fstat(self.fileno()))
+            return not self._closed and os.path.samestat(os.stat(path), os.fstat(self.fileno()))
         except OSError:
             return False
 
+    @property
+    def _closed(self) -> bool:
+        return self._file is None or self._file.closed
+
     def fileno(self) -> int:
         """The open file."""
+        assert self._file is not None
         return self._file.fileno()
 
     def try_alone(self) -> bool:
@@ -79,10 +80,22 @@ class FileLock:
 
     def release(self) -> None:
         """Give the lock up. In a forked child only the child's copy of the handle goes."""
-        if not self._file.closed and os.getpid() == self._pid:
+        if not self._closed and os.getpid() == self._pid:
             with suppress(OSError):  # by name, because a forked child may still have the same open file
                 _unlock(self.fileno())
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+
+
+def _take(file: int, path: Path) -> None:
+    try:
+        _lock(file)
+    except OSError as error:
+        if error.errno in _TAKEN:
+            raise StateError(
+                f"{path} is in use by another process or learner; close that one first"
+            ) from None
+        raise StateError(f"{path}: this file system has no locks ({error.strerror})") from None
 
 
 @contextmanager

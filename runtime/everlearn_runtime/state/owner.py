@@ -94,8 +94,6 @@ class Owner(Looking):
         durable: bool = False,
         retention: int = RETENTION,
     ) -> None:
-        self._file = StateFile(path, durable)
-        self.path = self._file.path
         self._model = model
         self._base = base
         self._pid = os.getpid()
@@ -106,10 +104,14 @@ class Owner(Looking):
         self._sure = False
         self._folding = Folding(retention)
         self._backups: weakref.WeakSet[Backup] = weakref.WeakSet()
+        file: StateFile | None = None
         try:
+            self._file = file = StateFile(path, durable)
+            self.path = file.path
             self._open(bundle)
         except BaseException:
-            self.close()
+            if file is not None:
+                self.close()
             raise
 
     # What is known.
@@ -339,7 +341,11 @@ class Owner(Looking):
             self._close()
             raise
         finally:
-            self._file.release()
+            try:
+                self._file.release()
+            except BaseException:  # likewise, and free for the next one
+                self._file.release()
+                raise
 
     # How.
 
@@ -478,8 +484,8 @@ class Owner(Looking):
         size = len(text) + len(features) + ENTRY_BYTES
         with sqlite_errors(self.path), transaction(database):
             self._file.check_place()
-            row = database.execute("SELECT total FROM journal WHERE seq = ?", (anchor.seq,)).fetchone()
-            seq, total = anchor.seq + 1, row[0] + size
+            archive = Archive(database, self.path, self._model, self._base)
+            seq, total = anchor.seq + 1, archive.total(anchor.seq) + size
             chain = digest(anchor.digest, seq, total, text, features)
             database.execute(
                 "INSERT INTO journal VALUES (?, ?, ?, ?, ?)", (seq, total, chain, text, features)

@@ -522,6 +522,66 @@ def test_lost_or_changed_rows_are_found(tmp_path: Path, statement: str, folds_ea
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE journal SET event = replace(event, '\"seq\":3', '\"seq\":2') WHERE seq = 6",
+        "UPDATE journal SET total = x'60' WHERE seq = 6",
+        "UPDATE journal SET total = total + 1 WHERE seq = 6",
+        "UPDATE journal SET event = replace(event, 'rollback', 'rollbacl') WHERE seq = 6",
+    ],
+)
+@pytest.mark.parametrize("further", [0, 1])
+def test_an_entry_that_goes_back_is_found_when_it_was_changed(
+    tmp_path: Path, statement: str, further: int
+) -> None:
+    """It is never replayed, so that nothing else would see it, and another head would be built."""
+    path = tmp_path / "s.db"
+    with opened(path) as owner:
+        fill(owner, 4)
+        owner.rollback(2)
+        fill(owner, further)
+    change(path, statement)
+    for open_ in (own, read):
+        with pytest.raises(StateError, match="damaged"):
+            open_(path)
+
+
+def test_a_last_entry_that_does_not_say_how_long_the_journal_is(tmp_path: Path) -> None:
+    with opened(tmp_path / "s.db") as owner:
+        fill(owner, 3)
+        before = owner.version, bits(owner.head)
+        owner._file.database.execute("UPDATE journal SET total = x'60' WHERE seq = 4")
+        with pytest.raises(StateError, match="damaged"):
+            owner.learn(rows(1), ["b"])
+        assert (owner.version, bits(owner.head)) == before
+
+
+@pytest.mark.parametrize(
+    "statements", ["PRAGMA journal_mode = DELETE", "PRAGMA journal_mode = TRUNCATE", "VACUUM", "VACUUM INTO"]
+)
+def test_a_file_that_another_program_has_rewritten_is_the_same_state(tmp_path: Path, statements: str) -> None:
+    path, other = tmp_path / "s.db", tmp_path / "other.db"
+    with opened(path) as owner:
+        fill(owner, 5)
+        wanted = owner.version, bits(owner.head)
+    if statements == "VACUUM INTO":
+        statements += f" '{other}'"
+    database = sqlite3.connect(path, isolation_level=None)
+    database.executescript(statements)
+    database.close()
+    rewritten = other if other.exists() else path
+    reader = read(rewritten)
+    assert (reader.version, bits(reader.head)) == wanted
+    reader.close()
+    with opened(rewritten) as owner:
+        assert (owner.version, bits(owner.head)) == wanted
+        owner.learn(rows(1), ["b"])
+        after = bits(owner.head)
+    with opened(rewritten) as owner:
+        assert bits(owner.head) == after
+
+
 def test_damage_is_found_or_harmless(tmp_path: Path, folds_early: None) -> None:
     path, copy = tmp_path / "s.db", tmp_path / "copy.db"
     with opened(path, retention=0) as owner:
