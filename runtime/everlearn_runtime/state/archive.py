@@ -98,15 +98,15 @@ class Archive:
                 "open it with that one, or give a new file to start from this one",
                 anchor.model,
             )
+        last = anchor.seq
+        if last < 1 or self.digest(last) != anchor.digest or self.event(last).version != anchor.version:
+            raise self.damaged("the journal does not match the anchor")
         return anchor
 
-    def build(
-        self, anchor: Anchor, seq: int, rollbacks: Mapping[int, int], watch: int | None = None
-    ) -> Built:
+    def build(self, seq: int, rollbacks: Mapping[int, int], watch: int | None = None) -> Built:
         """The head as it was after an entry.
 
         Args:
-            anchor: Where the file ends.
             seq: The entry; 0 is the bundle's own head.
             rollbacks: As of :meth:`rollbacks`.
             watch: An entry at which the head's state is to be kept, if it comes by.
@@ -127,8 +127,6 @@ class Archive:
             built.bad = bad
             for first, last in plan.runs:
                 self.replay(built, first, last, watch)
-            if seq == anchor.seq and seq and self.digest(seq) != anchor.digest:
-                raise self.damaged("the journal does not match the anchor")
             return built
         raise self.damaged(problem)
 

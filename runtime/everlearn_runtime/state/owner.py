@@ -167,7 +167,7 @@ class Owner(Looking):
                 raise ValueError(f"version {version} was taken back by a rollback; give an earlier one")
             with sqlite_errors(self.path), content_errors(self.path):
                 begin = Mark(version, archive.digest(floor).hex()[: 2 * DIGEST] if version else "")
-                head = archive.build(self._anchor, floor, self._rollbacks).head
+                head = archive.build(floor, self._rollbacks).head
         own = [
             event for seq, event in events if seq > floor and any(start <= seq <= end for start, end in runs)
         ]
@@ -242,7 +242,7 @@ class Owner(Looking):
             events = archive.events()
         seq = self._seq_of(events, to)
         with sqlite_errors(self.path), content_errors(self.path):
-            built = archive.build(self._anchor, seq, self._rollbacks)
+            built = archive.build(seq, self._rollbacks)
         return self._change("rollback", built, to=to, seq=seq, since=built.since)
 
     def undo(self) -> Version:
@@ -433,7 +433,7 @@ class Owner(Looking):
     def _load(self, archive: Archive) -> None:
         """Build the head from the file, and go on with a snapshot that was under way."""
         anchor, rollbacks, unfinished = archive.anchor(), archive.rollbacks(), archive.unfinished()
-        built = archive.build(anchor, anchor.seq, rollbacks, unfinished and unfinished[1])
+        built = archive.build(anchor.seq, rollbacks, unfinished and unfinished[1])
         self._folding.restart(archive.database, built, unfinished)
         self._anchor, self._rollbacks = anchor, rollbacks
         self._head, self._adapters = built.head, built.adapters

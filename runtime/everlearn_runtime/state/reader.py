@@ -184,7 +184,7 @@ class Reader(Looking):
         anchor = archive.anchor()
         if not (self._sure and self._go_on(archive, anchor)):
             self._sure = False
-            built = archive.build(anchor, anchor.seq, archive.rollbacks())
+            built = archive.build(anchor.seq, archive.rollbacks())
             self._head, self._adapters = built.head, built.adapters
         self._anchor = anchor
         self._sure = True

@@ -496,6 +496,8 @@ TAMPERED = (
     "UPDATE journal SET event = replace(event, 'a', 'b') WHERE seq = 2",
     "UPDATE journal SET total = 'x' WHERE seq = 2",
     "UPDATE anchor SET seq = seq - 1",
+    "UPDATE anchor SET seq = 0",
+    "UPDATE anchor SET version = version + 1",
     "UPDATE anchor SET digest = 7",
     "UPDATE anchor SET model = NULL",
     "DELETE FROM anchor",
