@@ -95,7 +95,7 @@ def split(data: str, seed: int, count: int, choose: bool) -> Split:
 def make(folder: Path, tasks: list[Images], seed: int, epochs: int | None, blocks: list[str]) -> None:
     """Train and export, unless that was done before."""
     if not (folder / "run").exists():
-        method = NTKCL(depths=())
+        method = NTKCL()
         epochs = method.defaults.epochs if epochs is None else epochs
         learner = Learner(method=method, epochs=epochs, seed=seed, precision="bf16", device="cpu")
         for task in tasks:

@@ -51,10 +51,12 @@ def eager_step(run: Path, blocks: str, threads: int) -> Step:
     decay, settings_of = learner.training.weight_decay, learner.backbone
     made = trainable(learner.method, blocks, weight_decay=decay, tasks=len(learner.history))
     made = made.behind(settings_of.mean.flatten().tolist(), settings_of.std.flatten().tolist())
-    settings, sections = made.settings, learner.method.sections
+    settings, sections = made.settings, made.sections
     own = [value for value in made.tail.parameters() if value.requires_grad]
     before = [value.detach().clone() for value in own]
-    rows = torch.nn.Parameter(torch.from_numpy(learner.head.prototypes.astype(np.float32)))
+    rows = torch.nn.Parameter(
+        torch.from_numpy(learner.head.prototypes[:, : sum(sections)].astype(np.float32))
+    )
     optimizer = torch.optim.AdamW(
         [*own, rows], lr=RATE, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
     )

@@ -169,7 +169,7 @@ def export_bundle(
                     bar.update()
                     bar.set_description("export: training step")
                     known = own.predict(in_batches(backend.run, images)) if labels is None else labels
-                    step = make_step(trainable.behind(mean, std), sections, own, backend, images, known)
+                    step = make_step(trainable.behind(mean, std), own, backend, images, known)
                     step = replace(step, places=kept(graph, places, step.adapters))
             except StepParityError:
                 raise

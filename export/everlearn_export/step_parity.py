@@ -31,7 +31,6 @@ class StepParityError(ParityError):
 
 def make_step(
     trainable: Trainable,
-    sections: Sequence[int],
     head: Head,
     backend: OnnxRuntime,
     images: NDArray[np.uint8],
@@ -41,7 +40,6 @@ def make_step(
 
     Args:
         trainable: from `Trainable.behind`.
-        sections: widths of the feature sections.
         head: its prototypes are the classifier's first rows.
         backend: the exported graph, which gives what is trained on.
         images: uint8 (N, H, W, 3); some are enough.
@@ -57,9 +55,9 @@ def make_step(
         "features": backend.run,
     }
     given = inputs[INPUTS[trainable.blocks]](chosen)
-    graph = to_step(trainable, sections, torch.from_numpy(given[:1]))
+    graph = to_step(trainable, torch.from_numpy(given[:1]))
     rows = np.array([head.classes.index(name) for name in labels[: len(chosen)]])
-    parity = verify_step(graph, trainable, sections, given, rows, head.prototypes)
+    parity = verify_step(graph, trainable, given, rows, head.prototypes)
     return ShippedStep(
         graph, trainable.adapters, trainable.blocks, trainable.settings, trainable.tasks, parity
     )
@@ -68,7 +66,6 @@ def make_step(
 def verify_step(
     graph: bytes,
     trainable: Trainable,
-    sections: Sequence[int],
     inputs: NDArray[np.generic],
     labels: NDArray[np.int64],
     classifier: NDArray[np.float64],
@@ -82,10 +79,9 @@ def verify_step(
     Args:
         graph: the training step.
         trainable: from `Trainable.behind`: what the graph was made from.
-        sections: widths of the feature sections.
         inputs: real ones (N, ...), used in turns.
         labels: their classes, int64 (N,), rows of the classifier.
-        classifier: rows to start from, (C, F).
+        classifier: rows to start from, (C, F); of longer ones the first F columns.
         steps, batch, rate: of the training.
 
     Raises:
@@ -94,7 +90,8 @@ def verify_step(
     settings = trainable.settings
     own = [value for value in trainable.tail.parameters() if value.requires_grad]
     before = [value.detach().clone() for value in own]
-    rows = nn.Parameter(torch.from_numpy(np.asarray(classifier, np.float32)))
+    sections = trainable.sections
+    rows = nn.Parameter(torch.from_numpy(np.array(classifier[:, : sum(sections)], np.float32)))
     optimizer = torch.optim.AdamW(
         [*own, rows], lr=rate, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
     )

@@ -45,19 +45,19 @@ class Trainable:
         tail: from what is trained on to features (B, F), in evaluation mode; its parameters that require a
             gradient are the adapters, of which there may be none. That is features for ``"head"``, tokens for
             ``"last2"``, normalised images (B, 3, H, W) for ``"all"``.
-        whole: normalised images to features, and for ``"last2"`` to the tokens that the tail takes, too: what
-            is deployed, with adapters of its own; None where there are none.
-        inside: what stands before an adapter's name in ``whole``.
         settings: of the loss and the optimizer.
         tasks: how many tasks' adapters the shipped ones are the mean of.
+        sections: widths of the tail's feature sections; of the deployed features they are the first ones.
+        whole: normalised images to features, and for ``"last2"`` to the tokens that the tail takes, too: what
+            is deployed, with adapters of its own by the same names; None where there are none.
     """
 
     blocks: str
     tail: nn.Module
     settings: Settings
     tasks: int
+    sections: Sequence[int]
     whole: nn.Module | None = None
-    inside: str = ""
 
     def __post_init__(self) -> None:
         if not self.settings.eps >= SMALLEST_EPS:
@@ -76,7 +76,7 @@ class Trainable:
     def deployed(self) -> dict[str, nn.Parameter]:
         """The adapters of ``whole``, by the names of those of ``tail``."""
         assert self.whole is not None
-        return {name: self.whole.get_parameter(self.inside + name) for name in _trainable(self.tail)}
+        return {name: self.whole.get_parameter(name) for name in _trainable(self.tail)}
 
     def behind(self, mean: Sequence[float], std: Sequence[float]) -> Trainable:
         """What the graph is made from: uint8 images where it trains on images, attention of plain products.
@@ -120,7 +120,7 @@ def loss_of(
     return loss
 
 
-def step_of(trainable: Trainable, sections: Sequence[int]) -> Callable[..., tuple[Tensor, ...]]:
+def step_of(trainable: Trainable) -> Callable[..., tuple[Tensor, ...]]:
     """The step as a pure function.
 
     Its arguments are the inputs (B, ...), labels int64 (B,), the rate and the number of the step, from 1 on,
@@ -145,7 +145,7 @@ def step_of(trainable: Trainable, sections: Sequence[int]) -> Callable[..., tupl
                 ((value - start).square().sum() for value, start in zip(own, shipped, strict=False)),
                 torch.zeros(()),
             )
-            loss = loss_of(features, labels, own[-1], moved, sections, settings)
+            loss = loss_of(features, labels, own[-1], moved, trainable.sections, settings)
             gradients = torch.autograd.grad(loss, own)
         new, new_firsts, new_seconds = [], [], []
         for value, gradient, first, second in zip(values, gradients, firsts, seconds, strict=True):
@@ -161,20 +161,20 @@ def step_of(trainable: Trainable, sections: Sequence[int]) -> Callable[..., tupl
     return step
 
 
-def to_step(trainable: Trainable, sections: Sequence[int], example: Tensor) -> bytes:
+def to_step(trainable: Trainable, example: Tensor) -> bytes:
     """Export the step to a checked, slimmed ONNX graph; batch and number of classes are dynamic.
 
     LayerNormalization is decomposed: with a gradient it has outputs that TensorRT does not take.
 
     Args:
         trainable: from `Trainable.behind`, on the CPU.
-        sections: widths of the feature sections.
         example: one or more inputs of the step, (B, ...).
     """
-    step, adapters = step_of(trainable, sections), _trainable(trainable.tail)
+    step, adapters = step_of(trainable), _trainable(trainable.tail)
     repeats = [EXAMPLE_BATCH] + [1] * (example.dim() - 1)
     state = [value.detach().clone() for value in adapters.values()]
-    state.append(torch.randn(EXAMPLE_CLASSES, sum(sections), generator=torch.Generator().manual_seed(0)))
+    width, generator = sum(trainable.sections), torch.Generator().manual_seed(0)
+    state.append(torch.randn(EXAMPLE_CLASSES, width, generator=generator))
     state += [torch.zeros_like(value) for value in (*state, *state)]
     arguments = (
         example[:1].repeat(repeats),

@@ -148,7 +148,8 @@ class TrainStep:
         graph: The file ``train_step.onnx``, or its bytes.
         adapters: What to start from, float32 by name; none for a step that trains a classifier only.
         classifier: One row for each class, (C, F), by which features are told apart, such as the
-            head's prototypes.
+            head's prototypes. Of rows longer than the features that the step makes, the first columns are
+            taken: further ones are of inner blocks, which the loss does not look at.
         threads: CPU threads inside an operator; None: all cores.
 
     Attributes:
@@ -157,6 +158,7 @@ class TrainStep:
     Raises:
         MissingExtra: onnxruntime is not installed.
         BundleError: The graph is unreadable, needs other files, or has other inputs.
+        ValueError: The classifier's rows are too short.
     """
 
     def __init__(
@@ -188,7 +190,11 @@ class TrainStep:
             )
         self._session: Any = session
         self._input = inputs[0]
-        values = [np.array(value, np.float32, order="C") for value in (*adapters.values(), classifier)]
+        width = session.get_inputs()[inputs.index(CLASSIFIER)].shape[-1]
+        if classifier.ndim != 2 or type(width) is not int or classifier.shape[1] < width:
+            raise ValueError(f"the classifier is {classifier.shape}; the step takes (classes, {width})")
+        started = classifier[:, :width]
+        values = [np.array(value, np.float32, order="C") for value in (*adapters.values(), started)]
         zeros = [np.zeros_like(value) for value in values]
         self._state = dict(zip(learns, [*values, *zeros, *zeros], strict=True))
         self.steps = 0

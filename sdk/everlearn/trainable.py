@@ -4,7 +4,7 @@ import copy
 
 from torch import nn
 
-from everlearn.adapters.adapted import Both, cut, uncut
+from everlearn.adapters.adapted import Trunk
 from everlearn.adapters.merge import merge
 from everlearn.methods.base import Method
 from everlearn_export.train_step import Trainable
@@ -31,17 +31,17 @@ def trainable(method: Method, blocks: str, *, weight_decay: float, tasks: int) -
     sharpness = vars(method).get("sharpness", Settings.sharpness)  # of the classifier it was trained with
     settings = Settings(sharpness=float(sharpness), weight_decay=weight_decay)
     if blocks == "head":
-        return Trainable(blocks, nn.Identity(), settings, tasks)
-    adapted, patches = method.adapted_blocks(), len(method.sections) > 1
-    if method.parts != method.trained_parts:
-        raise ValueError(
-            f"train_step={blocks!r} knows features of the last block alone, and this head looks at "
-            f"{', '.join(map(str, method.parts))}; train with NTKCL(depths=()), or take train_step='head'"
-        )
-    if blocks == "all":
-        tail = copy.deepcopy(uncut(method.backbone, adapted, patches=patches)).cpu()
-        deployed = merge(copy.deepcopy(tail)).eval().requires_grad_(False)
-        return Trainable(blocks, tail, settings, tasks, deployed)
-    trunk, tail = copy.deepcopy(cut(method.backbone, adapted, last=LAST, patches=patches))
-    deployed = merge(Both(trunk.cpu(), copy.deepcopy(tail).cpu())).eval().requires_grad_(False)
-    return Trainable(blocks, tail.cpu(), settings, tasks, deployed, inside="tail.")
+        return Trainable(blocks, nn.Identity(), settings, tasks, method.sections)
+    backbone, seen = method.backbone, method.trained_parts
+    at = None if blocks == "all" else max(backbone.depth - LAST, 0)
+    tail = Trunk(backbone, method.adapted_blocks(seen), seen, start=at)
+    # Of the same images, in one pass, the head sees more: the parts behind those that the loss looks at.
+    whole = Trunk(backbone, method.adapted_blocks(method.parts), method.parts, also=at)
+    return Trainable(
+        blocks,
+        copy.deepcopy(tail).cpu().eval(),
+        settings,
+        tasks,
+        backbone.sections(seen),
+        merge(copy.deepcopy(whole).cpu()).eval().requires_grad_(False),
+    )

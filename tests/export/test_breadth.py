@@ -218,4 +218,4 @@ def test_a_model_without_norms_has_nothing_to_scale(tmp_path: Path) -> None:
 def test_a_device_cannot_train_on_what_is_in_the_norms() -> None:
     learner = Learner(small("test_byobnet"), NTKCL(), device="cpu")
     with pytest.raises(ValueError, match=r"'test_byobnet' is merged into its norms.*train_step='head'"):
-        learner.method.adapted_blocks()
+        learner.method.adapted_blocks(())

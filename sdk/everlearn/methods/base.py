@@ -191,11 +191,14 @@ class Method(nn.Module):
                 reparameterize_model(module.model, inplace=True)
         return features
 
-    def adapted_blocks(self) -> list[nn.Module]:
+    def adapted_blocks(self, parts: Sequence[Part]) -> list[nn.Module]:
         """Make a copy of each block with its deployed adapter, of which a device can train on the last ones.
 
         In evaluation mode, tokens (B, N, d) to tokens; the adapters' parameters alone require a gradient.
-        What `Backbone.features` makes of the blocks' tokens has to be the method's features.
+        What `Backbone.gather` makes of the blocks' tokens has to be the method's features.
+
+        Args:
+            parts: that it will make; the last block need give no more tokens than are `Backbone.wanted`.
 
         Raises:
             ValueError: The method has no such adapters.

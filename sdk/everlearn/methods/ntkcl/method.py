@@ -1,7 +1,7 @@
 """NTK-CL: continual learning by the factors that bound its neural tangent kernel's error."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from everlearn.adapters.choice import adapters_for
 from everlearn.adapters.hybrid import Hybrid
 from everlearn.backbones import Backbone, Depths
-from everlearn.backbones.parts import given
+from everlearn.backbones.parts import Part, given
 from everlearn.checks import real
 from everlearn.methods.base import CosineClassifier, Method, TaskInfo
 from everlearn.methods.ntkcl.form import Form
@@ -235,16 +235,16 @@ class NTKCL(Method):
         """Averaged view, or hybrid view z_m, (B, F)."""
         return self.form.features(self, images)
 
-    def adapted_blocks(self) -> list[nn.Module]:
+    def adapted_blocks(self, parts: Sequence[Part]) -> list[nn.Module]:
         """Each block with its averaged bottleneck; the hybrid view's adapters are no part of one pass."""
         if not isinstance(self.form, OnePass):
-            return super().adapted_blocks()
+            return super().adapted_blocks(parts)
         if not self.backbone.has_tokens:
             raise ValueError(
                 f"what adapts the backbone {self.backbone.name!r} is merged into its norms, and a device "
                 "cannot train on it; take train_step='head', or a Vision Transformer"
             )
-        return self.form.adapted_blocks(self)
+        return self.form.adapted_blocks(self, parts)
 
     def views(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Give z_c, z_p and z_m of the hybrid view, (B, F) each, of normalised images; four passes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from everlearn.adapters.adapted import Beside
 from everlearn.adapters.bottleneck import Bottleneck
 from everlearn.adapters.choice import seen_by
-from everlearn.backbones import Depths
+from everlearn.backbones import Depths, Part
 from everlearn.methods.ntkcl.form import Form, Seen
 from everlearn_runtime.heads import Head, WhitenedCosine
 
@@ -60,10 +61,10 @@ class OnePass(Form):
         """CLS, the mean patch and the depths of the averaged adapters, (B, F)."""
         return torch.cat(seen_by(method.pre["channel"], method.backbone, images, method.parts), 1)
 
-    def adapted_blocks(self, method: NTKCL) -> list[nn.Module]:
-        """Each block with its averaged bottleneck."""
+    def adapted_blocks(self, method: NTKCL, parts: Sequence[Part]) -> list[nn.Module]:
+        """Each block with its averaged bottleneck; the last gives the tokens that these parts need."""
         backbone, bottlenecks = method.backbone, method.pre["channel"].children()
-        first = backbone.wanted(method.trained_parts)
+        first = backbone.wanted(parts)
         return [
             Beside(
                 block,
