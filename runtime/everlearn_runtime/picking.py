@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.decoding import IMAGE_SUFFIXES
+from everlearn_runtime.decoding import IMAGE_SUFFIXES, form_of, no_file
 from everlearn_runtime.heads.checks import check_label
 from everlearn_runtime.images import InputSpec, prepare_batch
 
@@ -103,6 +103,14 @@ def pictures(files: Sequence[File], spec: InputSpec, bad: list[Bad]) -> Iterator
             yield Picture(name, file.label, row)
 
 
+def misnamed(others: Iterable[str]) -> list[tuple[str, str]]:
+    """Of files that are no images by their names, those that are by their content, and their formats."""
+    try:
+        return [(path, form) for path in others if (form := form_of(path)) is not None]
+    except ImportError:  # without Pillow nobody can say
+        return []
+
+
 def _directly(folder: Path, others: list[str]) -> tuple[list[File], list[str]]:
     """The image files and the folders in a folder; what is neither goes to ``others``."""
     try:
@@ -137,8 +145,8 @@ def _read(path: str, spec: InputSpec) -> tuple[list[str], NDArray[np.uint8]]:
     """The pictures in one file, and a name for each."""
     if Path(path).suffix.lower() != ARRAYS:
         return [path], prepare_batch(path, spec)
-    if not Path(path).is_file():
-        raise ValueError("no such file")
+    if (missing := no_file(path)) is not None:
+        raise ValueError(missing)
     try:
         # Mapped, so that the size in the header is held against the file's before memory is asked for.
         array = np.lib.format.open_memmap(path, mode="r")

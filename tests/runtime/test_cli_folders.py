@@ -49,7 +49,7 @@ def test_a_tree_of_class_folders_is_learned_and_predicted(
     assert main(["learn", here, str(photos), *state]) == 0
     out, err = capsys.readouterr()
     assert out == "learned 3 of 'cup', 3 of 'mug'; 3 classes\n"
-    assert err.startswith("everlearn-device: ignored 1 files that are no images, such as ")
+    assert err.startswith("everlearn-device: ignored 1 file that is no image by name, such as ")
     assert "notes.txt" in err
     assert main(["predict", here, str(photos), *state]) == 0
     lines = capsys.readouterr().out.splitlines()
