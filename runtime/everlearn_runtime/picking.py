@@ -14,6 +14,9 @@ from everlearn_runtime.heads.checks import check_label
 from everlearn_runtime.images import InputSpec, prepare_batch
 
 ARRAYS = ".npy"
+TRAIN = ("train", "training")
+TEST = ("test", "testing", "val", "valid", "validation")
+"""Names of folders that divide a data set, in lower or upper case; of several to test on the first."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,8 @@ def files_in(paths: Iterable[str]) -> tuple[list[File], list[str]]:
             ``__MACOSX``, count as nothing.
 
     Raises:
-        ValueError: A folder without images, with images beside class folders, or with a name that
-            no class can have, or that cannot be looked into.
+        ValueError: A folder without images, with images beside class folders, divided into ``train`` and
+            ``test``, or with a name that no class can have, or that cannot be looked into.
     """
     files: list[File] = []
     others: list[str] = []
@@ -72,6 +75,12 @@ def files_in(paths: Iterable[str]) -> tuple[list[File], list[str]]:
             files.append(File(path))
             continue
         own, inner = _directly(folder, others)
+        named = [name for name in inner if name.casefold() in (*TRAIN, *TEST)]
+        if parts := [name for name in named if _divides(folder / name)]:
+            raise ValueError(
+                f"{path} is divided: it has class folders in {' and '.join(parts)}; give one of these, such "
+                f"as {folder / parts[0]}"
+            )
         below = [file for name in inner for file in _below(folder / name, check_label(name), others)]
         if own and below:
             raise ValueError(
@@ -126,6 +135,12 @@ def _directly(folder: Path, others: list[str]) -> tuple[list[File], list[str]]:
         else:
             others.append(str(entry))
     return files, folders
+
+
+def _divides(folder: Path) -> bool:
+    """Whether this is no class, though it may have the name of one: then its images lie directly in it."""
+    files, folders = _directly(folder, [])
+    return bool(folders) and not files
 
 
 def _below(folder: Path, label: str, others: list[str]) -> Iterator[File]:
