@@ -557,7 +557,9 @@ def check_target(target: Path, overwrite: bool) -> None:
     if not _is_bundle(target):
         raise ValueError(f"{target} exists and is not an everlearn bundle; give another path")
     if not overwrite:
-        raise ValueError(f"{target} already holds a bundle; give another path or overwrite=True")
+        raise ValueError(
+            f"{target} already holds a bundle; give another path, or overwrite=True (--overwrite)"
+        )
 
 
 def _replace(target: Path, folder: Path) -> None:
@@ -589,6 +591,10 @@ def _manifest(folder: Path) -> bytes:
         there = False
     if not there:
         raise BundleError(f"{folder}: no such folder; a bundle is a folder with a {MANIFEST}")
+    if not (folder / MANIFEST).exists():
+        run = (folder / "learner.safetensors").exists()
+        mend = f"it is what `everlearn train` wrote: everlearn export {folder} --out BUNDLE"
+        raise BundleError(f"{folder} is no bundle, it has no {MANIFEST}{'; ' + mend if run else ''}")
     with _opened(folder / MANIFEST) as file:
         text = file.read(LARGEST_MANIFEST + 1)
     if len(text) > LARGEST_MANIFEST:

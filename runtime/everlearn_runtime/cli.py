@@ -23,7 +23,7 @@ from everlearn_runtime.errors import MissingExtra
 from everlearn_runtime.heads.checks import check_label
 from everlearn_runtime.images import InputSpec
 from everlearn_runtime.info import describe, lines
-from everlearn_runtime.picking import Bad, Picture, files_in, pictures
+from everlearn_runtime.picking import Bad, Picture, files_in, misnamed, pictures
 from everlearn_runtime.prediction import Prediction
 from everlearn_runtime.serving.command import add_options, serve
 from everlearn_runtime.state import Version
@@ -662,7 +662,10 @@ class _Given:
         if len(self.bad) > MOST_NAMES:
             _complain(f"left out {len(self.bad) - MOST_NAMES} more")
         if self.ignored:
-            _complain(f"ignored {len(self.ignored)} files that are no images, such as {self.ignored[0]}")
+            files = "1 file that is" if len(self.ignored) == 1 else f"{len(self.ignored)} files that are"
+            _complain(f"ignored {files} no image by name, such as {self.ignored[0]}")
+        for path, form in misnamed(self.ignored)[:MOST_NAMES]:
+            _complain(f"{path} is {form} by its content: rename it")
 
     def said(self) -> dict[str, Any]:
         """The same for machines."""

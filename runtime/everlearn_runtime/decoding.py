@@ -55,16 +55,27 @@ def open_image(path: str | Path) -> Image:
         MissingExtra: Pillow is not installed.
     """
     need_pillow("reading image files")
-    try:
-        there = Path(path).is_file()
-    except (OSError, ValueError):  # no rights to look, or no name a file could have
-        there = False
-    if not there:
-        raise ValueError(f"{path}: no such file")
+    if (missing := no_file(path)) is not None:
+        raise ValueError(f"{path}: {missing}")
     try:
         return decode(path)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def no_file(path: str | Path) -> str | None:
+    """Why there is no file to be read at a path; None where there is one."""
+    try:
+        here = Path(path)
+        if here.is_file():
+            return None
+        if here.is_dir():
+            return "a folder, not a file; give the files in it"
+        if here.exists():
+            return "no ordinary file"
+        return "a link to nowhere" if here.is_symlink() else "no such file"
+    except (OSError, ValueError):  # no rights to look, or no name a file could have
+        return "no such file"
 
 
 def decode(file: str | Path | IO[bytes]) -> Image:
@@ -112,8 +123,35 @@ def decoded(
     except (PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError) as error:
         raise ValueError(f"too large an image ({error})") from error
     except Exception as error:  # whatever a damaged file makes a decoder raise
-        raise ValueError(f"not a readable image ({error})") from error
+        raise ValueError(f"not a readable image{_because(error, file)}") from error
     raise ValueError(found)
+
+
+def _because(error: Exception, file: str | Path | IO[bytes]) -> str:
+    """Why a file cannot be read, without its name and numbers, so that the same is said in one way."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return f" ({error.strerror})"
+    text, head = " ".join(str(error).split()), _head(file)
+    if not head:
+        return ": empty"
+    if head.startswith(b"\x93NUMPY"):
+        return ": an array; give what numpy.load reads from it"
+    if "cannot identify image file" in text:
+        return ", whatever its name says"
+    if "image file is truncated" in text or "unrecognized data stream" in text:
+        return ": cut short"
+    return f" ({text})"
+
+
+def form_of(path: str | Path) -> str | None:
+    """The format of an image file by its content, whatever its name says; None where it is none."""
+    import PIL.Image
+
+    try:
+        with PIL.Image.open(path, formats=["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"]) as image:
+            return str(image.format)
+    except Exception:  # whatever a file that is no image makes Pillow raise
+        return None
 
 
 def _opened(file: str | Path | IO[bytes]) -> Image:
@@ -134,14 +172,19 @@ def _opened(file: str | Path | IO[bytes]) -> Image:
 
 
 def _is_heif(file: str | Path | IO[bytes]) -> bool:
+    head = _head(file)
+    return head[4:8] == b"ftyp" and head[8:] in _HEIF
+
+
+def _head(file: str | Path | IO[bytes]) -> bytes:
+    """The first twelve bytes."""
     if isinstance(file, (str, Path)):
         with open(file, "rb") as opened:
-            head = opened.read(12)
-    else:
-        file.seek(0)
-        head = file.read(12)
-        file.seek(0)
-    return head[4:8] == b"ftyp" and head[8:] in _HEIF
+            return opened.read(12)
+    file.seek(0)
+    head = file.read(12)
+    file.seek(0)
+    return head
 
 
 def to_rgb(image: Image | NDArray[np.uint8]) -> Image:

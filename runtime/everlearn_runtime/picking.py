@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.decoding import IMAGE_SUFFIXES
+from everlearn_runtime.decoding import IMAGE_SUFFIXES, form_of, no_file
 from everlearn_runtime.heads.checks import check_label
 from everlearn_runtime.images import InputSpec, prepare_batch
 
 ARRAYS = ".npy"
+TRAIN = ("train", "training")
+TEST = ("test", "testing", "val", "valid", "validation")
+"""Names of folders that divide a data set, in lower or upper case; of several to test on the first."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,8 @@ def files_in(paths: Iterable[str]) -> tuple[list[File], list[str]]:
             ``__MACOSX``, count as nothing.
 
     Raises:
-        ValueError: A folder without images, with images beside class folders, or with a name that
-            no class can have, or that cannot be looked into.
+        ValueError: A folder without images, with images beside class folders, divided into ``train`` and
+            ``test``, or with a name that no class can have, or that cannot be looked into.
     """
     files: list[File] = []
     others: list[str] = []
@@ -72,6 +75,12 @@ def files_in(paths: Iterable[str]) -> tuple[list[File], list[str]]:
             files.append(File(path))
             continue
         own, inner = _directly(folder, others)
+        named = [name for name in inner if name.casefold() in (*TRAIN, *TEST)]
+        if parts := [name for name in named if _divides(folder / name)]:
+            raise ValueError(
+                f"{path} is divided: it has class folders in {' and '.join(parts)}; give one of these, such "
+                f"as {folder / parts[0]}"
+            )
         below = [file for name in inner for file in _below(folder / name, check_label(name), others)]
         if own and below:
             raise ValueError(
@@ -103,6 +112,14 @@ def pictures(files: Sequence[File], spec: InputSpec, bad: list[Bad]) -> Iterator
             yield Picture(name, file.label, row)
 
 
+def misnamed(others: Iterable[str]) -> list[tuple[str, str]]:
+    """Of files that are no images by their names, those that are by their content, and their formats."""
+    try:
+        return [(path, form) for path in others if (form := form_of(path)) is not None]
+    except ImportError:  # without Pillow nobody can say
+        return []
+
+
 def _directly(folder: Path, others: list[str]) -> tuple[list[File], list[str]]:
     """The image files and the folders in a folder; what is neither goes to ``others``."""
     try:
@@ -118,6 +135,12 @@ def _directly(folder: Path, others: list[str]) -> tuple[list[File], list[str]]:
         else:
             others.append(str(entry))
     return files, folders
+
+
+def _divides(folder: Path) -> bool:
+    """Whether this is no class, though it may have the name of one: then its images lie directly in it."""
+    files, folders = _directly(folder, [])
+    return bool(folders) and not files
 
 
 def _below(folder: Path, label: str, others: list[str]) -> Iterator[File]:
@@ -137,8 +160,8 @@ def _read(path: str, spec: InputSpec) -> tuple[list[str], NDArray[np.uint8]]:
     """The pictures in one file, and a name for each."""
     if Path(path).suffix.lower() != ARRAYS:
         return [path], prepare_batch(path, spec)
-    if not Path(path).is_file():
-        raise ValueError("no such file")
+    if (missing := no_file(path)) is not None:
+        raise ValueError(missing)
     try:
         # Mapped, so that the size in the header is held against the file's before memory is asked for.
         array = np.lib.format.open_memmap(path, mode="r")

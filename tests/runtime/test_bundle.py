@@ -95,7 +95,7 @@ def test_every_flipped_bit_is_found(bundle: Path, name: str) -> None:
 def test_no_folder_and_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no such folder"):
         Bundle.open(tmp_path / "none")
-    with pytest.raises(BundleError, match=r"manifest\.json cannot be read"):
+    with pytest.raises(BundleError, match=r"is no bundle, it has no manifest\.json$"):
         Bundle.open(tmp_path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,7 +50,7 @@ def test_a_tree_of_class_folders_is_learned_and_predicted(
     assert main(["learn", here, str(photos), *state]) == 0
     out, err = capsys.readouterr()
     assert out == "learned 3 of 'cup', 3 of 'mug'; 3 classes\n"
-    assert err.startswith("everlearn-device: ignored 1 files that are no images, such as ")
+    assert err.startswith("everlearn-device: ignored 1 file that is no image by name, such as ")
     assert "notes.txt" in err
     assert main(["predict", here, str(photos), *state]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -120,12 +121,19 @@ def test_folders_that_cannot_be_used(bundle: Path, tmp_path: Path, photos: Path,
     here, state = str(bundle), ["--state", str(tmp_path / "device.db")]
     (tmp_path / "empty").mkdir()
     (tmp_path / "trees" / " ").mkdir(parents=True)
+    for part in ("Train", "val"):
+        shutil.copytree(photos, tmp_path / "split" / part)
     flat = photos / "mug" / "deeper"
     for arguments, says in (
         (["predict", here, str(tmp_path / "empty")], "empty has no images; expected files that end in .avif"),
         (["learn", here, "mug", str(photos), *state], "is in a class folder; leave 'mug' out to learn it as"),
         (["learn", here, str(flat), *state], f"2.png is in no class folder; give its class before {flat}"),
         (["predict", here, str(tmp_path / "trees")], "non-empty str"),
+        (
+            ["learn", here, str(tmp_path / "split"), *state],
+            "it has class folders in Train and val",
+        ),
+        (["predict", here, str(tmp_path / "split")], f"such as {tmp_path / 'split' / 'Train'}"),
     ):
         assert main(arguments) == 2, arguments
         assert says in capsys.readouterr().err

@@ -184,7 +184,7 @@ def test_other_files_are_value_errors(tmp_path: Path) -> None:
         open_image(tmp_path / "a.txt")
     with pytest.raises(ValueError, match="no such file"):
         open_image(tmp_path / "none.png")
-    with pytest.raises(ValueError, match="no such file"):
+    with pytest.raises(ValueError, match="a folder, not a file; give the files in it"):
         open_image(tmp_path)
 
 

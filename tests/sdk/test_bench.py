@@ -1,6 +1,7 @@
 """Methods beside each other: the figures are right, nothing is done twice, nothing is lost."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -287,6 +288,9 @@ def test_finished_runs_are_not_done_again(tmp_path: Path) -> None:
     said: list[str] = []
     more = run_bench(tmp_path, say=said.append)
     assert said[0] == f"1 of 4 runs reused, they are in {tmp_path} already"
+    told = [line.split("; ", 1)[1] for line in said if "A_bar" in line]
+    assert [line.split(";")[0] for line in told] == [f"run {number} of 4" for number in (2, 3, 4)]
+    assert [bool(re.search(r", about \d+ s left$", line)) for line in told] == [True, True, False]
     assert [run for run in more.runs if (run.method, run.seed) == ("NTK-CL", 0)] == list(first.runs)
     assert len(more.runs) == 4
     assert Bench.read(tmp_path) == more
@@ -396,6 +400,7 @@ def test_a_method_that_diverges_leaves_the_others_their_results(tmp_path: Path) 
     with pytest.raises(ValueError, match=r"1 of 2 runs were given up \(wild, seed 0\)"):
         run_bench(tmp_path, methods={"wild": Wild, "frozen": Frozen}, seeds=[0], say=said.append)
     assert any(line.startswith("wild, seed 0: given up") for line in said)
+    assert re.search(r"; run 2 of 2; \d+ s$", said[-1])
     assert [run.method for run in Bench.read(tmp_path).runs] == ["frozen"]
 
 

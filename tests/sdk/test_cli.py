@@ -229,6 +229,12 @@ def not_an_image(data: Path) -> list[str]:
     return ["train", str(data), "--out", str(data / "../run"), "--method", "Frozen"]
 
 
+def a_run(data: Path) -> Path:
+    (data / "../run").mkdir()
+    (data / "../run/learner.safetensors").write_bytes(b"")
+    return data / "../run"
+
+
 def options(*more: str) -> Callable[[Path], list[str]]:
     return lambda data: ["train", str(data), "--out", str(data / "../run"), *more]
 
@@ -239,6 +245,18 @@ def bench_options(*more: str) -> Callable[[Path], list[str]]:
 
 MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "data": (lambda _: ["train", "nowhere", "--out", "run"], "'nowhere' is not a data set"),
+    "out among data": (
+        lambda data: ["train", str(data), "--out", str(data / "run")],
+        "give a folder elsewhere",
+    ),
+    "out a file": (
+        lambda data: ["bench", str(data), "--out", str(next(data.glob("a/*.png")))],
+        "which is a file; give a folder",
+    ),
+    "run for a bundle": (
+        lambda data: ["predict", str(a_run(data)), "image.png"],
+        "it is what `everlearn train` wrote: everlearn export ",
+    ),
     "empty class": (no_images, "has no image in its class folders"),
     "no image": (not_an_image, "5 of 25 images in "),
     "backbone": (
@@ -358,7 +376,7 @@ def test_a_stopped_report_promises_nothing(tmp_path: Path, capsys: Output, monke
 
     monkeypatch.setattr(commands, "write_report", stop)
     assert main(["report", str(tmp_path)]) == 130
-    assert capsys.readouterr().err == "everlearn: interrupted\n"
+    assert capsys.readouterr().err == "drawing the pictures ...\neverlearn: interrupted\n"
 
 
 def test_report_of_a_training_has_the_diagnosis_and_the_confusion(

@@ -71,6 +71,8 @@ def _check(data: bytes, number: int, limits: Limits) -> None:
     need_pillow("reading pictures")
     import PIL.Image
 
+    if not data:
+        raise Refused(400, f"image {number} is empty")
     try:
         with PIL.Image.open(io.BytesIO(data), formats=tuple(FORMATS.values())) as image:
             width, height = image.size

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from everlearn.cli import fleet
+from everlearn.cli import fleet, paths
 from everlearn.cli.parser import make_parser
 from everlearn.errors import ElsewhereError, need_training
 from everlearn.info import describe, is_run
@@ -46,6 +46,7 @@ def _run(arguments: list[str]) -> int:
             print(fleet.run(parsed))
             return 0
         need_training()
+        paths.check(parsed)
         from everlearn.cli import commands
 
         commands.run(parsed)

@@ -223,6 +223,7 @@ def _export(arguments: argparse.Namespace) -> None:
         return
     learner = Learner.load(arguments.learner)
     images = _images(arguments) if arguments.images else None
+    _working("writing the graph, and comparing what it computes with torch: half a minute or so")
     held_out = images if images is not None and set(images.classes) & set(learner.classes) else None
     manifest = learner.export(
         arguments.out,
@@ -260,6 +261,12 @@ def _export(arguments: argparse.Namespace) -> None:
         )
 
 
+def _working(what: str) -> None:
+    """Say what takes a while, where nothing else tells that it goes on."""
+    if processes.is_main():
+        print(f"{what} ...", file=sys.stderr, flush=True)
+
+
 def _calibration(figures: Confidence) -> str:
     """How sure the device may be, in words."""
     if figures.calibrated:
@@ -279,6 +286,7 @@ def _images(arguments: argparse.Namespace) -> Images:
 
 def _report(arguments: argparse.Namespace) -> None:
     if arguments.data is None:
+        _working("drawing the pictures")
         print(write_report(arguments.learner))
         return
     if (Path(arguments.learner) / BENCH).is_file():
@@ -287,6 +295,7 @@ def _report(arguments: argparse.Namespace) -> None:
         )
     learner = Learner.load(arguments.learner)
     train, test = _load(arguments, arguments.data, learner.seed)  # split as it was for training
+    _working("looking into the learner, which takes longer than learning where there are many images")
     found = look_into(
         learner, train, test, samples=arguments.samples, readouts=arguments.readouts, seed=arguments.seed
     )

@@ -12,7 +12,12 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Add them to the parser of ``everlearn``."""
     keys = commands.add_parser("keys", help="make a pair of keys to sign with")
     makes = keys.add_subparsers(required=True, metavar="WHAT")
-    new = makes.add_parser("new", help="a new pair: PATH and PATH.pub")
+    new = makes.add_parser(
+        "new",
+        help="a new pair: PATH and PATH.pub",
+        epilog="example:\n  everlearn keys new maker",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     new.set_defaults(run="keys")
     new.add_argument("path", metavar="PATH", help="where the private key goes")
 

@@ -16,7 +16,7 @@ from everlearn.data import looking
 from everlearn.data.images import Images, rgb_of
 from everlearn.data.labels import sort_classes
 from everlearn.data.looking import Left, printable
-from everlearn_runtime.decoding import IMAGE_SUFFIXES, decoded, to_rgb
+from everlearn_runtime.decoding import IMAGE_SUFFIXES, decoded, form_of, to_rgb
 from everlearn_runtime.heads.checks import check_label
 from everlearn_runtime.images import open_image
 
@@ -155,17 +155,10 @@ def _reason(entry: Path) -> tuple[str, bool] | None:
         return _NO_HEIC, True
     if suffix in IMAGE_SUFFIXES:
         return None
-    form = _form(entry)
+    if suffix == ".npy":
+        return "an array: give it to everlearn.arrays, or as .npz", True
+    form = form_of(entry)
     return ("no image by its name", False) if form is None else (f"{form} by its content: rename it", True)
-
-
-def _form(entry: Path) -> str | None:
-    """The format of an image file, whatever its name says."""
-    try:
-        with Image.open(entry, formats=["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"]) as image:
-            return str(image.format)
-    except Exception:  # whatever a file that is no image makes Pillow raise
-        return None
 
 
 def _told(left: Sequence[Left]) -> str:
@@ -206,26 +199,8 @@ def _is_hidden(entry: Path) -> bool:
 
 
 def _look(files: Sequence[Path], index: int) -> None:
-    """Read a file as `_load_file` does, but small; ``ValueError`` in few words where it cannot be read."""
-    file = files[index]
-    try:
-        if file.stat().st_size == 0:
-            raise ValueError("empty")
-        to_rgb(decoded(file, small=True))
-    except OSError as error:
-        raise ValueError(str(error.strerror)) from error
-    except ValueError as error:
-        raise ValueError(in_few_words(error, str(file))) from error
-
-
-def in_few_words(error: ValueError, file: str = "") -> str:
-    """Why an image cannot be read, without the file's name and numbers, so that the same is one reason."""
-    text = " ".join(str(error).split())
-    if "cannot identify image file" in text:
-        return "not a readable image, whatever its name says"
-    if "image file is truncated" in text or "unrecognized data stream" in text:
-        return "not a readable image: cut short"
-    return text.replace(f": '{file}'", "").replace(f" '{file}'", "") if file else text
+    """Read a file as `_load_file` does, but small; ``ValueError`` where it cannot be read."""
+    to_rgb(decoded(files[index], small=True))
 
 
 def _load_file(files: Sequence[Path], index: int) -> Image.Image:

@@ -8,10 +8,7 @@ from everlearn.data import looking
 from everlearn.data.finding import Found, find, images_in, visible
 from everlearn.data.images import Images
 from everlearn.data.looking import Say, printable
-
-TRAIN = ("train", "training")
-TEST = ("test", "testing", "val", "valid", "validation")
-"""Names of folders that divide a data set, in lower or upper case; of several to test on the first."""
+from everlearn_runtime.picking import TEST, TRAIN
 
 
 def look(path: str | Path) -> Found:

@@ -14,7 +14,6 @@ from PIL import Image
 
 from everlearn.data import looking
 from everlearn.data.augmentation import Augmentation
-from everlearn.data.finding import in_few_words
 from everlearn.data.folders import folder, folder_splits, split_folders
 from everlearn.data.images import Images, rgb_of
 from everlearn.data.labels import class_name, label_list
@@ -210,10 +209,7 @@ def _load_encoded(path: str, data: NDArray[np.uint8], offsets: NDArray[np.int64]
 
 
 def _look(data: NDArray[np.uint8], offsets: NDArray[np.int64], index: int) -> None:
-    try:
-        to_rgb(decoded(BytesIO(_encoded(data, offsets, index)), small=True))
-    except ValueError as error:
-        raise ValueError(in_few_words(error)) from error
+    to_rgb(decoded(BytesIO(_encoded(data, offsets, index)), small=True))
 
 
 def _encoded(data: NDArray[np.uint8], offsets: NDArray[np.int64], index: int) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from everlearn.data.finding import visible
 from everlearn.data.folders import loose_images
 from everlearn.data.images import Images, is_tensor
 from everlearn.data.pairs import as_images
@@ -41,6 +42,8 @@ def any_images(images: Any, *, channels: str = "rgb") -> tuple[Images, bool]:
     if channels not in CHANNELS:
         raise ValueError(f"channels is {channels!r}; give 'rgb' or 'bgr'")
     if isinstance(images, (str, Path)) and Path(images).is_dir():
+        if not visible(Path(images)):
+            raise ValueError(f"'{images}' is an empty folder; give one with images, or with class folders")
         images = loose_images(Path(images)) or images
     if _is_labelled(images):
         if channels != "rgb":

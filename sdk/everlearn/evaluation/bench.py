@@ -29,6 +29,7 @@ from everlearn.data import Augmentation, ClassIncremental, Images, as_images
 from everlearn.evaluation import beside
 from everlearn.evaluation.cache import CachedLearner, FeatureStore
 from everlearn.evaluation.exported import check_exported
+from everlearn.evaluation.left import Left
 from everlearn.evaluation.run import FILE as RUN
 from everlearn.evaluation.run import OWN, Run
 from everlearn.evaluation.runner import measure
@@ -238,12 +239,16 @@ def bench(
     folder = _Folder(Path(out), settings)
     store = FeatureStore(Path(out) / "features", *data, digest="".join(digests), say=say)
     wanted = [(name, seed) for seed in seeds for name in makers]
-    left = [run for run in wanted if folder.finished(*run, records[run[0]]) is None]
-    if len(left) < len(wanted):
-        say(f"{len(wanted) - len(left)} of {len(wanted)} runs reused, they are in {out} already")
+    before = {run: folder.finished(*run, records[run[0]]) for run in wanted}
+    left = [run for run, found in before.items() if found is None]
+    done = len(wanted) - len(left)
+    pace = Left((name for name, _ in left), _seconds_of(before.values()), done)
+    if done:
+        say(f"{done} of {len(wanted)} runs reused, they are in {out} already")
     given_up = []
     quiet = None if progress is None else not progress
-    with tqdm(total=len(wanted), initial=len(wanted) - len(left), unit="run", disable=quiet) as bar:
+    shape = "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}"  # its own time left takes all runs for alike
+    with tqdm(total=len(wanted), initial=done, unit="run", disable=quiet, bar_format=shape) as bar:
         for name, seed in left:
             title = f"{name}, seed {seed}"
             bar.set_description(title)
@@ -252,6 +257,7 @@ def bench(
             if learner is None:
                 learner = fresh(name, seed)
             learner.store = store
+            pace.begin(name, 1 if learner.method.at_once else len(streams[seed]), len(learner.tasks))
             if store.covers(learner.method):
                 learner.features(data[0])  # now, so that the seconds of learning are of learning
             try:
@@ -263,9 +269,10 @@ def bench(
                     exported=lower,
                     name=name,
                     settings=folder.settings,
-                    after_task=partial(_describe, bar, title),
+                    after_task=partial(_describe, bar, pace, title, say),
                 )
             except FloatingPointError as error:
+                pace.end(whole=False)
                 given_up.append(title)
                 say(f"{title}: given up, for {error}")
                 continue
@@ -274,10 +281,11 @@ def bench(
             finished(found, learner)
             folder.finish(found)
             bar.update()
+            pace.end()
             own = found.scores[OWN]
             say(
                 f"{title}: A_bar {spread([own.average])}, A_T {spread([own.last])}, {seconds(found.seconds)} "
-                f"s{'' if found.reused is None else ' with the features that are kept'}"
+                f"s{'' if found.reused is None else ' with the features that are kept'}; {pace.told()}"
             )
     result = folder.collect(wanted)
     if given_up:
@@ -305,8 +313,23 @@ def _makers(methods: Sequence[str] | Mapping[str, MakeMethod] | None) -> dict[st
     return makers
 
 
-def _describe(bar: Any, title: str, line: str) -> None:
-    bar.set_description(f"{title}, {line}")
+def _describe(bar: Any, pace: Left, title: str, say: Callable[[str], None], line: str) -> None:
+    """After a task: on the bar at once, on lines now and then."""
+    pace.task()
+    bar.set_description(f"{title}, {line}", refresh=False)
+    if not bar.disable:
+        bar.set_postfix_str(pace.told())
+    elif pace.due():
+        say(f"{title}, {line}; {pace.told()}")
+
+
+def _seconds_of(runs: Iterable[Run | None]) -> dict[str, float]:
+    """What finished runs of each method have taken, on average."""
+    took: dict[str, list[float]] = {}
+    for run in runs:
+        if run is not None:
+            took.setdefault(run.method, []).append(run.seconds)
+    return {method: float(np.mean(several)) for method, several in took.items()}
 
 
 def _digest(images: Images, progress: bool | None) -> str:

@@ -1,0 +1,23 @@
+"""Slips in the paths that were typed, told before torch is imported."""
+
+import argparse
+from pathlib import Path
+
+
+def check(parsed: argparse.Namespace) -> None:
+    """Raise ``ValueError`` for data that are not there, and for results that would lie among the data."""
+    data, out = getattr(parsed, "data", None), getattr(parsed, "out", None)
+    if data not in (None, "digits") and not Path(data).exists():
+        raise ValueError(
+            f"'{data}' is not a data set: no such file or folder; expected 'digits', a .npz file, or a "
+            "folder of class folders, or of train/ and test/ or val/ with class folders in each"
+        )
+    if out is None:
+        return
+    if Path(out).exists() and not Path(out).is_dir():
+        raise ValueError(f"--out is {out}, which is a file; give a folder")
+    if data is not None and Path(data).is_dir() and Path(out).resolve().is_relative_to(Path(data).resolve()):
+        raise ValueError(
+            f"--out is {out}, inside of the data, {data}, where the pictures of a report would be taken for "
+            "a class; give a folder elsewhere"
+        )
