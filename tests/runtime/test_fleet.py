@@ -68,10 +68,10 @@ class Fleet:
         if note:
             self.shown.append((label, n, seed))
 
-    def hand_in(self, device: str, since: int | None = None, name: str = "", **options: int) -> Path:
+    def hand_in(self, device: str, since: int | None = None, name: str = "", min_count: int = 1) -> Path:
         place = self.folder / f"{device}-{name}{next(self.seeds)}.delta"
         with self.open(device) as edge:
-            edge.delta(since, **options).save(place)
+            edge.delta(since, min_count=min_count).save(place)
         return place
 
     def merge(self, deltas: Sequence[Path], name: str = "merged", bundle: Path | None = None) -> Bundle:
