@@ -15,7 +15,7 @@ classes together move by at most ``clip``, for an image is of one class alone. T
 et al. 2021, "Practical and private (deep) learning without sampling or shuffling", definition 1.1, and one
 Gaussian mechanism, whose exact epsilon for a delta is that of Balle and Wang 2018, "Improving the Gaussian
 mechanism for differential privacy", theorem 8, here by dp-accounting. Counts and names of the classes are
-told as they are. All that is made of the noisy sums costs nothing more (Dwork and Roth 2014, proposition 2.1).
+told as they are. What is made of the noisy sums costs nothing more (Dwork and Roth 2014, proposition 2.1).
 
 The noise follows the covariance that is known from the bundle, for what matters to a head is its size beside
 what images of a class differ by (Brown et al. 2021, "Covariance-aware private mean estimation without private
@@ -116,9 +116,6 @@ def with_noise(delta: Delta, noise: GaussianNoise, samples: Mapping[str, Array],
             apart from the rest.
     """
     epsilon = noise.epsilon
-    apart, back = metric(base)
-    if len(samples) and len(apart) != next(iter(samples.values())).shape[1]:
-        raise ValueError("the bundle's head is of another width than the features that were learned")
     for name, count in delta.counts.items():
         there = len(samples.get(name, ()))
         if there != count:
@@ -126,15 +123,31 @@ def with_noise(delta: Delta, noise: GaussianNoise, samples: Mapping[str, Array],
                 f"of {plural(count, 'sample')} of {name!r} the state has the features of {there} only, and "
                 "noise is for features that can be clipped; give since=, a version that history() still has"
             )
-    names = list(delta.counts)
-    counts = np.array([delta.counts[name] for name in names], dtype=np.int64)
-    centre = _centre(base, len(apart))
-    sums = noisy_sums([(samples[name] - centre) @ apart for name in names], noise, len(apart))
-    means = centre + (sums / counts[:, None]) @ back
-    own = type(base) is Prototypes
-    options = base.options if own else Prototypes().options
-    state = HeadState(Prototypes.kind, tuple(names), options, {"counts": counts, "means": means})
+    state = noisy_means({name: samples[name] for name in delta.counts}, noise, base)
     return replace(delta, state=state, noise=noise, epsilon=epsilon)
+
+
+def noisy_means(
+    samples: Mapping[str, Array], noise: GaussianNoise, base: Head, draw: Draw | None = None
+) -> HeadState:
+    """Counts, and means with noise, of some samples, as `Prototypes` keep them.
+
+    Args:
+        samples: Features (n, F) of each class, at least one.
+        noise: How much.
+        base: As :func:`with_noise`; it is left as it is.
+        draw: As :func:`noisy_sums`.
+
+    Raises:
+        ValueError: As :func:`with_noise`.
+    """
+    apart, back = metric(base)
+    centre = base.prototypes.mean(axis=0)
+    counts = np.array([len(rows) for rows in samples.values()], dtype=np.int64)
+    sums = noisy_sums([(rows - centre) @ apart for rows in samples.values()], noise, len(centre), draw)
+    means = centre + (sums / counts[:, None]) @ back
+    options = base.options if type(base) is Prototypes else Prototypes().options
+    return HeadState(Prototypes.kind, tuple(samples), options, {"counts": counts, "means": means})
 
 
 def noisy_sums(rows: list[Array], noise: GaussianNoise, width: int, draw: Draw | None = None) -> Array:
@@ -179,7 +192,7 @@ def metric(head: Head) -> tuple[Array, Array]:
         ValueError: The head knows nothing yet, or keeps something else than means and one scatter.
     """
     arrays = _arrays(head)
-    if head.width is None:
+    if not head.classes or head.width is None:
         raise ValueError("noise is measured by what the bundle knows, and this one knows no class")
     if "scatter" not in arrays:
         return np.eye(head.width), np.eye(head.width)
@@ -232,10 +245,6 @@ def _arrays(head: Head) -> dict[str, NDArray[Any]]:
             "handed in with noise; Prototypes, LDA, WhitenedCosine and BalancedRidge without a projection do"
         )
     return arrays
-
-
-def _centre(head: Head, width: int) -> Array:
-    return np.asarray(head.prototypes.mean(axis=0)) if head.classes else np.zeros(width)
 
 
 def _free(head: Head, arrays: Mapping[str, NDArray[Any]]) -> int:
