@@ -16,8 +16,8 @@ on both, each over its bound, with three quarters of the squared sensitivity for
 no longer than c move by at most c^2 (Dwork, Talwar, Thakurta and Zhang 2014, "Analyze Gauss", algorithm 1),
 and what noise makes negative is set to zero after all are added up.
 
-Each time the clip is chosen among eight on a quarter of the training images, which then nobody learns from; it
-is told as a share of the root mean square of what the bundle's own images have for a length.
+Each time the clip is chosen among eight on a quarter of the training images, which then nobody learns from;
+it is told as a share of the root mean square of what the bundle's own images have for a length.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from everlearn_runtime import (
     FeCAM,
     Head,
     MissingExtra,
+    OnnxRuntime,
     Prototypes,
     Ridge,
     StateError,
@@ -46,6 +47,10 @@ HEADS: dict[str, Callable[[], Head]] = {
     "whitened_cosine": WhitenedCosine,
     "ridge": lambda: Ridge(0.1),
     "balanced_ridge": BalancedRidge,
+    "lda, removable": lambda: LDA(removable=True),
+    "lda, projection": lambda: LDA(projection=16, seed=1),
+    "ridge, projection": lambda: Ridge(0.1, projection=16),
+    "ridge, both": lambda: Ridge(0.1, projection=16, removable=True),
 }
 
 
@@ -105,8 +110,6 @@ def fleet(tmp_path: Path, make_bundle: MakeBundle, make_images: MakeImages) -> F
 def of_head(
     tmp_path: Path, make_bundle: MakeBundle, make_images: MakeImages, new: Callable[[], Head]
 ) -> Fleet:
-    from everlearn_runtime import OnnxRuntime
-
     head, plain = new(), make_bundle("plain")
     backend = OnnxRuntime(plain / "features.onnx", threads=1)
     for label in ("mug", "pen", "cup"):
@@ -214,6 +217,27 @@ def test_a_forgotten_class_stays_forgotten(fleet: Fleet) -> None:
         edge.delta().save(fleet.folder / "d.delta")
     anew = fleet.merge([fleet.folder / "d.delta"], "third", again.path)
     assert "mug" in anew.head().classes
+
+
+@pytest.mark.parametrize("kind", ["lda, removable", "ridge, both"])
+def test_of_a_removable_head_nothing_of_a_forgotten_class_stays(
+    kind: str, tmp_path: Path, make_bundle: MakeBundle, make_images: MakeImages
+) -> None:
+    new = HEADS[kind]
+    fleet = of_head(tmp_path, make_bundle, make_images, new)
+    with fleet.open("a") as edge:
+        edge.forget("mug")
+        fleet.teach(edge, "fork", note=False)
+        fleet.teach(edge, "key")
+        edge.forget("fork")
+    with fleet.open("b") as edge:
+        fleet.teach(edge, "mug", note=False)
+        fleet.teach(edge, "pen")
+    head = fleet.merge([fleet.hand_in("a"), fleet.hand_in("b")]).head()
+    backend, alone = OnnxRuntime(fleet.bundle / "features.onnx", threads=1), new()
+    for label, n, seed in (("pen", 6, 0), ("cup", 6, 0), *fleet.shown):
+        alone.update(backend.run(make_images(label, n, seed)), [label] * n)
+    same(head, alone)
 
 
 def test_who_forgets_and_learns_anew_keeps_that(fleet: Fleet) -> None:

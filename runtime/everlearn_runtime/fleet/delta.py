@@ -89,7 +89,7 @@ class Delta:
         """
         try:
             head = from_state(self.state)
-            head.check_movable()
+            head.check_splits()
             if self.noise is not None and self.state.kind != Prototypes.kind:
                 raise ValueError(
                     f"with noise there are class means alone, and this is a {self.state.kind} head"

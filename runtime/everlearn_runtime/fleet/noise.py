@@ -242,7 +242,8 @@ def _arrays(head: Head) -> dict[str, NDArray[Any]]:
     if not head.movable or set(arrays) not in ({"counts", "means"}, {"counts", "means", "scatter", "seen"}):
         raise ValueError(
             f"{describe(head)} does not keep its class means apart from the rest, so that they cannot be "
-            "handed in with noise; Prototypes, LDA, WhitenedCosine and BalancedRidge without a projection do"
+            "handed in with noise; Prototypes, LDA, WhitenedCosine and BalancedRidge do, with neither "
+            "projection nor removable"
         )
     return arrays
 

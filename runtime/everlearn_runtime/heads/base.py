@@ -263,8 +263,8 @@ class Head(ABC):
 
     @property
     def movable(self) -> bool:
-        """Whether :meth:`since` and :meth:`moved` work: all that is kept are sums of the features
-        themselves and of their products."""
+        """Whether :meth:`moved` works: all that is kept are sums of the features themselves and of their
+        products."""
         return False
 
     def check_movable(self) -> None:
@@ -273,6 +273,19 @@ class Head(ABC):
             raise ValueError(
                 f"{describe(self)} keeps more than sums of features, which no map of the features alone "
                 "can move; Prototypes, LDA and Ridge without a projection can be moved"
+            )
+
+    @property
+    def splits(self) -> bool:
+        """Whether :meth:`since` works: all that is kept are sums over samples."""
+        return self.movable
+
+    def check_splits(self) -> None:
+        """Raise a ValueError if the head does not split."""
+        if not self.splits:
+            raise ValueError(
+                f"{describe(self)} keeps more than sums of features, from which those of earlier samples "
+                "could be taken out; Prototypes, LDA, WhitenedCosine, BalancedRidge and Ridge are such sums"
             )
 
     def kept(self, earlier: Head) -> tuple[str, ...]:
@@ -302,9 +315,9 @@ class Head(ABC):
         what was judged.
 
         Raises:
-            ValueError: The head is not ``movable``, or the earlier one of another kind or width.
+            ValueError: The head does not split, or the earlier one is of another kind or width.
         """
-        self.check_movable()
+        self.check_splits()
         self._check_merge(earlier)
         if self.width is None or earlier.width is None:
             same = copy.deepcopy(self)
@@ -753,7 +766,7 @@ class Head(ABC):
         """Move along, given the same images' features (B, F) before and after, and their drift."""
 
     def _since_shared(self, now: Any, earlier: Any, joined: Joined) -> None:  # noqa: B027
-        """Take over what one head has more than an earlier one, of a head that is ``movable``.
+        """Take over what one head has more than an earlier one, of a head that ``splits``.
 
         ``joined`` says how the samples of this head's classes, set already, met those before them.
         """

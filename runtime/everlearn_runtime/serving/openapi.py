@@ -38,7 +38,8 @@ KEY: JSON = {
     "required": False,
     "schema": {**TEXT, "minLength": 1, "maxLength": LONGEST},
     "description": "The same request with the same key is answered as it was the first time, and changes "
-    f"nothing again; of the last {KEYS} keys, as long as the server runs. What was refused may be tried again.",
+    f"nothing again; of the last {KEYS} keys, as long as the server runs. What was refused may be tried "
+    "again.",
 }
 
 
