@@ -241,14 +241,16 @@ def test_of_a_removable_head_nothing_of_a_forgotten_class_stays(
 
 
 def test_who_forgets_and_learns_anew_keeps_that(fleet: Fleet) -> None:
-    with fleet.open("a") as edge:
-        edge.forget("mug")
-        fleet.teach(edge, "mug", 5)
-    with fleet.open("b") as edge:
-        fleet.teach(edge, "mug", 2, note=False)
-    bundle = fleet.merge([fleet.hand_in("a"), fleet.hand_in("b")])
-    head = bundle.head()
-    assert head.counts[head.classes.index("mug")] == 5
+    for name in ("mug", "pen"):  # the first, and the last, which stands where it stood
+        with fleet.open(f"a {name}") as edge:
+            edge.forget(name)
+            fleet.teach(edge, name, 5)
+            mean = edge._keeper.head.prototypes[1]
+        with fleet.open(f"b {name}") as edge:
+            fleet.teach(edge, name, 2, note=False)
+        head = fleet.merge([fleet.hand_in(f"a {name}"), fleet.hand_in(f"b {name}")], f"of {name}").head()
+        assert head.counts[head.classes.index(name)] == 5
+        np.testing.assert_allclose(head.prototypes[head.classes.index(name)], mean, rtol=1e-9)
 
 
 def test_a_device_takes_the_merged_bundle_and_keeps_what_it_has_learned_since(fleet: Fleet) -> None:

@@ -203,7 +203,7 @@ def make_delta(head: Head, past: Past, device: str, manifest: Manifest, min_coun
     Raises:
         ValueError: Nothing has, or the head keeps more than sums of features.
     """
-    own = head.since(past.head)
+    own = head.since(past.head, past.forgotten)
     forgotten = past.gone(head)
     few = [name for name, count in zip(own.classes, own.counts.tolist(), strict=True) if count < min_count]
     for name in few:

@@ -226,7 +226,7 @@ def take_in(owner: Owner, onto: Head, ledger: Ledger) -> Carried:
             "of one state; start anew with a new state"
         )
     device = owner.head
-    own, forgotten = device.since(past.head), past.gone(device)
+    own, forgotten = device.since(past.head, past.forgotten), past.gone(device)
     for name in own.classes:
         if name in ledger.forgotten and name not in forgotten:
             own.remove(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -288,16 +288,17 @@ class Head(ABC):
                 "could be taken out; Prototypes, LDA, WhitenedCosine, BalancedRidge and Ridge are such sums"
             )
 
-    def kept(self, earlier: Head) -> tuple[str, ...]:
+    def kept(self, earlier: Head, forgotten: Collection[str] = ()) -> tuple[str, ...]:
         """Classes of an earlier form of this head that were not removed since.
 
         A class that was removed and came back counts as removed, which is seen from its place, its
-        samples and its mean; from none of these, if it was the last and now has more samples.
+        samples and its mean; from none of these, if it was the last and now has more samples. Who knows
+        which classes were removed meanwhile, says so: ``forgotten``.
         """
         found: list[str] = []
         start = 0
         for place, name in enumerate(self.classes):
-            if name not in earlier.classes[start:]:
+            if name in forgotten or name not in earlier.classes[start:]:
                 break
             before = earlier.classes.index(name)
             more = int(self.counts[place] - earlier.counts[before])
@@ -308,11 +309,15 @@ class Head(ABC):
             start = before + 1
         return tuple(found)
 
-    def since(self, earlier: Head) -> Head:
+    def since(self, earlier: Head, forgotten: Collection[str] = ()) -> Head:
         """What this head has learned since it was an earlier one, whose samples it has all seen.
 
         Merged into the earlier one, less what :meth:`kept` does not name, it gives this one, but for
         what was judged.
+
+        Args:
+            earlier: It; left as it is.
+            forgotten: As :meth:`kept`.
 
         Raises:
             ValueError: The head does not split, or the earlier one is of another kind or width.
@@ -325,7 +330,7 @@ class Head(ABC):
             return same
         self._catch_up()
         earlier._catch_up()
-        kept = self.kept(earlier)
+        kept = self.kept(earlier, forgotten)
         counts, means = np.zeros(len(self._counts), dtype=np.int64), np.zeros_like(self._means)
         for place, name in enumerate(kept):  # which are the first, in the same order
             before = earlier._classes.place(name)

@@ -13,7 +13,7 @@ from everlearn_runtime.heads.drift import Drift, affine_drift
 from everlearn_runtime.heads.growing import PerClass
 from everlearn_runtime.heads.projection import RandomFeatures, random_features
 from everlearn_runtime.heads.running import Step
-from everlearn_runtime.heads.second_order import SecondOrder, gone_whole
+from everlearn_runtime.heads.second_order import SecondOrder
 from everlearn_runtime.heads.sums import Joined, group_sums
 
 # Relative to the mean eigenvalue of G; below the first step float64 sums say nothing more.
@@ -235,7 +235,7 @@ class Ridge(SecondOrder):
             self._sums = now._sums[joined.places]
             mine, theirs = self._met(earlier, joined)
             self._sums[mine] -= earlier._sums[theirs]
-        before = earlier._total() - earlier._targets_at(gone_whole(now, earlier)).sum(axis=0)
+        before = earlier._total() - earlier._targets_at(self._gone_whole(now, earlier, joined)).sum(axis=0)
         self._background = now._total() - before - self._targets().sum(axis=0)
 
     def _total(self) -> NDArray[np.float64]:

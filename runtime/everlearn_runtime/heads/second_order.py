@@ -182,6 +182,18 @@ class SecondOrder(Head):
         mine = np.flatnonzero(joined.counts).tolist()
         return mine, [earlier._classes.place(self._classes[place]) for place in mine]
 
+    def _gone_whole(self, now: SecondOrder, earlier: SecondOrder, joined: Joined) -> list[int]:
+        """Places in an earlier head of classes that were removed since, of which nothing stayed in G."""
+        if earlier._own is None:
+            return []
+        _, theirs = self._met(earlier, joined)
+        kept = {*theirs, *(place for place, name in enumerate(earlier.classes) if name in now._classes)}
+        kept -= {earlier._classes.place(name) for name in self.classes if name in earlier._classes} - {
+            *theirs
+        }
+        own = earlier._own
+        return [n for n in range(len(earlier.classes)) if n not in kept and own.of(n) is not None]
+
     def _since_gram(
         self, now: SecondOrder, earlier: SecondOrder, between: NDArray[np.float64], joined: Joined
     ) -> None:
@@ -194,7 +206,7 @@ class SecondOrder(Head):
                 that had some, or none at all.
             joined: See `Head._since_shared`.
         """
-        gone = gone_whole(now, earlier)
+        gone = self._gone_whole(now, earlier, joined)
         self._seen = now._seen - earlier._seen + int(earlier._counts[gone].sum())
         mine, theirs = self._met(earlier, joined)
         if self._own is None or now._own is None or earlier._own is None:
@@ -313,16 +325,6 @@ class SecondOrder(Head):
                 )
             self._own.restore(self._gram, flags, own)
         self._settle_shared()
-
-
-def gone_whole(now: SecondOrder, earlier: SecondOrder) -> list[int]:
-    """Places in an earlier head of classes that were removed since, of which nothing stayed in G."""
-    own, kept = earlier._own, now.kept(earlier)
-    if own is None:
-        return []
-    return [
-        place for place, name in enumerate(earlier.classes) if name not in kept and own.of(place) is not None
-    ]
 
 
 def difference(now: GramSum, before: GramSum | None, rows: NDArray[np.float64] | None = None) -> GramSum:

@@ -60,7 +60,7 @@ class Past(NamedTuple):
 
     def gone(self, now: Head) -> tuple[str, ...]:
         """Classes that were forgotten since, by the journal or by what is known now."""
-        kept = now.kept(self.head)
+        kept = now.kept(self.head, self.forgotten)
         return tuple(dict.fromkeys([*self.forgotten, *(c for c in self.head.classes if c not in kept)]))
 
 
