@@ -457,6 +457,7 @@ def test_blocks_add_up_to_the_same(fleet: Fleet, monkeypatch: pytest.MonkeyPatch
     same(fleet.merge(places).head(), fleet.one_device())
 
 
+@pytest.mark.filterwarnings("ignore::Warning:ray.data.context")  # Ray warns of itself
 def test_on_ray_the_result_is_the_same_to_the_bit(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray")
     pytest.importorskip("ray.data")

@@ -32,6 +32,7 @@ from everlearn_runtime import (
     signing,
 )
 from everlearn_runtime.cli import main
+from everlearn_runtime.fleet import merging
 from everlearn_runtime.fleet import noise as noising
 from everlearn_runtime.fleet.noise import add_means, clipped, metric, noisy_sums, secure_normal
 from everlearn_runtime.heads import BalancedRidge
@@ -342,6 +343,26 @@ def test_a_device_goes_on_with_what_was_merged_with_noise(fleet: Fleet) -> None:
         assert edge.counts["key"] == 6
         fleet.teach(edge, "key")
         assert edge.delta().counts == {"key": 3}
+
+
+@pytest.mark.filterwarnings("ignore::Warning:ray.data.context")  # Ray warns of itself
+def test_on_ray_it_is_the_same_to_the_bit(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    pytest.importorskip("ray.data")
+    delta, places = made(fleet), list[Path]()
+    for number in range(5):
+        places.append(fleet.folder / f"{number}.delta")
+        replace(delta, device=f"{number:016x}").save(places[-1])
+    places.append(fleet.hand_in("a"))
+    monkeypatch.setattr(merging, "BLOCK", 2)
+    plain = fleet.merge(places)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        found = merge(fleet.bundle, places, fleet.folder / "ray", ray=True)
+    finally:
+        ray.shutdown()
+    assert found.deltas == 6
+    assert Bundle.open(fleet.folder / "ray").manifest.files == plain.manifest.files
 
 
 @pytest.mark.usefixtures("accountant")

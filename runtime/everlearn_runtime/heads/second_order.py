@@ -184,15 +184,18 @@ class SecondOrder(Head):
 
     def _gone_whole(self, now: SecondOrder, earlier: SecondOrder, joined: Joined) -> list[int]:
         """Places in an earlier head of classes that were removed since, of which nothing stayed in G."""
-        if earlier._own is None:
+        own = earlier._own
+        if own is None:
             return []
         _, theirs = self._met(earlier, joined)
-        kept = {*theirs, *(place for place, name in enumerate(earlier.classes) if name in now._classes)}
-        kept -= {earlier._classes.place(name) for name in self.classes if name in earlier._classes} - {
-            *theirs
-        }
-        own = earlier._own
-        return [n for n in range(len(earlier.classes)) if n not in kept and own.of(n) is not None]
+        return [
+            place
+            for place, name in enumerate(earlier.classes)
+            if own.of(place) is not None
+            and place not in theirs
+            # One that came back has nothing but new samples.
+            and (name not in now._classes or name in self._classes)
+        ]
 
     def _since_gram(
         self, now: SecondOrder, earlier: SecondOrder, between: NDArray[np.float64], joined: Joined
