@@ -24,7 +24,7 @@ pythons:
 	@set -e; for python in $(PYTHONS); do \
 		$$python -m venv build/device-$$(basename $$python); \
 		build/device-$$(basename $$python)/bin/python -m pip install --quiet \
-			-e ".[cpu,images]" cryptography onnx pytest pytest-xdist hypothesis scikit-learn; \
+			-e ".[cpu,images]" cryptography dp-accounting onnx pytest pytest-xdist hypothesis scikit-learn; \
 		OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 build/device-$$(basename $$python)/bin/python -m pytest \
 			--quiet --numprocesses=auto --confcutdir=tests/runtime tests/runtime; \
 	done

@@ -5,7 +5,7 @@ from everlearn_runtime.backends import Backend, OnnxRuntime
 from everlearn_runtime.bundle import FORMAT, Bundle, Manifest, sign_bundle, write_bundle
 from everlearn_runtime.edge import EdgeLearner
 from everlearn_runtime.errors import BundleError, DeltaError, GuardError, MissingExtra, StateError, TrustError
-from everlearn_runtime.fleet import Delta, Merged, merge
+from everlearn_runtime.fleet import Delta, GaussianNoise, Merged, merge
 from everlearn_runtime.guard import Canaries, DriftWatch, Suspect
 from everlearn_runtime.heads import (
     LDA,
@@ -48,6 +48,7 @@ __all__ = [
     "EdgeLearner",
     "EvidenceLDA",
     "FeCAM",
+    "GaussianNoise",
     "GuardError",
     "Head",
     "HeadState",

@@ -20,6 +20,7 @@ from everlearn_runtime.benchmark import Case, benchmark
 from everlearn_runtime.bundle import Bundle, read_manifest
 from everlearn_runtime.edge import FALSE_ALARM, EdgeLearner
 from everlearn_runtime.errors import MissingExtra
+from everlearn_runtime.fleet import GaussianNoise
 from everlearn_runtime.heads.checks import check_label
 from everlearn_runtime.images import InputSpec
 from everlearn_runtime.info import describe, lines
@@ -242,6 +243,16 @@ def _parser() -> argparse.ArgumentParser:
         default=1,
         metavar="N",
         help="leave out classes with fewer samples; default 1",
+    )
+    delta.add_argument(
+        "--noise",
+        type=float,
+        metavar="MULTIPLIER",
+        help="class means with noise, so many times --clip",
+    )
+    delta.add_argument("--clip", type=float, metavar="LENGTH", help="with --noise, of an image's features")
+    delta.add_argument(
+        "--target-delta", type=float, metavar="DELTA", help="with --noise, to give epsilon for; default 1e-5"
     )
     delta.add_argument("--key", metavar="KEY", help="private key to sign with")
     bench = command("benchmark", _benchmark, "measure predict and learn on every backend that is there")
@@ -538,8 +549,9 @@ def _status(arguments: argparse.Namespace) -> tuple[Any, str]:
 
 
 def _delta(arguments: argparse.Namespace) -> tuple[Any, str]:
+    noise = _noise(arguments)
     with _open(arguments) as learner:
-        delta = learner.delta(arguments.since, min_count=arguments.min_count)
+        delta = learner.delta(arguments.since, min_count=arguments.min_count, noise=noise)
     delta.save(arguments.to, key=arguments.key)
     start, end = (mark.version for mark in delta.span)
     said = {
@@ -549,6 +561,7 @@ def _delta(arguments: argparse.Namespace) -> tuple[Any, str]:
         "learned": delta.counts,
         "forgotten": list(delta.forgotten),
         "withheld": delta.withheld,
+        **({} if noise is None else {"noise": noise.says(), "epsilon": delta.epsilon}),
     }
     learned = ", ".join(f"{count} of {name}" for name, count in delta.counts.items()) or "nothing"
     text = f"{arguments.to}: after version {start} up to {end}, learned {learned}"
@@ -556,7 +569,21 @@ def _delta(arguments: argparse.Namespace) -> tuple[Any, str]:
         text += f"; forgotten {', '.join(delta.forgotten)}"
     if delta.withheld:
         text += f"; withheld {delta.withheld} classes of fewer than {arguments.min_count} samples"
+    if noise is not None:
+        text += f"; noise of epsilon {delta.epsilon:.3g} at delta {noise.target_delta:g}"
     return said, text
+
+
+def _noise(arguments: argparse.Namespace) -> GaussianNoise | None:
+    given = {"--clip": arguments.clip, "--target-delta": arguments.target_delta}
+    if arguments.noise is None:
+        if alone := [name for name, value in given.items() if value is not None]:
+            raise ValueError(f"{alone[0]} goes with --noise; give that, too")
+        return None
+    if arguments.clip is None:
+        raise ValueError("--noise needs --clip, the length to which an image's features are shortened")
+    rest = {} if arguments.target_delta is None else {"target_delta": arguments.target_delta}
+    return GaussianNoise(arguments.noise, arguments.clip, **rest)
 
 
 def _info(arguments: argparse.Namespace) -> tuple[Any, str]:

@@ -31,7 +31,7 @@ from everlearn_runtime.adapt import (
 from everlearn_runtime.backends import Backend, Provider, open_backend
 from everlearn_runtime.bundle import Bundle
 from everlearn_runtime.errors import BundleError, OtherModel, StateError
-from everlearn_runtime.fleet import Delta, make_delta, take_in
+from everlearn_runtime.fleet import Delta, GaussianNoise, make_delta, take_in, with_noise
 from everlearn_runtime.guard import Canaries, DriftWatch, Suspect, check_guard, doubtful, refusal, suspects
 from everlearn_runtime.heads import Head, from_state
 from everlearn_runtime.heads.checks import check_label, check_labels
@@ -473,7 +473,9 @@ class EdgeLearner:
         finally:
             job.discard()
 
-    def delta(self, since: int | None = None, *, min_count: int = 1) -> Delta:
+    def delta(
+        self, since: int | None = None, *, min_count: int = 1, noise: GaussianNoise | None = None
+    ) -> Delta:
         """What this device has learned: sums, not images, to be added to the bundle by
         `everlearn_runtime.merge`.
 
@@ -482,8 +484,13 @@ class EdgeLearner:
                 where the last one ended that was merged, or hold all of it, so that nothing counts twice.
             min_count: Classes with fewer new samples are left out: the mean of one image is that image's
                 features. They are not made up for later.
+            noise: Hand in class means with noise, and no scatter; the (epsilon, delta) that this gives is in
+                the delta. Of each call with the same samples the noise is another, and what two of them tell
+                adds up: save one, and hand in that. Needs the features of what was learned, which the state
+                has as far as it can go back.
 
         Raises:
+            MissingExtra: Noise, and dp-accounting is not installed.
             ValueError: Nothing was learned since, the version cannot be reached or was taken back, adapters
                 were trained meanwhile, there is no state, the learner is closed, or the head keeps more than
                 sums.
@@ -493,7 +500,9 @@ class EdgeLearner:
             raise ValueError(f"since is {since!r}; give a version's number, see history(), or None")
         if type(min_count) is not int or min_count < 1:
             raise ValueError(f"min_count is {min_count!r}; give a number of samples, at least 1")
-        return self._in_turn(lambda: self._delta(since, min_count))
+        if noise is not None and not isinstance(noise, GaussianNoise):
+            raise ValueError(f"noise is {noise!r}; give a GaussianNoise, or None")
+        return self._in_turn(lambda: self._delta(since, min_count, noise))
 
     def close(self) -> None:
         """Give back the session and the state file; a second call does nothing, nor does a forked child's."""
@@ -595,12 +604,15 @@ class EdgeLearner:
             return None, ()
         return opinion, suspects(head, opinion, self._false_alarm)
 
-    def _delta(self, since: int | None, min_count: int) -> Delta:
+    def _delta(self, since: int | None, min_count: int, noise: GaussianNoise | None) -> Delta:
         if not isinstance(self._keeper, Owner):
             raise ValueError("a delta needs the versions of a state; open the bundle with state=...")
         keeper = self._keeper
         past = keeper.since(since, self.bundle.ledger().end(keeper.device))
-        return keeper.use(lambda head: make_delta(head, past, keeper.device, self.bundle.manifest, min_count))
+        delta = keeper.use(
+            lambda head: make_delta(head, past, keeper.device, self.bundle.manifest, min_count)
+        )
+        return delta if noise is None else with_noise(delta, noise, keeper.samples(since), self.bundle.head())
 
     def _forget(self, name: str, purge: bool) -> Version:
         if purge:

@@ -6,6 +6,18 @@
 
 from everlearn_runtime.fleet.delta import Delta, make_delta
 from everlearn_runtime.fleet.merging import Merged, merge, take_in
+from everlearn_runtime.fleet.noise import GaussianNoise, with_noise
 from everlearn_runtime.ledger import Ledger, Mark, Span
 
-__all__ = ["Delta", "Ledger", "Mark", "Merged", "Span", "make_delta", "merge", "take_in"]
+__all__ = [
+    "Delta",
+    "GaussianNoise",
+    "Ledger",
+    "Mark",
+    "Merged",
+    "Span",
+    "make_delta",
+    "merge",
+    "take_in",
+    "with_noise",
+]

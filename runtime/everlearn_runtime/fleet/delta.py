@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,14 +25,16 @@ from everlearn_runtime import signing
 from everlearn_runtime.bundle import Manifest
 from everlearn_runtime.errors import DeltaError, TrustError
 from everlearn_runtime.files import write_whole
-from everlearn_runtime.heads import Head, HeadState, from_state
+from everlearn_runtime.fleet.noise import GaussianNoise
+from everlearn_runtime.heads import Head, HeadState, Prototypes, from_state
 from everlearn_runtime.identity import graph_of, model_of
 from everlearn_runtime.ledger import DIGEST, Mark, Span
 
 if TYPE_CHECKING:
     from everlearn_runtime.state.owner import Past
 
-FORMAT = 1
+FORMAT = 2
+PLAIN = 1  # the format of a delta without noise, which older versions read
 SAYS, SIGNATURES = "everlearn_delta", "signatures"
 LARGEST_HEADER = 1 << 24  # bytes
 FIELDS = (
@@ -62,6 +65,9 @@ class Delta:
         state: Of a head that has seen these samples alone.
         forgotten: Classes that the device has forgotten, after ``span.start``.
         withheld: Classes with fewer samples than ``min_count``, which are left out.
+        noise: What is on the class means, which are all there is then: ``state`` is of `Prototypes`, whatever
+            the bundle's head. None: no noise.
+        epsilon: What that gives, for ``noise.target_delta``; None without noise.
     """
 
     graph: str
@@ -72,6 +78,8 @@ class Delta:
     state: HeadState
     forgotten: tuple[str, ...] = ()
     withheld: int = 0
+    noise: GaussianNoise | None = None
+    epsilon: float | None = None
 
     def head(self) -> Head:
         """A head that has seen these samples alone.
@@ -81,7 +89,11 @@ class Delta:
         """
         try:
             head = from_state(self.state)
-            head.check_movable()
+            head.check_splits()
+            if self.noise is not None and self.state.kind != Prototypes.kind:
+                raise ValueError(
+                    f"with noise there are class means alone, and this is a {self.state.kind} head"
+                )
         except (ValueError, RecursionError) as error:
             raise DeltaError(f"the delta's sums make no head: {str(error)[:500]}") from None
         return head
@@ -160,8 +172,8 @@ class Delta:
         return _checked(_metadata(data, path)[SAYS], {}, path)
 
     def _says(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
+        says = {
+            "format": PLAIN if self.noise is None else FORMAT,
             "graph": self.graph,
             "model": self.model,
             "device": self.device,
@@ -173,6 +185,9 @@ class Delta:
             "forgotten": list(self.forgotten),
             "withheld": self.withheld,
         }
+        return (
+            says if self.noise is None else {**says, "noise": {**self.noise.says(), "epsilon": self.epsilon}}
+        )
 
 
 def make_delta(head: Head, past: Past, device: str, manifest: Manifest, min_count: int) -> Delta:
@@ -188,7 +203,7 @@ def make_delta(head: Head, past: Past, device: str, manifest: Manifest, min_coun
     Raises:
         ValueError: Nothing has, or the head keeps more than sums of features.
     """
-    own = head.since(past.head)
+    own = head.since(past.head, past.forgotten)
     forgotten = past.gone(head)
     few = [name for name, count in zip(own.classes, own.counts.tolist(), strict=True) if count < min_count]
     for name in few:
@@ -245,7 +260,7 @@ def _checked(said: str, arrays: dict[str, NDArray[Any]], path: str | Path) -> De
         )
     hexadecimal = re.compile("[0-9a-f]*").fullmatch
     sound = (
-        set(data) == set(FIELDS)
+        set(data) == {*FIELDS, *(("noise",) if data["format"] > PLAIN else ())}
         and all(isinstance(data[name], str) for name in ("graph", "model", "device", "time"))
         and len(data["device"]) == 16
         and hexadecimal(data["device"]) is not None
@@ -262,6 +277,10 @@ def _checked(said: str, arrays: dict[str, NDArray[Any]], path: str | Path) -> De
         and type(data["withheld"]) is int
         and data["withheld"] >= 0
     )
+    noise, epsilon = None, None
+    if sound and data["format"] > PLAIN:
+        noise, epsilon = _noise(data["noise"])
+        sound = noise is not None
     if not sound:
         raise DeltaError(f"{path} is damaged: a field is missing or of the wrong type; ask the device again")
     state = HeadState(data["head"]["kind"], tuple(data["classes"]), data["head"]["options"], arrays)
@@ -274,7 +293,23 @@ def _checked(said: str, arrays: dict[str, NDArray[Any]], path: str | Path) -> De
         state,
         tuple(data["forgotten"]),
         data["withheld"],
+        noise,
+        epsilon,
     )
+
+
+def _noise(said: object) -> tuple[GaussianNoise, float] | tuple[None, None]:
+    """What a delta says of its noise, and its epsilon; None where that makes no sense."""
+    names = {field.name for field in fields(GaussianNoise)}
+    if not isinstance(said, dict) or set(said) != {*names, "epsilon"}:
+        return None, None
+    epsilon = said["epsilon"]
+    if type(epsilon) is not float or not 0 <= epsilon < math.inf:
+        return None, None
+    try:
+        return GaussianNoise(**{name: said[name] for name in names}), epsilon
+    except ValueError:
+        return None, None
 
 
 def _is_mark(value: object) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from everlearn_runtime.bundle import Bundle, check_target, rewrite_bundle
 from everlearn_runtime.errors import DeltaError
 from everlearn_runtime.fleet.delta import Delta
+from everlearn_runtime.fleet.noise import add_means
 from everlearn_runtime.heads import Head
 from everlearn_runtime.identity import graph_of, model_of
 from everlearn_runtime.ledger import Ledger, Span, add_span
@@ -54,7 +55,8 @@ def merge(
 ) -> Merged:
     """Add what devices have learned to a bundle: the result is that of one device that saw everything.
 
-    Sums add, so the order does not matter. A delta that is merged twice, or lies within another one of the
+    Sums add, so the order does not matter. Of deltas with noise the class means are added, and the bundle's
+    covariance within classes stays. A delta that is merged twice, or lies within another one of the
     same device, counts once. A class that a device has forgotten goes from the bundle and from what other
     devices have learned of it with this bundle or an earlier one; what is learned of it after that stays.
 
@@ -93,18 +95,22 @@ def merge(
         head.remove(name)
     models = (*ledger.chain, model_of(opened.manifest))
     add_up = BlockSum(str(opened.path), gone, models, None if trust is None else tuple(map(str, trust)))
-    blocks = [chosen[start : start + BLOCK] for start in range(0, len(chosen), BLOCK)]
-    sums: Iterator[Head]
-    if ray:
-        from everlearn_runtime.fleet.on_ray import sums_on_ray
-
-        sums = sums_on_ray(add_up, blocks)
-    else:
-        sums = map(add_up, blocks)
-    for own in sums:
-        head.merge(own)
-        for name, count in zip(own.classes, own.counts.tolist(), strict=True):
-            learned[name] = learned.get(name, 0) + count
+    noisy: Head | None = None
+    for items in ([item for item in chosen if not item.noise], [item for item in chosen if item.noise]):
+        for own in _sums(add_up, items, ray):
+            for name, count in zip(own.classes, own.counts.tolist(), strict=True):
+                learned[name] = learned.get(name, 0) + count
+            if not items[0].noise:
+                head.merge(own)
+            elif noisy is None:
+                noisy = own
+            else:
+                noisy.merge(own)
+    if noisy is not None:
+        try:
+            head = add_means(head, noisy)
+        except ValueError as error:
+            raise DeltaError(f"deltas with noise cannot be added: {error}") from None
     head.settle()
     rewrite_bundle(
         opened,
@@ -116,6 +122,16 @@ def merge(
     return Merged(len(chosen), tuple(counted), learned, forgotten)
 
 
+def _sums(add_up: BlockSum, items: Sequence[Item], ray: bool) -> Iterator[Head]:
+    """What deltas add up to, block by block."""
+    blocks = [items[start : start + BLOCK] for start in range(0, len(items), BLOCK)]
+    if not ray or not blocks:
+        return map(add_up, blocks)
+    from everlearn_runtime.fleet.on_ray import sums_on_ray
+
+    return sums_on_ray(add_up, blocks)
+
+
 class Item(NamedTuple):
     """A delta that counts: what is looked at before its sums are read."""
 
@@ -124,6 +140,7 @@ class Item(NamedTuple):
     span: Span
     model: str
     forgotten: tuple[str, ...]
+    noise: bool
 
 
 @dataclass(frozen=True)
@@ -177,7 +194,7 @@ class BlockSum:
         own, replaced = delta.head(), self._replaced
         if delta.graph != self._graph and replaced is not None:
             try:
-                own = own.moved(replaced.drift, self._opened.head())
+                own = own.moved(replaced.drift, own if item.noise else self._opened.head())
             except ValueError as error:
                 raise DeltaError(f"{item.path}: {error}") from None
         age = self.models.index(delta.model) if delta.model in self.models else len(self.models) - 1
@@ -209,7 +226,7 @@ def take_in(owner: Owner, onto: Head, ledger: Ledger) -> Carried:
             "of one state; start anew with a new state"
         )
     device = owner.head
-    own, forgotten = device.since(past.head), past.gone(device)
+    own, forgotten = device.since(past.head, past.forgotten), past.gone(device)
     for name in own.classes:
         if name in ledger.forgotten and name not in forgotten:
             own.remove(name)
@@ -217,7 +234,7 @@ def take_in(owner: Owner, onto: Head, ledger: Ledger) -> Carried:
 
 
 def _item(path: str, delta: Delta) -> Item:
-    return Item(path, delta.device, delta.span, delta.model, delta.forgotten)
+    return Item(path, delta.device, delta.span, delta.model, delta.forgotten, delta.noise is not None)
 
 
 def _choose(

@@ -59,6 +59,6 @@ def _items(text: str) -> list[Item]:
     from everlearn_runtime.ledger import Mark, Span
 
     return [
-        Item(path, device, Span(Mark(*start), Mark(*end)), model, tuple(forgotten))
-        for path, device, (start, end), model, forgotten in json.loads(text)
+        Item(path, device, Span(Mark(*start), Mark(*end)), model, tuple(forgotten), noise)
+        for path, device, (start, end), model, forgotten, noise in json.loads(text)
     ]

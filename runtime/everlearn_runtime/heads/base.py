@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -263,8 +263,8 @@ class Head(ABC):
 
     @property
     def movable(self) -> bool:
-        """Whether :meth:`since` and :meth:`moved` work: all that is kept are sums of the features
-        themselves and of their products."""
+        """Whether :meth:`moved` works: all that is kept are sums of the features themselves and of their
+        products."""
         return False
 
     def check_movable(self) -> None:
@@ -275,16 +275,30 @@ class Head(ABC):
                 "can move; Prototypes, LDA and Ridge without a projection can be moved"
             )
 
-    def kept(self, earlier: Head) -> tuple[str, ...]:
+    @property
+    def splits(self) -> bool:
+        """Whether :meth:`since` works: all that is kept are sums over samples."""
+        return self.movable
+
+    def check_splits(self) -> None:
+        """Raise a ValueError if the head does not split."""
+        if not self.splits:
+            raise ValueError(
+                f"{describe(self)} keeps more than sums of features, from which those of earlier samples "
+                "could be taken out; Prototypes, LDA, WhitenedCosine, BalancedRidge and Ridge are such sums"
+            )
+
+    def kept(self, earlier: Head, forgotten: Collection[str] = ()) -> tuple[str, ...]:
         """Classes of an earlier form of this head that were not removed since.
 
         A class that was removed and came back counts as removed, which is seen from its place, its
-        samples and its mean; from none of these, if it was the last and now has more samples.
+        samples and its mean; from none of these, if it was the last and now has more samples. Who knows
+        which classes were removed meanwhile, says so: ``forgotten``.
         """
         found: list[str] = []
         start = 0
         for place, name in enumerate(self.classes):
-            if name not in earlier.classes[start:]:
+            if name in forgotten or name not in earlier.classes[start:]:
                 break
             before = earlier.classes.index(name)
             more = int(self.counts[place] - earlier.counts[before])
@@ -295,16 +309,20 @@ class Head(ABC):
             start = before + 1
         return tuple(found)
 
-    def since(self, earlier: Head) -> Head:
+    def since(self, earlier: Head, forgotten: Collection[str] = ()) -> Head:
         """What this head has learned since it was an earlier one, whose samples it has all seen.
 
         Merged into the earlier one, less what :meth:`kept` does not name, it gives this one, but for
         what was judged.
 
+        Args:
+            earlier: It; left as it is.
+            forgotten: As :meth:`kept`.
+
         Raises:
-            ValueError: The head is not ``movable``, or the earlier one of another kind or width.
+            ValueError: The head does not split, or the earlier one is of another kind or width.
         """
-        self.check_movable()
+        self.check_splits()
         self._check_merge(earlier)
         if self.width is None or earlier.width is None:
             same = copy.deepcopy(self)
@@ -312,7 +330,7 @@ class Head(ABC):
             return same
         self._catch_up()
         earlier._catch_up()
-        kept = self.kept(earlier)
+        kept = self.kept(earlier, forgotten)
         counts, means = np.zeros(len(self._counts), dtype=np.int64), np.zeros_like(self._means)
         for place, name in enumerate(kept):  # which are the first, in the same order
             before = earlier._classes.place(name)
@@ -753,7 +771,7 @@ class Head(ABC):
         """Move along, given the same images' features (B, F) before and after, and their drift."""
 
     def _since_shared(self, now: Any, earlier: Any, joined: Joined) -> None:  # noqa: B027
-        """Take over what one head has more than an earlier one, of a head that is ``movable``.
+        """Take over what one head has more than an earlier one, of a head that ``splits``.
 
         ``joined`` says how the samples of this head's classes, set already, met those before them.
         """

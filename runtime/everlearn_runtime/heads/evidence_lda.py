@@ -129,6 +129,11 @@ class EvidenceLDA(LDA):
         return joined._replace(means=self._map(joined.means), between=self._map(joined.between))
 
     @property
+    def splits(self) -> bool:
+        """No: as for ``movable``."""
+        return False
+
+    @property
     def movable(self) -> bool:
         """No: the evidence is not mapped as other features are."""
         return False

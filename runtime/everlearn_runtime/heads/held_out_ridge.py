@@ -127,6 +127,11 @@ class HeldOutRidge(Ridge):
         return classes > 1 and held_out >= max(1, DECISIVE if unsaid else min(DECISIVE, self._held_out / 2))
 
     @property
+    def splits(self) -> bool:
+        """No: as for ``movable``."""
+        return False
+
+    @property
     def movable(self) -> bool:
         """No: the lambda was chosen on samples that were held out."""
         return False

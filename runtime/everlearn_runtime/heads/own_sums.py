@@ -99,6 +99,10 @@ class OwnSums:
         self.rest = rest
         self._own = [GramSum.from_packed(next(rows), self.width) if own else None for own in has_own]
 
+    def put(self, rest: GramSum, own: list[GramSum | None]) -> None:
+        """Have these sums from now on, the classes' own and that of the rest."""
+        self.rest, self._own = rest, own
+
     def _where(self, place: int) -> GramSum:
         own = self._own[place]
         return self.rest if own is None else own

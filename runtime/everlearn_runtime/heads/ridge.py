@@ -224,11 +224,19 @@ class Ridge(SecondOrder):
         """Without a projection, whose features a map of those before it cannot move, and without own sums."""
         return self._projection is None and self._own is None
 
+    @property
+    def splits(self) -> bool:
+        """Yes: G, Q and n."""
+        return True
+
     def _since_shared(self, now: Ridge, earlier: Ridge, joined: Joined) -> None:
-        self._gram.merge(now._gram)
-        self._gram.subtract(earlier._gram)
-        self._seen = now._seen - earlier._seen
-        self._background = now._total() - earlier._total() - self._targets().sum(axis=0)
+        self._since_gram(now, earlier, np.zeros((0, self._gram.width)), joined)
+        if self._projection:
+            self._sums = now._sums[joined.places]
+            mine, theirs = self._met(earlier, joined)
+            self._sums[mine] -= earlier._sums[theirs]
+        before = earlier._total() - earlier._targets_at(self._gone_whole(now, earlier, joined)).sum(axis=0)
+        self._background = now._total() - before - self._targets().sum(axis=0)
 
     def _total(self) -> NDArray[np.float64]:
         """The sum of all h."""

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn_runtime.heads.drift import Drift, drift_with_more
-from everlearn_runtime.heads.gram import GramSum
 from everlearn_runtime.heads.growing import PerClass
 from everlearn_runtime.heads.projection import random_features
 from everlearn_runtime.heads.running import Step, rung
@@ -231,13 +230,23 @@ class WithinClass(SecondOrder):
         """Without a projection, whose features a map of those before it cannot move, and without own sums."""
         return self._own is None and self._features is None
 
+    @property
+    def splits(self) -> bool:
+        """Yes: means and scatters."""
+        return True
+
     def _since_shared(self, now: WithinClass, earlier: WithinClass, joined: Joined) -> None:
-        before = GramSum(self._gram.width)
-        before.merge(earlier._gram)
-        before.add(joined.between)
-        self._gram.merge(now._gram)
-        self._gram.subtract(before)
-        self._seen = now._seen - earlier._seen
+        between = joined.between
+        if self._features is not None:
+            before = np.zeros((len(self._counts), self._random_width))
+            mine, theirs = self._met(earlier, joined)
+            before[mine] = earlier._projected_means[theirs]
+            sums = joined.counts_after[:, None] * now._projected_means[joined.places]
+            sums -= joined.counts[:, None] * before
+            self._projected_means = sums / self._counts[:, None]
+            more = join(joined.places, joined.counts, before, self._counts, self._projected_means)
+            between = np.concatenate([between, more.between], axis=1)
+        self._since_gram(now, earlier, between, joined)
 
     def _merge_shared(self, other: WithinClass, joined: Joined) -> None:
         between = joined.between

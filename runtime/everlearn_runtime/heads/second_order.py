@@ -177,6 +177,59 @@ class SecondOrder(Head):
             self._gram.merge(other._gram)
             self._gram.add(rows)
 
+    def _met(self, earlier: Head, joined: Joined) -> tuple[list[int], list[int]]:
+        """Places, here and in an earlier head, of this head's classes that had samples there."""
+        mine = np.flatnonzero(joined.counts).tolist()
+        return mine, [earlier._classes.place(self._classes[place]) for place in mine]
+
+    def _gone_whole(self, now: SecondOrder, earlier: SecondOrder, joined: Joined) -> list[int]:
+        """Places in an earlier head of classes that were removed since, of which nothing stayed in G."""
+        own = earlier._own
+        if own is None:
+            return []
+        _, theirs = self._met(earlier, joined)
+        return [
+            place
+            for place, name in enumerate(earlier.classes)
+            if own.of(place) is not None
+            and place not in theirs
+            # One that came back has nothing but new samples.
+            and (name not in now._classes or name in self._classes)
+        ]
+
+    def _since_gram(
+        self, now: SecondOrder, earlier: SecondOrder, between: NDArray[np.float64], joined: Joined
+    ) -> None:
+        """Take over what one head's G has more than an earlier one's.
+
+        Args:
+            now: The one.
+            earlier: The other.
+            between: Rows (k, M) that G gained when these samples met those before them, one for each class
+                that had some, or none at all.
+            joined: See `Head._since_shared`.
+        """
+        gone = self._gone_whole(now, earlier, joined)
+        self._seen = now._seen - earlier._seen + int(earlier._counts[gone].sum())
+        mine, theirs = self._met(earlier, joined)
+        if self._own is None or now._own is None or earlier._own is None:
+            self._gram = difference(now._gram, earlier._gram, between)
+            return
+        rest, parts = difference(now._own.rest, earlier._own.rest), list[GramSum | None]()
+        met = dict(zip(mine, theirs, strict=True))
+        rows = dict(zip(mine, between, strict=False))
+        for place, where in enumerate(joined.places.tolist()):
+            part = now._own.of(where)
+            before = earlier._own.of(met[place]) if place in met else None
+            row = rows[place][None] if place in rows else None
+            if part is None:
+                rest = difference(rest, before, row)
+            else:
+                part = difference(part, before, row)
+            parts.append(part)
+        self._own.put(rest, parts)
+        self._settle_shared()
+
     def _solved(self, weight: float, ridge: float, inverse: bool = False) -> NDArray[np.float64]:
         """Targets times (w G + r I)^-1, (C, M); to be read, not written."""
         before = self._running.solves
@@ -275,3 +328,16 @@ class SecondOrder(Head):
                 )
             self._own.restore(self._gram, flags, own)
         self._settle_shared()
+
+
+def difference(now: GramSum, before: GramSum | None, rows: NDArray[np.float64] | None = None) -> GramSum:
+    """What a sum has more than another one, and than the outer products of rows (k, M)."""
+    found = GramSum(now.width)
+    found.merge(now)
+    if before is not None:
+        found.subtract(before)
+    if rows is not None and len(rows):
+        products = GramSum(now.width)
+        products.add(rows)
+        found.subtract(products)
+    return found

@@ -111,6 +111,11 @@ class StreamingLDA(LDA):
         super()._settle_shared()
 
     @property
+    def splits(self) -> bool:
+        """No: the scatter depends on the order of the samples."""
+        return False
+
+    @property
     def movable(self) -> bool:
         """No: the scatter depends on the order of the samples."""
         return False

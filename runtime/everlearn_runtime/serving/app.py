@@ -20,6 +20,7 @@ from everlearn_runtime.serving.calls import Calls
 from everlearn_runtime.serving.gate import HEADERS, Gate
 from everlearn_runtime.serving.limits import Limits, Rate, Refused, Room
 from everlearn_runtime.serving.metrics import TYPE, Metrics
+from everlearn_runtime.serving.once import HEADER, Once, fingerprint
 from everlearn_runtime.serving.openapi import describe
 from everlearn_runtime.serving.requests import data_of
 
@@ -44,6 +45,7 @@ METHODS = {
     "status": "GET",
 }
 PICTURES = ("predict", "learn")
+CHANGES = ("learn", "forget", "undo", "rollback")
 SMALL_BODY = 1 << 16  # bytes, of calls without pictures
 PREDICTING, CHANGING, LOOKING = 4, 1, 2  # threads
 
@@ -73,6 +75,7 @@ class App:
         self._rate = Rate(limits.rate, limits.burst)
         self._room = Room(limits.memory)
         self._metrics = Metrics(learner)
+        self._once = Once()
         folder = files("everlearn_runtime.serving")
         self._files = {path: ((folder / name).read_bytes(), kind) for path, (name, kind) in FILES.items()}
         description = describe(limits, token is not None)
@@ -145,11 +148,19 @@ class App:
                 raise Refused(
                     408, f"the request took more than {self._limits.seconds:g} s to arrive"
                 ) from None
-            said: dict[str, Any] = await asyncio.get_running_loop().run_in_executor(
-                pool.get(name, self._changing),
-                lambda: self._calls.answer(name, data_of(name, kind, query, body)),
+            key = request.headers.get(HEADER) if name in CHANGES else None
+
+            def answer() -> tuple[dict[str, Any], bool]:
+                asked = fingerprint(name.encode(), kind.encode(), query.encode(), body) if key else b""
+                return self._once.answer(
+                    key, asked, lambda: self._calls.answer(name, data_of(name, kind, query, body))
+                )
+
+            said, made = await asyncio.get_running_loop().run_in_executor(
+                pool.get(name, self._changing), answer
             )
-        self._count(name, said)
+        if made:
+            self._count(name, said)
         return _json(said, 200)
 
     def _count(self, name: str, said: dict[str, Any]) -> None:

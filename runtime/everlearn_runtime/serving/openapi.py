@@ -7,6 +7,7 @@ from typing import Any
 
 from everlearn_runtime.serving.calls import LONGEST_HISTORY, VERSIONS
 from everlearn_runtime.serving.limits import Limits
+from everlearn_runtime.serving.once import KEYS, LONGEST
 from everlearn_runtime.serving.pictures import FORMATS
 
 JSON = dict[str, Any]
@@ -26,9 +27,19 @@ SAYS = {
     409: "The state, or a guard, does not allow it; nothing has changed.",
     413: "Too much at once.",
     415: "Another type of body is wanted.",
+    422: "The Idempotency-Key came with another request before.",
     429: "Too many requests a second; Retry-After says how long to wait.",
     501: "Something is not installed on the device.",
     503: "Busy; Retry-After says how long to wait.",
+}
+KEY: JSON = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "schema": {**TEXT, "minLength": 1, "maxLength": LONGEST},
+    "description": "The same request with the same key is answered as it was the first time, and changes "
+    f"nothing again; of the last {KEYS} keys, as long as the server runs. What was refused may be tried "
+    "again.",
 }
 
 
@@ -70,6 +81,7 @@ def describe(limits: Limits, token: bool) -> JSON:
             "Predicted",
             _object({"images": images, "top": top}, ["images"]),
             picture=[_query("top", top)],
+            changes=False,
         ),
         "/learn": _post(
             "learn",
@@ -188,16 +200,28 @@ def _query(name: str, schema: JSON) -> JSON:
     return {"name": name, "in": "query", "required": False, "schema": schema}
 
 
-def _post(name: str, says: str, answer: str, body: JSON | None, picture: list[JSON] | None = None) -> JSON:
+def _post(
+    name: str,
+    says: str,
+    answer: str,
+    body: JSON | None,
+    picture: list[JSON] | None = None,
+    changes: bool = True,
+) -> JSON:
     """A call that takes JSON, or one picture as it is with the rest in the query."""
     content: JSON = {} if body is None else {"application/json": {"schema": body}}
     call: JSON = {"operationId": name, "summary": says}
     if picture is not None:
         content |= {kind: {} for kind in FORMATS}
         call["parameters"] = picture
+    if changes:
+        call["parameters"] = [*call.get("parameters", ()), KEY]
     if content:
         call["requestBody"] = {"required": True, "content": content}
-    call["responses"] = {**_answered(answer), **_errors(*SAYS)}
+    call["responses"] = {
+        **_answered(answer),
+        **_errors(*(status for status in SAYS if changes or status != 422)),
+    }
     return {"post": call}
 
 

@@ -114,7 +114,7 @@ class Event:
         """
         if self.kind == "learn":
             learn(
-                head, self._rows(features), self.labels, Judgement.read(self.judged) if self.judged else None
+                head, self.rows(features), self.labels, Judgement.read(self.judged) if self.judged else None
             )
         elif self.kind == "forget":
             (label,) = self.labels
@@ -124,7 +124,12 @@ class Event:
         elif self.kind in ("rollback", "adapt"):
             raise ValueError(f"{self.kind} is not replayed on a head")
 
-    def _rows(self, features: bytes) -> NDArray[Any]:
+    def rows(self, features: bytes) -> NDArray[Any]:
+        """Of "learn", the features (B, F).
+
+        Raises:
+            ValueError: It says no type or width of them.
+        """
         if self.dtype not in DTYPES or self.width < 1:
             raise ValueError(f"features of {self.dtype!r} and width {self.width}")
         return np.frombuffer(features, dtype=self.dtype).reshape(-1, self.width)

@@ -33,6 +33,7 @@ from everlearn_runtime.state.folding import Folding
 from everlearn_runtime.state.journal import Event, digest, form_of, learn, now, pack
 from everlearn_runtime.state.kept import delete_kept, kept_place, kept_with
 from everlearn_runtime.state.looking import Looking
+from everlearn_runtime.state.samples import samples_after
 from everlearn_runtime.state.schema1 import merge_wal, read_schema1
 from everlearn_runtime.state.versions import Version
 from everlearn_runtime.state.view import view
@@ -59,7 +60,7 @@ class Past(NamedTuple):
 
     def gone(self, now: Head) -> tuple[str, ...]:
         """Classes that were forgotten since, by the journal or by what is known now."""
-        kept = now.kept(self.head)
+        kept = now.kept(self.head, self.forgotten)
         return tuple(dict.fromkeys([*self.forgotten, *(c for c in self.head.classes if c not in kept)]))
 
 
@@ -174,6 +175,24 @@ class Owner(Looking):
         forgotten = dict.fromkeys(event.labels[0] for event in own if event.kind == "forget")
         now = Mark(self._anchor.version, self._anchor.digest.hex()[: 2 * DIGEST])
         return Past(begin, now, head, tuple(forgotten))
+
+    def samples(self, version: int | None) -> dict[str, NDArray[np.float64]]:
+        """Features (n, F) of the samples of each class that came after an earlier version and were neither
+        taken back nor forgotten, as far as the journal still has them.
+
+        Args:
+            version: The earlier one; None: the bundle's own head. It is one that :meth:`since` takes.
+
+        Raises:
+            ValueError: The version cannot be reached.
+            StateError: Entries are damaged.
+        """
+        with sqlite_errors(self.path), content_errors(self.path):
+            archive = self._archive()
+            events = archive.events()
+        floor = 0 if version is None else self._seq_of(events, version)
+        with sqlite_errors(self.path), content_errors(self.path):
+            return samples_after(archive, floor, self._anchor.seq, self._rollbacks, self._head)
 
     def history(self) -> list[Version]:
         """The versions that can be gone back to, oldest first."""
