@@ -735,7 +735,8 @@ def _migrate(
                 f"{owner.path} has adapters of its own, and the new bundle's map is from features under "
                 "those of the old bundle; roll back to before adapt with the old bundle, then migrate"
             )
-        return owner.use(lambda head: replaced.carry(head, bundle.head()))
+        forgotten = owner.since(None).forgotten
+        return owner.use(lambda head: replaced.carry(head, bundle.head(), forgotten))
 
     moved, kept = _move(owner, bundle, carry)
     return owner, Migrated(

@@ -244,6 +244,16 @@ def test_classes_that_the_device_forgot_stay_forgotten(lda: Pair, tmp_path: Path
         assert (edge.migrated.forgotten, edge.migrated.learned) == (("pen",), {})
 
 
+def test_a_last_class_that_was_forgotten_and_came_back_is_what_it_is_now(lda: Pair, tmp_path: Path) -> None:
+    path = tmp_path / "device.db"
+    with EdgeLearner.open(lda.old, state=path, threads=1) as edge:
+        edge.forget("pen")
+        edge.learn(lda.images("pen", 7, seed=3), ["pen"] * 7)  # more than the bundle's four
+    with EdgeLearner.open(lda.new, state=path, migrate=True, threads=1) as edge:
+        assert edge.migrated is not None
+        assert (edge.migrated.learned, edge.counts["pen"]) == ({"pen": 7}, 7)
+
+
 def test_a_state_that_has_learned_nothing_becomes_the_new_bundles(lda: Pair, tmp_path: Path) -> None:
     path = tmp_path / "device.db"
     EdgeLearner.open(lda.old, state=path, threads=1).close()
