@@ -1,0 +1,51 @@
+"""Graphs of the same modules, traced once by tests that are about something else.
+
+The exporter takes seconds for each. What it made is held against torch at every export all the same, by the
+gates of `export_bundle`, so that a graph of another module would be refused.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from everlearn_export.onnx import to_onnx
+from everlearn_export.train_step import Trainable, to_step
+
+
+@pytest.fixture(scope="module", autouse=True)
+def traced_once() -> Iterator[None]:
+    """To be imported by a module whose exports may share what was traced."""
+    graphs: dict[str, bytes] = {}
+    steps: dict[str, bytes] = {}
+
+    def graph(module: nn.Module, *given: Any) -> bytes:
+        return _kept(graphs, _digest(module, given), lambda: to_onnx(module, *given))
+
+    def step(trainable: Trainable, sections: Any, example: Tensor) -> bytes:
+        about = (tuple(sections), tuple(example.shape), trainable.blocks, trainable.settings)
+        return _kept(steps, _digest(trainable.tail, about), lambda: to_step(trainable, sections, example))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("everlearn_export.bundle.to_onnx", graph)
+        patch.setattr("everlearn_export.step_parity.to_step", step)
+        yield
+
+
+def _kept(kept: dict[str, bytes], key: str, make: Callable[[], bytes]) -> bytes:
+    if key not in kept:
+        kept[key] = make()
+    return kept[key]
+
+
+def _digest(module: nn.Module, about: object) -> str:
+    """Of what a module is, of its weights to the bit, and of which of them are trained."""
+    found = hashlib.sha256(repr((module, about)).encode())
+    named = [*module.named_parameters(), *module.named_buffers()]
+    for name, tensor in named:
+        found.update(f"{name} {tensor.requires_grad} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(tensor.detach().to(torch.float64).numpy().tobytes())
+    return found.hexdigest()
