@@ -25,9 +25,9 @@ def traced_once() -> Iterator[None]:
     def graph(module: nn.Module, *given: Any) -> bytes:
         return _kept(graphs, _digest(module, given), lambda: to_onnx(module, *given))
 
-    def step(trainable: Trainable, sections: Any, example: Tensor) -> bytes:
-        about = (tuple(sections), tuple(example.shape), trainable.blocks, trainable.settings)
-        return _kept(steps, _digest(trainable.tail, about), lambda: to_step(trainable, sections, example))
+    def step(trainable: Trainable, example: Tensor) -> bytes:
+        about = (tuple(trainable.sections), tuple(example.shape), trainable.blocks, trainable.settings)
+        return _kept(steps, _digest(trainable.tail, about), lambda: to_step(trainable, example))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("everlearn_export.bundle.to_onnx", graph)
@@ -42,8 +42,13 @@ def _kept(kept: dict[str, bytes], key: str, make: Callable[[], bytes]) -> bytes:
 
 
 def _digest(module: nn.Module, about: object) -> str:
-    """Of what a module is, of its weights to the bit, and of which of them are trained."""
-    found = hashlib.sha256(repr((module, about)).encode())
+    """Of what a module is and how it is set, of its weights to the bit, and of which of them are trained."""
+    plain = (bool, int, float, str, tuple, type(None))
+    set_to = [
+        sorted((name, value) for name, value in vars(one).items() if isinstance(value, plain))
+        for one in module.modules()
+    ]
+    found = hashlib.sha256(repr((module, set_to, about)).encode())
     named = [*module.named_parameters(), *module.named_buffers()]
     for name, tensor in named:
         found.update(f"{name} {tensor.requires_grad} {tuple(tensor.shape)} {tensor.dtype}".encode())
