@@ -183,7 +183,7 @@ def test_a_path_that_is_taken_is_refused_before_any_work(
 
     monkeypatch.setattr("everlearn_export.bundle.to_onnx", never)
     before = {path: path.read_bytes() for path in exported.bundle.iterdir()}
-    with pytest.raises(ValueError, match="already holds a bundle; give another path or overwrite=True"):
+    with pytest.raises(ValueError, match="already holds a bundle; give another path, or overwrite=True"):
         exported.learner.export(exported.bundle)
     assert {path: path.read_bytes() for path in exported.bundle.iterdir()} == before
 
