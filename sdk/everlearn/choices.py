@@ -16,6 +16,9 @@ from everlearn_runtime.heads import (
 BUNDLED = "everlearn_vit_tiny_p8_64"
 """The backbone that comes with the package."""
 
+CLASS_FOLDERS = "of class folders, or of train/ and test/ or val/ with class folders in each"
+"""What a folder is, to be a data set."""
+
 PRECISIONS = ("fp32", "bf16", "auto")
 """In which to train, see `everlearn.precision.resolve`."""
 

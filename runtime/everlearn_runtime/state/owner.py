@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -422,7 +423,7 @@ class Owner(Looking):
             if (verdict := readable.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
                 raise damaged(self.path, str(verdict))
             if schema == SCHEMA:
-                self._load(Archive(readable, self.path, self._model, self._base))
+                self._load(self._through(readable))
             else:
                 old = read_schema1(readable, self.path, bundle)
         if schema != SCHEMA:
@@ -462,7 +463,7 @@ class Owner(Looking):
         with sqlite_errors(self.path), content_errors(self.path):
             self._file.connect()
             undo_unfinished(self._file.database)
-            self._load(Archive(self._file.database, self.path, self._model, self._base))
+            self._load(self._through(self._file.database))
         self._sure = True
 
     def _archive(self) -> Archive:
@@ -470,7 +471,11 @@ class Owner(Looking):
         if not self._sure:
             self._rebuild()
         undo_unfinished(self._file.database)
-        return Archive(self._file.database, self.path, self._model, self._base)
+        return self._through(self._file.database)
+
+    def _through(self, database: sqlite3.Connection) -> Archive:
+        """What reads the file through a connection, as it is."""
+        return Archive(database, self.path, self._model, self._base)
 
     def _begin_session(self) -> None:
         self._sure = False
@@ -503,8 +508,7 @@ class Owner(Looking):
         size = len(text) + len(features) + ENTRY_BYTES
         with sqlite_errors(self.path), transaction(database):
             self._file.check_place()
-            archive = Archive(database, self.path, self._model, self._base)
-            seq, total = anchor.seq + 1, archive.total(anchor.seq) + size
+            seq, total = anchor.seq + 1, self._through(database).total(anchor.seq) + size
             chain = digest(anchor.digest, seq, total, text, features)
             database.execute(
                 "INSERT INTO journal VALUES (?, ?, ?, ?, ?)", (seq, total, chain, text, features)

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from everlearn.choices import CLASS_FOLDERS
+
 
 def check(parsed: argparse.Namespace) -> None:
     """Raise ``ValueError`` for data that are not there, and for results that would lie among the data."""
@@ -10,7 +12,7 @@ def check(parsed: argparse.Namespace) -> None:
     if data not in (None, "digits") and not Path(data).exists():
         raise ValueError(
             f"'{data}' is not a data set: no such file or folder; expected 'digits', a .npz file, or a "
-            "folder of class folders, or of train/ and test/ or val/ with class folders in each"
+            f"folder {CLASS_FOLDERS}"
         )
     if out is None:
         return

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from everlearn.choices import CLASS_FOLDERS
 from everlearn.data import looking
 from everlearn.data.augmentation import Augmentation
 from everlearn.data.folders import folder, folder_splits, split_folders
@@ -173,7 +174,7 @@ def load(
         return folder_splits(path, seed, on_error=on_error, say=say)
     raise ValueError(
         f"'{source}' is not a data set; expected 'digits', a .npz file, or a folder that exists "
-        f"(of class folders, or of train/ and test/ or val/ with class folders in each)"
+        f"({CLASS_FOLDERS})"
     )
 
 
