@@ -5,8 +5,9 @@
 """
 
 from everlearn_runtime.fleet.delta import Delta, make_delta
-from everlearn_runtime.fleet.merging import Merged, merge, take_in
+from everlearn_runtime.fleet.merging import Merged, merge
 from everlearn_runtime.fleet.noise import GaussianNoise, with_noise
+from everlearn_runtime.fleet.taking import take_in
 from everlearn_runtime.ledger import Ledger, Mark, Span
 
 __all__ = [

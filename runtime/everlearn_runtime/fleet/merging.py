@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from everlearn_runtime.bundle import Bundle, check_target, rewrite_bundle
 from everlearn_runtime.errors import DeltaError
@@ -19,12 +19,10 @@ from everlearn_runtime.fleet.noise import add_means
 from everlearn_runtime.heads import Head
 from everlearn_runtime.identity import graph_of, model_of
 from everlearn_runtime.ledger import Ledger, Span, add_span
-from everlearn_runtime.migration import Carried, Replaced, carry_onto
-
-if TYPE_CHECKING:
-    from everlearn_runtime.state import Owner
+from everlearn_runtime.migration import Replaced
 
 BLOCK = 1000
+ANCESTORS = 8
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,7 @@ def merge(
     trust: Sequence[str | Path] | None = None,
     overwrite: bool = False,
     ray: bool = False,
+    ancestors: int = ANCESTORS,
 ) -> Merged:
     """Add what devices have learned to a bundle: the result is that of one device that saw everything.
 
@@ -69,31 +68,38 @@ def merge(
         overwrite: Replace a bundle at ``out``.
         ray: Add up on Ray Data, in blocks of a thousand, with whatever cluster ``ray.init`` was told of, or
             this machine's cores. The result is the same to the bit.
+        ancestors: A device may have missed up to so many bundles, this one among them, and still take it: it
+            holds the head of each, at least of the one that it was merged from.
 
     Raises:
         BundleError: The bundle is damaged.
         MissingExtra: Ray is not installed, or cryptography where ``trust`` is given.
         DeltaError: A delta is damaged, of another graph or head, or overlaps what is counted already.
         TrustError: A delta is not signed by any key of ``trust``, or was altered after that.
-        ValueError: No delta, or something is in the way at ``out``.
+        ValueError: No delta, ``ancestors`` below 1, or something is in the way at ``out``.
     """
+    if type(ancestors) is not int or ancestors < 1:
+        raise ValueError(f"ancestors is {ancestors!r}; give a number of bundles, at least 1")
     opened = Bundle.open(bundle)
     check_target(Path(out), overwrite)
     places = [str(place) for place in deltas]
     if not places:
         raise ValueError("no delta to merge; give at least one file")
     ledger = opened.ledger()
-    generation = len(ledger.chain)
+    models = (*ledger.chain, model_of(opened.manifest))
     chosen, counted, devices = _choose(places, opened, ledger)
     gone = dict(ledger.forgotten)
-    gone.update({name: generation + 1 for item in chosen for name in item.forgotten})
+    for item in chosen:
+        for name in item.forgotten:
+            # Unless it has gone since, and may be learned anew.
+            if _age(item.model, models) >= ledger.forgotten.get(name, -1):
+                gone[name] = len(models)
     head, learned = opened.head(), dict[str, int]()
     forgotten = tuple(
         name for name in head.classes if name in gone and ledger.forgotten.get(name) != gone[name]
     )
     for name in forgotten:
         head.remove(name)
-    models = (*ledger.chain, model_of(opened.manifest))
     add_up = BlockSum(str(opened.path), gone, models, None if trust is None else tuple(map(str, trust)))
     noisy: Head | None = None
     for items in ([item for item in chosen if not item.noise], [item for item in chosen if item.noise]):
@@ -116,7 +122,13 @@ def merge(
         opened,
         out,
         head=head,
-        ledger=Ledger(devices, gone, models, opened.head().state()),
+        ledger=Ledger(
+            devices,
+            gone,
+            models,
+            (*ledger.before, opened.head().state())[-ancestors:],
+            {**ledger.latest, **{item.device: len(models) for item in chosen}},
+        ),
         overwrite=overwrite,
     )
     return Merged(len(chosen), tuple(counted), learned, forgotten)
@@ -197,40 +209,11 @@ class BlockSum:
                 own = own.moved(replaced.drift, own if item.noise else self._opened.head())
             except ValueError as error:
                 raise DeltaError(f"{item.path}: {error}") from None
-        age = self.models.index(delta.model) if delta.model in self.models else len(self.models) - 1
+        age = _age(delta.model, self.models)
         for name in own.classes:
-            if name not in delta.forgotten and age < self.gone.get(name, 0):
+            if name not in delta.forgotten and age < self.gone.get(name, age):
                 own.remove(name)
         return own
-
-
-def take_in(owner: Owner, onto: Head, ledger: Ledger) -> Carried:
-    """What a device goes on with that gets a bundle which was merged from its own.
-
-    Args:
-        owner: Its state.
-        onto: The merged bundle's head, which is changed: to it comes what the device has learned since the
-            version that it had handed in.
-        ledger: What is in the merged bundle.
-
-    Raises:
-        ValueError: That version cannot be reached any more, or is not in this device's past.
-        StateError: The state is damaged.
-    """
-    mark = ledger.end(owner.device)
-    past = owner.since(None if mark is None else mark.version)
-    if mark is not None and past.begin != mark:
-        raise ValueError(
-            f"version {mark.version} of this state is not the one that was merged: two devices go on from "
-            "copies "
-            "of one state; start anew with a new state"
-        )
-    device = owner.head
-    own, forgotten = device.since(past.head, past.forgotten), past.gone(device)
-    for name in own.classes:
-        if name in ledger.forgotten and name not in forgotten:
-            own.remove(name)
-    return carry_onto(onto, own, forgotten, device)
 
 
 def _item(path: str, delta: Delta) -> Item:
@@ -269,6 +252,11 @@ def _choose(
                 devices[device] = more
                 chosen.append(item)
     return sorted(chosen, key=lambda item: (item.device, item.span)), sorted(counted), devices
+
+
+def _age(model: str, models: tuple[str, ...]) -> int:
+    """How many bundles came before one of these; -1 for that of another graph, which all of them replace."""
+    return models.index(model) if model in models else -1
 
 
 def _length(span: Span) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from everlearn_runtime import signing
 from everlearn_runtime.bundle import sign_bundle
 from everlearn_runtime.fleet import merge
+from everlearn_runtime.fleet.merging import ANCESTORS
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -38,6 +39,13 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="public key, one of which must have signed each delta; without, no signature is looked at",
     )
     add.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
+    add.add_argument(
+        "--ancestors",
+        type=int,
+        default=ANCESTORS,
+        metavar="N",
+        help="devices that missed up to N bundles, this one among them, can take it; default %(default)s",
+    )
     add.add_argument("--ray", action="store_true", help="add up on Ray Data")
 
 
@@ -55,6 +63,7 @@ def run(arguments: argparse.Namespace) -> str:
         trust=arguments.trust,
         overwrite=arguments.overwrite,
         ray=arguments.ray,
+        ancestors=arguments.ancestors,
     )
     learned = ", ".join(f"{count} of {name}" for name, count in merged.learned.items()) or "nothing new"
     lines = [f"{Path(arguments.out)}: {merged.deltas} deltas, {learned}"]
