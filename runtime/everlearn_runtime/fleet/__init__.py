@@ -4,6 +4,7 @@
 `Ledger` of that bundle says what is in it, so that nothing counts twice.
 """
 
+from everlearn_runtime.fleet.composition import Privacy
 from everlearn_runtime.fleet.delta import Delta, make_delta
 from everlearn_runtime.fleet.merging import Merged, merge
 from everlearn_runtime.fleet.noise import GaussianNoise, with_noise
@@ -16,6 +17,7 @@ __all__ = [
     "Ledger",
     "Mark",
     "Merged",
+    "Privacy",
     "Span",
     "make_delta",
     "merge",

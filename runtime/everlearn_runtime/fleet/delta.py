@@ -109,13 +109,15 @@ class Delta:
         """Write it, all or nothing.
 
         Args:
-            path: The file; one that is there is replaced.
+            path: The file; a delta that is there is replaced, unless noise on the same versions would be
+                drawn anew.
             key: The file of a private key to sign with, see `everlearn_runtime.signing`.
 
         Raises:
             OSError: It could not be written.
-            ValueError: The key is none.
+            ValueError: The key is none, or something is in the way at ``path``.
         """
+        self._check_place(Path(path))
         said = json.dumps(self._says(), sort_keys=True)
         arrays = {name: np.ascontiguousarray(array) for name, array in self.state.arrays.items()}
         metadata = {SAYS: said}
@@ -123,6 +125,30 @@ class Delta:
             signed = signing.sign(_signed(said, arrays), key, purpose=signing.DELTA)
             metadata[SIGNATURES] = signed.decode()
         write_whole(Path(path), safetensors.numpy.save(arrays, metadata=metadata))
+
+    def _check_place(self, path: Path) -> None:
+        """Raise a ValueError if this may not be written to a path."""
+        if not path.parent.is_dir():
+            raise ValueError(f"{path}: no such folder as {path.parent}; make it first")
+        if not path.exists() and not path.is_symlink():
+            return
+        try:
+            there = Delta.peek(path)
+        except DeltaError:
+            raise ValueError(f"{path} is there and is no delta; give another path") from None
+        (first, last), (start, end) = there.span, self.span
+        apart = last.version <= start.version or end.version <= first.version
+        if there.device == self.device and there.noise is not None and not apart and not self._is_at(path):
+            raise ValueError(
+                f"{path} holds versions {first.version} to {last.version} of this device, with noise: "
+                "another draw of them, or none, tells more than one. Hand in a copy of that file, and with "
+                f"since={last.version} what came after it, or give another path"
+            )
+
+    def _is_at(self, path: Path) -> bool:
+        """Whether a file holds these very sums."""
+        there, own = Delta.read(path).state.arrays, self.state.arrays
+        return set(there) == set(own) and all(np.array_equal(there[name], own[name]) for name in own)
 
     @classmethod
     def read(cls, path: str | Path, *, trust: Sequence[str | Path] | None = None) -> Delta:
@@ -159,19 +185,15 @@ class Delta:
         delta.head()
         return delta
 
+    @staticmethod
+    def signers(path: str | Path) -> list[str]:
+        """Fingerprints of the keys that a file says it is signed by, unchecked; raises like :meth:`read`."""
+        return signing.signers(_header(path).get(SIGNATURES))
+
     @classmethod
     def peek(cls, path: str | Path) -> Delta:
         """What a file says, without its sums: ``state`` has no arrays. Raises like :meth:`read`."""
-        try:
-            with Path(path).open("rb") as file:
-                begin = file.read(8)
-                length = struct.unpack("<Q", begin)[0] if len(begin) == 8 else LARGEST_HEADER + 1
-                if length > LARGEST_HEADER:
-                    raise DeltaError(f"{path} is no delta")
-                data = begin + file.read(length)
-        except OSError as error:
-            raise DeltaError(f"{path} cannot be read ({error.strerror})") from None
-        return _checked(_metadata(data, path)[SAYS], {}, path)
+        return _checked(_header(path)[SAYS], {}, path)
 
     def _says(self) -> dict[str, Any]:
         says = {
@@ -259,6 +281,20 @@ def _anew(own: Head, samples: Mapping[str, NDArray[np.float64]]) -> Head:
             )
         found.update(rows, [name] * count)
     return found
+
+
+def _header(path: str | Path) -> dict[str, str]:
+    """The metadata of a file, whose arrays are not read."""
+    try:
+        with Path(path).open("rb") as file:
+            begin = file.read(8)
+            length = struct.unpack("<Q", begin)[0] if len(begin) == 8 else LARGEST_HEADER + 1
+            if length > LARGEST_HEADER:
+                raise DeltaError(f"{path} is no delta")
+            data = begin + file.read(length)
+    except OSError as error:
+        raise DeltaError(f"{path} cannot be read ({error.strerror})") from None
+    return _metadata(data, path)
 
 
 def _metadata(data: bytes, path: str | Path) -> dict[str, str]:

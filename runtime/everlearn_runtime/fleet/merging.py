@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from everlearn_runtime.bundle import Bundle, check_target, rewrite_bundle
 from everlearn_runtime.errors import DeltaError
+from everlearn_runtime.fleet.composition import Privacy, of_each
 from everlearn_runtime.fleet.delta import Delta
 from everlearn_runtime.fleet.noise import add_means
 from everlearn_runtime.heads import Head
@@ -34,12 +35,16 @@ class Merged:
         counted: Files that were counted already, by an earlier merge or within another delta.
         learned: Samples that were added, by class.
         forgotten: Classes that went because a device had forgotten them.
+        told: For each device, by its number, several of whose files are of the same versions and some with
+            noise, what these tell together of one image at most. Of files that were not given here nobody
+            knows.
     """
 
     deltas: int
     counted: tuple[str, ...]
     learned: dict[str, int]
     forgotten: tuple[str, ...]
+    told: Mapping[str, Privacy]
 
 
 def merge(
@@ -87,7 +92,7 @@ def merge(
         raise ValueError("no delta to merge; give at least one file")
     ledger = opened.ledger()
     models = (*ledger.chain, model_of(opened.manifest))
-    chosen, counted, devices = _choose(places, opened, ledger)
+    chosen, counted, devices, told = _choose(places, opened, ledger)
     gone = dict(ledger.forgotten)
     for item in chosen:
         for name in item.forgotten:
@@ -131,7 +136,7 @@ def merge(
         ),
         overwrite=overwrite,
     )
-    return Merged(len(chosen), tuple(counted), learned, forgotten)
+    return Merged(len(chosen), tuple(counted), learned, forgotten, told)
 
 
 def _sums(add_up: BlockSum, items: Sequence[Item], ray: bool) -> Iterator[Head]:
@@ -222,8 +227,9 @@ def _item(path: str, delta: Delta) -> Item:
 
 def _choose(
     places: list[str], bundle: Bundle, ledger: Ledger
-) -> tuple[list[Item], list[str], dict[str, tuple[Span, ...]]]:
-    """The deltas that count, in an order of their own; those that do not; and what is in it then."""
+) -> tuple[list[Item], list[str], dict[str, tuple[Span, ...]], dict[str, Privacy]]:
+    """The deltas that count, in an order of their own; those that do not; what is in it then; and what those
+    with noise tell together."""
     found: dict[str, list[Item]] = {}
     known, graph = {*ledger.chain, model_of(bundle.manifest)}, graph_of(bundle.manifest)
     replaced = bundle.replaced()
@@ -251,7 +257,13 @@ def _choose(
             else:
                 devices[device] = more
                 chosen.append(item)
-    return sorted(chosen, key=lambda item: (item.device, item.span)), sorted(counted), devices
+    noisy = {
+        device: [item.path for item in items]
+        for device, items in found.items()
+        if len(items) > 1 and any(item.noise for item in items)
+    }
+    order = sorted(chosen, key=lambda item: (item.device, item.span))
+    return order, sorted(counted), devices, of_each(noisy)
 
 
 def _age(model: str, models: tuple[str, ...]) -> int:

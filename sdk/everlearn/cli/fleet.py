@@ -7,6 +7,7 @@ from everlearn_runtime import signing
 from everlearn_runtime.bundle import sign_bundle
 from everlearn_runtime.fleet import merge
 from everlearn_runtime.fleet.merging import ANCESTORS
+from everlearn_runtime.words import plural
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -66,11 +67,16 @@ def run(arguments: argparse.Namespace) -> str:
         ancestors=arguments.ancestors,
     )
     learned = ", ".join(f"{count} of {name}" for name, count in merged.learned.items()) or "nothing new"
-    lines = [f"{Path(arguments.out)}: {merged.deltas} deltas, {learned}"]
+    lines = [f"{Path(arguments.out)}: {plural(merged.deltas, 'delta')}, {learned}"]
     if merged.forgotten:
         lines.append(f"forgotten: {', '.join(merged.forgotten)}")
     if merged.counted:
         lines.append(f"counted already: {', '.join(merged.counted)}")
+    for device, told in merged.told.items():
+        lines.append(
+            f"noise: files of device {device} are of the same versions, and together tell as much as epsilon "
+            f"{told.epsilon:.3g} at delta {told.delta:.3g}"
+        )
     return "\n".join(lines)
 
 
