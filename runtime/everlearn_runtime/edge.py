@@ -569,9 +569,12 @@ class EdgeLearner:
             raise ValueError("a delta needs the versions of a state; open the bundle with state=...")
         keeper = self._keeper
         past = keeper.since(since, self.bundle.ledger().end(keeper.device))
+        history = keeper.history()
         samples = keeper.samples(since) if min_count > 1 or noise is not None else {}
         delta = keeper.use(
-            lambda head: make_delta(head, past, keeper.device, self.bundle.manifest, min_count, samples)
+            lambda head: make_delta(
+                head, past, keeper.device, self.bundle.manifest, min_count, history, samples
+            )
         )
         return delta if noise is None else with_noise(delta, noise, samples, self.bundle.head())
 

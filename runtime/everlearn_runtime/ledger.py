@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 from everlearn_runtime.heads import HeadState, from_state
 
 BEFORE = "before."  # before the names of the arrays of the head before
-# The checksum of a journal's entry is cut to so many bytes where it tells devices apart.
-DIGEST = 16
+DIGEST = 16  # bytes of what tells copies of one state apart
 
 
 class Mark(NamedTuple):
-    """A version of a device's state, and the checksum of its journal up to there, in hex.
+    """A version of a device's state, and in hex what tells it from that of a copy which goes on by itself.
 
-    Version 0 is the bundle's own head, without a checksum.
+    Version 0 is the bundle's own head, for which that is empty.
     """
 
     version: int
@@ -163,10 +162,7 @@ def add_span(spans: Iterable[Span], new: Span, device: str) -> tuple[Span, ...] 
     for span in spans:
         for one, other in ((span.end, new.start), (span.start, new.start), (span.end, new.end)):
             if one.version == other.version and one.digest != other.digest:
-                raise ValueError(
-                    f"device {device} has two pasts up to version {one.version}: two devices go on from "
-                    "copies of one state; give one of them a new state"
-                )
+                raise ValueError(two_pasts(device, one.version))
         if span.start.version <= new.start.version and new.end.version <= span.end.version:
             return None
         if span.end.version <= new.start.version or new.end.version <= span.start.version:
@@ -186,6 +182,14 @@ def add_span(spans: Iterable[Span], new: Span, device: str) -> tuple[Span, ...] 
         else:
             merged.append(span)
     return tuple(merged)
+
+
+def two_pasts(device: str, version: int) -> str:
+    """What to say of two devices that pass for one."""
+    return (
+        f"device {device} has two pasts up to version {version}: two devices go on from copies of one state; "
+        "give one of them a new state"
+    )
 
 
 def _part(arrays: Mapping[str, NDArray[Any]], place: int) -> dict[str, NDArray[Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ import onnx
 import pytest
 
 from everlearn_runtime import LDA, Bundle, Delta, DeltaError, EdgeLearner, Head, StateError, merge
+from everlearn_runtime.fleet.stamps import MOST_PASSED, contradict, passed, stamp
 from everlearn_runtime.heads.drift import Drift, affine_map
 from everlearn_runtime.identity import model_of
 from everlearn_runtime.ledger import Ledger
 from everlearn_runtime.migration import Replaced
+from everlearn_runtime.state import Version, owner
 
 from .conftest import MakeBundle, MakeImages
 from .test_fleet import HEADS, Fleet, of_head, same
@@ -367,3 +370,48 @@ def test_a_delta_that_holds_nothing_new_makes_another_bundle_all_the_same(fleet:
         edge.delta().save(fleet.folder / "n.delta")
     third = fleet.merge([early, fleet.folder / "n.delta"], "third", second.path)
     assert third.head().counts.tolist() == [4, 4, 3]
+
+
+def test_copies_of_one_state_are_told_also_where_one_lies_within_the_other(fleet: Fleet) -> None:
+    with fleet.open("a") as edge:
+        fleet.teach(edge, "mug")
+    shutil.copy(fleet.folder / "a.db", fleet.folder / "b.db")
+    with fleet.open("a") as edge:
+        fleet.teach(edge, "key")
+    short = fleet.hand_in("a")
+    with fleet.open("b") as edge:
+        for _ in range(3):
+            fleet.teach(edge, "fork")
+    long = fleet.hand_in("b")
+    assert [mark.version for mark in Delta.peek(long).passed] == [1, 2, 3]
+    for order in ([short, long], [long, short]):
+        with pytest.raises(DeltaError, match="has two pasts up to version 2: two devices go on from copies"):
+            fleet.merge(order, "no")
+    fleet.merge([long, fleet.hand_in("b")], "yes")
+
+
+def test_what_marks_a_version_says_nothing_of_its_images(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, "now", lambda: 1_700_000_000_123)
+    fleet.open("a").close()
+    shutil.copy(fleet.folder / "a.db", fleet.folder / "b.db")
+    found = []
+    for device, label in (("a", "mug"), ("b", "pen")):
+        with fleet.open(device) as edge:
+            fleet.teach(edge, label)
+            fleet.teach(edge, label)
+            delta = edge.delta()
+        found.append((delta.device, delta.span, delta.passed))
+    assert found[0] == found[1]
+
+
+def test_of_many_versions_some_are_marked() -> None:
+    start = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    history = [Version(n, start + timedelta(milliseconds=n), "learn", {}) for n in range(5000)]
+    marks = passed("00" * 8, history, 3, 4000)
+    assert len(marks) <= MOST_PASSED
+    assert {mark.version for mark in marks} == set(range(16, 4000, 16))
+    assert contradict(marks, passed("00" * 8, history, 0, 100)) is None
+    assert contradict(marks, passed("11" * 8, history, 0, 100)) == 16
+    assert stamp("00" * 8, history[0]) == (0, "")

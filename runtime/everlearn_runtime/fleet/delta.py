@@ -26,6 +26,7 @@ from everlearn_runtime.bundle import Manifest
 from everlearn_runtime.errors import DeltaError, TrustError
 from everlearn_runtime.files import write_whole
 from everlearn_runtime.fleet.noise import GaussianNoise
+from everlearn_runtime.fleet.stamps import MOST_PASSED, passed, stamp
 from everlearn_runtime.heads import Head, HeadState, Prototypes, from_state
 from everlearn_runtime.heads.registry import make
 from everlearn_runtime.identity import graph_of, model_of
@@ -33,12 +34,14 @@ from everlearn_runtime.ledger import DIGEST, Mark, Span
 from everlearn_runtime.words import plural
 
 if TYPE_CHECKING:
+    from everlearn_runtime.state import Version
     from everlearn_runtime.state.owner import Past
 
 FORMAT = 2
 PLAIN = 1  # the format of a delta without noise, which older versions read
 SAYS, SIGNATURES = "everlearn_delta", "signatures"
 LARGEST_HEADER = 1 << 24  # bytes
+LARGEST = 1 << 32
 FIELDS = (
     "format",
     "graph",
@@ -51,6 +54,7 @@ FIELDS = (
     "classes",
     "forgotten",
     "withheld",
+    "passed",
 )
 
 
@@ -70,6 +74,7 @@ class Delta:
         noise: What is on the class means, which are all there is then: ``state`` is of `Prototypes`, whatever
             the bundle's head. None: no noise.
         epsilon: What that gives, for ``noise.target_delta``; None without noise.
+        passed: Some of the versions within the span, see `everlearn_runtime.fleet.stamps`.
     """
 
     graph: str
@@ -82,6 +87,7 @@ class Delta:
     withheld: int = 0
     noise: GaussianNoise | None = None
     epsilon: float | None = None
+    passed: tuple[Mark, ...] = ()
 
     def head(self) -> Head:
         """A head that has seen these samples alone.
@@ -163,10 +169,14 @@ class Delta:
             TrustError: It is not signed by any key of ``trust``, or was altered after that.
         """
         try:
+            if (size := Path(path).stat().st_size) > LARGEST:
+                raise DeltaError(f"{path} has {size:,} bytes, more than any delta")
             data = Path(path).read_bytes()
             arrays = safetensors.numpy.load(data)
         except OSError as error:
             raise DeltaError(f"{path} cannot be read ({error.strerror})") from None
+        except DeltaError:
+            raise
         except Exception as error:  # SafetensorError, and what a strange header makes of it
             raise DeltaError(f"{path} is no delta ({error})") from None
         metadata = _metadata(data[: 8 + LARGEST_HEADER], path)
@@ -208,6 +218,7 @@ class Delta:
             "classes": list(self.state.classes),
             "forgotten": list(self.forgotten),
             "withheld": self.withheld,
+            "passed": [list(mark) for mark in self.passed],
         }
         return (
             says if self.noise is None else {**says, "noise": {**self.noise.says(), "epsilon": self.epsilon}}
@@ -220,6 +231,7 @@ def make_delta(
     device: str,
     manifest: Manifest,
     min_count: int,
+    history: Sequence[Version],
     samples: Mapping[str, NDArray[np.float64]],
 ) -> Delta:
     """What has come to a head since it was an earlier one.
@@ -230,6 +242,7 @@ def make_delta(
         device: The device's number.
         manifest: Of its bundle.
         min_count: Classes with fewer new samples are left out.
+        history: The device's versions, as far as they are there.
         samples: With a ``min_count`` above 1, features (n, F) of what was learned since, by class, as far as
             they are there: looked at where sums that all classes share hold more than what is handed in.
 
@@ -247,17 +260,20 @@ def make_delta(
     if pooled:
         own = _anew(own, samples)
     own.settle()
-    if past.begin.version == past.end.version or not (own.classes or few or forgotten):
-        raise ValueError(f"nothing was learned or forgotten since version {past.begin.version}")
+    start, end = past.begin.version, past.end.version
+    if start == end or not (own.classes or few or forgotten):
+        raise ValueError(f"nothing was learned or forgotten since version {start}")
+    stamps = {one.number: stamp(device, one) for one in history if one.number in (start, end)}
     return Delta(
         graph_of(manifest),
         model_of(manifest),
         device,
-        Span(past.begin, past.end),
+        Span(stamps.get(start, past.begin), stamps[end]),
         datetime.now(timezone.utc).isoformat(timespec="seconds"),
         own.state(),
         forgotten,
         len(few),
+        passed=passed(device, history, start, end),
     )
 
 
@@ -348,6 +364,9 @@ def _checked(said: str, arrays: dict[str, NDArray[Any]], path: str | Path) -> De
             isinstance(data[name], list) and all(isinstance(label, str) for label in data[name])
             for name in ("classes", "forgotten")
         )
+        and isinstance(data["passed"], list)
+        and len(data["passed"]) <= MOST_PASSED
+        and all(_is_mark(mark) for mark in data["passed"])
         and type(data["withheld"]) is int
         and data["withheld"] >= 0
     )
@@ -369,6 +388,7 @@ def _checked(said: str, arrays: dict[str, NDArray[Any]], path: str | Path) -> De
         data["withheld"],
         noise,
         epsilon,
+        tuple(Mark(*mark) for mark in data["passed"]),
     )
 
 

@@ -6,6 +6,7 @@ that what one process or many do is the same arithmetic in the same order, and m
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,9 +18,10 @@ from everlearn_runtime.errors import DeltaError
 from everlearn_runtime.fleet.composition import Privacy, of_each
 from everlearn_runtime.fleet.delta import Delta
 from everlearn_runtime.fleet.noise import add_means
-from everlearn_runtime.heads import Head
+from everlearn_runtime.fleet.stamps import contradict
+from everlearn_runtime.heads import Head, from_state
 from everlearn_runtime.identity import graph_of, model_of
-from everlearn_runtime.ledger import Ledger, Span, add_span
+from everlearn_runtime.ledger import Ledger, Span, add_span, two_pasts
 from everlearn_runtime.migration import Replaced
 
 BLOCK = 1000
@@ -35,6 +37,7 @@ class Merged:
         counted: Files that were counted already, by an earlier merge or within another delta.
         learned: Samples that were added, by class.
         forgotten: Classes that went because a device had forgotten them.
+        alike: Pairs of classes in the new bundle whose names look the same, and are not.
         told: For each device, by its number, several of whose files are of the same versions and some with
             noise, what these tell together of one image at most. Of files that were not given here nobody
             knows.
@@ -44,6 +47,7 @@ class Merged:
     counted: tuple[str, ...]
     learned: dict[str, int]
     forgotten: tuple[str, ...]
+    alike: tuple[tuple[str, str], ...]
     told: Mapping[str, Privacy]
 
 
@@ -111,18 +115,21 @@ def merge(
         for own in _sums(add_up, items, ray):
             for name, count in zip(own.classes, own.counts.tolist(), strict=True):
                 learned[name] = learned.get(name, 0) + count
-            if not items[0].noise:
-                head.merge(own)
-            elif noisy is None:
-                noisy = own
-            else:
-                noisy.merge(own)
-    if noisy is not None:
-        try:
-            head = add_means(head, noisy)
-        except ValueError as error:
-            raise DeltaError(f"deltas with noise cannot be added: {error}") from None
-    head.settle()
+            try:
+                if not items[0].noise:
+                    head.merge(own)
+                elif noisy is None:
+                    noisy = own
+                else:
+                    noisy.merge(own)
+            except ValueError as error:
+                raise DeltaError(f"the deltas do not go with the bundle: {error}") from None
+    try:
+        head = head if noisy is None else add_means(head, noisy)
+        head.settle()
+        from_state(head.state())  # within the bounds of what can be read again
+    except ValueError as error:
+        raise DeltaError(f"the deltas cannot be added: {str(error)[:500]}") from None
     rewrite_bundle(
         opened,
         out,
@@ -136,7 +143,19 @@ def merge(
         ),
         overwrite=overwrite,
     )
-    return Merged(len(chosen), tuple(counted), learned, forgotten, told)
+    return Merged(len(chosen), tuple(counted), learned, forgotten, _alike(head.classes), told)
+
+
+def _alike(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Pairs of names that are the same in Unicode's compatible form, whatever their case and spaces."""
+    found: dict[str, str] = {}
+    pairs = []
+    for name in names:
+        looks = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        if looks in found:
+            pairs.append((found[looks], name))
+        found.setdefault(looks, name)
+    return tuple(pairs)
 
 
 def _sums(add_up: BlockSum, items: Sequence[Item], ray: bool) -> Iterator[Head]:
@@ -209,7 +228,12 @@ class BlockSum:
         if _item(item.path, delta) != item:
             raise DeltaError(f"{item.path} was changed while it was merged")
         own, replaced = delta.head(), self._replaced
-        if delta.graph != self._graph and replaced is not None:
+        moves = delta.graph != self._graph and replaced is not None
+        if not moves and own.width not in (None, self._opened.manifest.width):
+            raise DeltaError(
+                f"{item.path} has sums of {own.width} features, the bundle of {self._opened.manifest.width}"
+            )
+        if moves and replaced is not None:
             try:
                 own = own.moved(replaced.drift, own if item.noise else self._opened.head())
             except ValueError as error:
@@ -246,6 +270,7 @@ def _choose(
         found.setdefault(delta.device, []).append(_item(place, delta))
     chosen, counted, devices = list[Item](), list[str](), dict(ledger.devices)
     for device in sorted(found):
+        _check_one_past(device, found[device])
         # The longest first, so that what lies within it is counted with it.
         for item in sorted(found[device], key=lambda one: (-_length(one.span), one.span, one.path)):
             try:
@@ -264,6 +289,16 @@ def _choose(
     }
     order = sorted(chosen, key=lambda item: (item.device, item.span))
     return order, sorted(counted), devices, of_each(noisy)
+
+
+def _check_one_past(device: str, items: Sequence[Item]) -> None:
+    """Raise a DeltaError if some of a device's deltas are those of another one with the same number."""
+    known: dict[int, str] = {}
+    for item in items if len(items) > 1 else ():
+        marks = [*item.span, *Delta.peek(item.path).passed]
+        if (version := contradict(known.items(), marks)) is not None:
+            raise DeltaError(f"{item.path}: {two_pasts(device, version)}")
+        known.update(marks)
 
 
 def _age(model: str, models: tuple[str, ...]) -> int:

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn_runtime.errors import StateError
+from everlearn_runtime.fleet.stamps import stamp
 from everlearn_runtime.heads import Head
 from everlearn_runtime.heads.drift import Drift
-from everlearn_runtime.ledger import DIGEST, Ledger, Mark
+from everlearn_runtime.ledger import Ledger
 from everlearn_runtime.migration import Carried, carry_onto
-from everlearn_runtime.state.database import content_errors, sqlite_errors
 
 if TYPE_CHECKING:
     from everlearn_runtime.state import Owner, Version
@@ -92,7 +92,7 @@ def handed_in(owner: Owner, ledger: Ledger, age: int) -> Past:
             f"{says}its history goes from version {first} to {owner.version}, so that what came since cannot "
             f"be told apart; {MEND}"
         )
-    if _mark(owner, mark.version) != mark:
+    if not any(stamp(owner.device, one) == mark for one in history):
         raise StateError(
             f"{says}that is not the version of this number here: two devices go on from copies of one state; "
             "start anew with a new state"
@@ -111,14 +111,6 @@ def _line(history: Sequence[Version], version: int) -> Iterator[int]:
         yield version
         back = there[version].to
         version = version - 1 if back is None else back
-
-
-def _mark(owner: Owner, version: int) -> Mark:
-    """A version that the history has, also one that was taken back."""
-    with sqlite_errors(owner.path), content_errors(owner.path):
-        archive = owner._archive()
-        seq = next(seq for seq, event in archive.events() if event.version == version)
-        return Mark(version, archive.digest(seq).hex()[: 2 * DIGEST])
 
 
 def _withheld(owner: Owner, past: Past, own: Head, known: set[str]) -> Mapping[str, NDArray[np.float64]]:

@@ -72,6 +72,7 @@ def run(arguments: argparse.Namespace) -> str:
         lines.append(f"forgotten: {', '.join(merged.forgotten)}")
     if merged.counted:
         lines.append(f"counted already: {', '.join(merged.counted)}")
+    lines += [f"two classes that look alike: {one!a} and {other!a}" for one, other in merged.alike]
     for device, told in merged.told.items():
         lines.append(
             f"noise: files of device {device} are of the same versions, and together tell as much as epsilon "
