@@ -5,7 +5,8 @@
 """
 
 from everlearn_runtime.fleet.composition import Privacy
-from everlearn_runtime.fleet.delta import Delta, make_delta
+from everlearn_runtime.fleet.delta import Delta
+from everlearn_runtime.fleet.making import make_delta
 from everlearn_runtime.fleet.merging import Merged, merge
 from everlearn_runtime.fleet.noise import GaussianNoise, with_noise
 from everlearn_runtime.fleet.taking import take_in
