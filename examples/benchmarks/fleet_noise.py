@@ -3,6 +3,8 @@
     python examples/benchmarks/fleet_noise.py DATA.npz [--features FILE.npz] [--devices 10]
         [--epsilon 2 4 8 16]
 
+It needs: pip install "everlearn[cpu,train,privacy]"
+
 On CLS and mean patch of the bundled backbone, frozen. The bundle knows half of the classes, by all their
 training images; of the others each device has an equal part of the images, and hands in what it has learned
 of them with noise of that epsilon for ``--target-delta``. Accuracy on the test images of all classes, and of
@@ -64,10 +66,11 @@ def main() -> None:
     parser.add_argument("--target-delta", type=float, default=1e-5)
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
+    handed_in = ways(arguments.epsilon, arguments.target_delta)
     split = features(arguments.data, arguments.features, None)
     print(f"{'head':16} {'handed in':34} {'epsilon':>7} {'noise':>6} {'clip':>5} {'all':>13} {'new':>13}")
     for name, make in HEADS.items():
-        for way, epsilon, multiplier, hand_in in ways(arguments.epsilon, arguments.target_delta):
+        for way, epsilon, multiplier, hand_in in handed_in:
             clip = choose(hand_in, make, held_out(split, 0), arguments.devices) if epsilon else 0.0
             found = [
                 measure(hand_in, clip, make, split, arguments.devices, seed)

@@ -52,13 +52,19 @@ from everlearn_runtime.guard import Canaries
 from everlearn_runtime.heads import Head, HeadState, from_state
 from everlearn_runtime.images import InputSpec
 from everlearn_runtime.ledger import Ledger
-from everlearn_runtime.manifest import FEATURES, HEAD, MANIFEST, MAP, Manifest
+from everlearn_runtime.manifest import (
+    CANARIES,
+    FEATURES,
+    HEAD,
+    LEDGER,
+    MANIFEST,
+    MAP,
+    Manifest,
+)
 from everlearn_runtime.migration import Replaced
 from everlearn_runtime.train_step import ADAPTERS, TRAIN_STEP, ShippedStep
 from everlearn_runtime.words import plural
 
-CANARIES = "canaries.safetensors"
-LEDGER = "merged.safetensors"
 LARGEST_MANIFEST = 1 << 26  # bytes; real ones have some kilobytes
 
 

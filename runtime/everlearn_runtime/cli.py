@@ -30,6 +30,7 @@ from everlearn_runtime.serving.command import add_options, serve
 from everlearn_runtime.state import Version
 from everlearn_runtime.terminal import escaping
 from everlearn_runtime.version import __version__
+from everlearn_runtime.words import plural
 
 BATCH = 32
 MOST_NAMES = 20  # of files that cannot be used, on the terminal
@@ -206,13 +207,13 @@ def _parser() -> argparse.ArgumentParser:
     status = command("status", _status, "what is known and how much room it takes")
     info = commands.add_parser(
         "info",
-        help="what a bundle or a state is",
-        description="what a bundle or a state is",
+        help="what a bundle, a state or a delta is",
+        description="what a bundle, a state or a delta is",
         epilog=_EXAMPLES["info"],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     info.set_defaults(run=_info)
-    info.add_argument("path", metavar="BUNDLE|STATE")
+    info.add_argument("path", metavar="BUNDLE|STATE|DELTA")
     info.add_argument("--json", action="store_true", help="print JSON")
     for sub in (predict, learn, adapt):
         sub.add_argument(
@@ -505,12 +506,14 @@ def _migrate(arguments: argparse.Namespace) -> tuple[Any, str]:
     if moved is None:
         return {"migrated": None, "classes": counts}, "nothing to do: the state goes with this bundle already"
     said = {**asdict(moved), "kept": str(moved.kept), "forgotten": list(moved.forgotten)}
-    agree = "" if moved.agreement is None else f", {moved.agreement:.0%} of classes agree"
-    text = (
-        f"carried over {sum(moved.learned.values())} samples of {len(moved.learned)} classes; the map, from "
-        f"{moved.images} images, explains {moved.explained:.1%} of the variance{agree}. "
-        f"The state as it was is {moved.kept}"
-    )
+    samples, classes = sum(moved.learned.values()), len(moved.learned)
+    text = f"carried over {plural(samples, 'sample')} of {plural(classes, 'class')}"
+    if moved.images:  # no map, where the graph is the same
+        agree = "" if moved.agreement is None else f", {moved.agreement:.0%} of classes agree"
+        text += (
+            f"; the map, from {moved.images} images, explains {moved.explained:.1%} of the variance{agree}"
+        )
+    text += f". The state as it was is {moved.kept}"
     return {"migrated": said, "classes": counts}, text
 
 

@@ -440,7 +440,9 @@ class EdgeLearner:
             since: The version after which; None: all that the bundle does not hold yet. A delta must begin
                 where the last one ended that was merged, or hold all of it, so that nothing counts twice.
             min_count: Classes with fewer new samples are left out: the mean of one image is that image's
-                features. They are not made up for later.
+                features. Of these, and of what was forgotten, nothing is in the sums that all classes share
+                either, for which the state must have the features of what is handed in, as far as it can go
+                back.
             noise: Hand in class means with noise, and no scatter; the (epsilon, delta) that this gives is in
                 the delta. Of each call with the same samples the noise is another, and what two of them tell
                 adds up: save one, and hand in that. Needs the features of what was learned, which the state
@@ -567,10 +569,14 @@ class EdgeLearner:
             raise ValueError("a delta needs the versions of a state; open the bundle with state=...")
         keeper = self._keeper
         past = keeper.since(since, self.bundle.ledger().end(keeper.device))
+        history = keeper.history()
+        samples = keeper.samples(since) if min_count > 1 or noise is not None else {}
         delta = keeper.use(
-            lambda head: make_delta(head, past, keeper.device, self.bundle.manifest, min_count)
+            lambda head: make_delta(
+                head, past, keeper.device, self.bundle.manifest, min_count, history, samples
+            )
         )
-        return delta if noise is None else with_noise(delta, noise, keeper.samples(since), self.bundle.head())
+        return delta if noise is None else with_noise(delta, noise, samples, self.bundle.head())
 
     def _forget(self, name: str, purge: bool) -> Version:
         if purge:

@@ -6,12 +6,17 @@ import hashlib
 import json
 from typing import Any
 
-from everlearn_runtime.manifest import FEATURES, HEAD, Manifest
+from everlearn_runtime.manifest import FEATURES, HEAD, LEDGER, Manifest
 
 
 def model_of(manifest: Manifest) -> str:
-    """sha256 of what a state goes with: the graph, with its weights wherever they are, and the head."""
-    files = {name: sha for name, sha in manifest.files.items() if name.startswith(FEATURES) or name == HEAD}
+    """sha256 of what a state goes with: the graph, with its weights wherever they are, the head, and what was
+    merged into it, by which a device knows what it need not hand in again."""
+    files = {
+        name: sha
+        for name, sha in manifest.files.items()
+        if name.startswith(FEATURES) or name in (HEAD, LEDGER)
+    }
     return _sha256([sorted(files.items()), manifest.head, manifest.classes])
 
 

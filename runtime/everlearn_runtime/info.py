@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from everlearn_runtime.bundle import Bundle
 from everlearn_runtime.errors import StateError
+from everlearn_runtime.fleet.delta import SAYS, Delta
 from everlearn_runtime.manifest import MANIFEST
 from everlearn_runtime.state.anchor import check_companion, check_kind, read_anchor
 from everlearn_runtime.state.archive import Archive, lineage
@@ -18,18 +19,20 @@ from everlearn_runtime.state.lock import reading
 from everlearn_runtime.state.view import companion, view
 
 SQLITE = b"SQLite format 3\0"
+BEGINNING = 1 << 16  # bytes of a file by which it is told
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """What is known of a bundle or a state, as plain data.
+    """What is known of a bundle, a state or a delta, as plain data.
 
     Args:
-        path: A bundle's folder, every file of which is checked, or a state file, which another process may
-            be using.
+        path: A bundle's folder, every file of which is checked, a state file, which another process may be
+            using, or what `EdgeLearner.delta` wrote.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: It is none of these.
         BundleError: The bundle is damaged, or of a newer format.
+        DeltaError: Likewise the delta.
         StateError: The state is damaged, or of a newer schema.
     """
     place = Path(path)
@@ -37,12 +40,16 @@ def describe(path: str | Path) -> dict[str, Any]:
         return _bundle(place)
     if place.is_file():
         with place.open("rb") as file:
-            begins = file.read(len(SQLITE))
-        if begins == SQLITE:
+            begins = file.read(BEGINNING)
+        if begins.startswith(SQLITE):
             return _state(place)
+        if SAYS.encode() in begins:
+            return _delta(place)
     if not place.exists():
         raise ValueError(f"{path}: no such file or folder")
-    raise ValueError(f"{path} is neither a bundle, a folder with {MANIFEST}, nor a device's state file")
+    raise ValueError(
+        f"{path} is neither a bundle, a folder with {MANIFEST}, nor a device's state file, nor a delta"
+    )
 
 
 def lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -98,8 +105,43 @@ def _bundle(path: Path) -> dict[str, Any]:
         "canaries": 0 if canaries is None else len(canaries.labels),
         "train_step": None if manifest.train_step is None else manifest.train_step["blocks"],
         "replaces": None if manifest.replaces is None else manifest.replaces["bundle"],
+        "merged": _merged(bundle),
         "bytes": {file.name: file.stat().st_size for file in sorted(path.iterdir()) if file.is_file()},
         "classes": dict(zip(head.classes, map(int, head.counts), strict=True)),
+    }
+
+
+def _delta(path: Path) -> dict[str, Any]:
+    delta = Delta.read(path)
+    return {
+        "what": "delta",
+        "path": str(path),
+        "device": delta.device,
+        "after_version": delta.span.start.version,
+        "up_to_version": delta.span.end.version,
+        "made": delta.time,
+        "goes_with": delta.model,
+        "graph": delta.graph,
+        "head": delta.state.kind,
+        "signed_by": Delta.signers(path),
+        "forgotten": list(delta.forgotten),
+        "withheld": delta.withheld,
+        "noise": None if delta.noise is None else delta.noise.says(),
+        "epsilon": delta.epsilon,
+        "bytes": path.stat().st_size,
+        "classes": delta.counts,
+    }
+
+
+def _merged(bundle: Bundle) -> dict[str, int] | None:
+    """What came before a bundle that was merged."""
+    ledger = bundle.ledger()
+    if not ledger.chain:
+        return None
+    return {
+        "devices": len(ledger.devices),
+        "bundles before": len(ledger.chain),
+        "to go on from": len(ledger.before),
     }
 
 

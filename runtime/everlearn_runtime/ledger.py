@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 from everlearn_runtime.heads import HeadState, from_state
 
 BEFORE = "before."  # before the names of the arrays of the head before
-# The checksum of a journal's entry is cut to so many bytes where it tells devices apart.
-DIGEST = 16
+DIGEST = 16  # bytes of what tells copies of one state apart
 
 
 class Mark(NamedTuple):
-    """A version of a device's state, and the checksum of its journal up to there, in hex.
+    """A version of a device's state, and in hex what tells it from that of a copy which goes on by itself.
 
-    Version 0 is the bundle's own head, without a checksum.
+    Version 0 is the bundle's own head, for which that is empty.
     """
 
     version: int
@@ -43,31 +42,44 @@ class Ledger:
         devices: For each device what is in it, ascending.
         forgotten: Classes that a device had forgotten, and how many bundles came before the one that was made
             without them: what devices had learned of them with one of those does not bring them back.
-        chain: sha256 of graph and head of the bundles that came before, the oldest first.
-        before: The head of the last of these, with which the states of its devices begin.
+        chain: `model_of` the bundles that came before, the oldest first.
+        before: The heads of the last of these, with which the states of their devices begin, the oldest
+            first.
+        latest: For each device how many bundles came before the one that its last delta went into.
     """
 
     devices: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
     forgotten: Mapping[str, int] = field(default_factory=dict)
     chain: tuple[str, ...] = ()
-    before: HeadState | None = None
+    before: tuple[HeadState, ...] = ()
+    latest: Mapping[str, int] = field(default_factory=dict)
 
     def end(self, device: str) -> Mark | None:
         """The last version of a device that is in it."""
         spans = self.devices.get(device)
         return spans[-1].end if spans else None
 
+    def head_of(self, age: int) -> HeadState | None:
+        """The head of the bundle before which so many came; None of one that is too long ago."""
+        place = age - len(self.chain) + len(self.before)
+        return self.before[place] if 0 <= place < len(self.before) else None
+
     def arrays(self) -> dict[str, NDArray[Any]]:
         """It as arrays, for a file."""
         spans = [(device, span) for device in sorted(self.devices) for span in self.devices[device]]
         marks = [mark for _, span in spans for mark in span]
-        says: dict[str, Any] = {"forgotten": dict(self.forgotten), "chain": list(self.chain), "before": None}
-        before: Mapping[str, NDArray[Any]] = {}
-        if self.before is not None:
-            before = self.before.arrays
-            says["before"] = [self.before.kind, self.before.options, list(self.before.classes)]
+        says = {
+            "forgotten": dict(self.forgotten),
+            "chain": list(self.chain),
+            "before": [[state.kind, state.options, list(state.classes)] for state in self.before],
+        }
         return {
-            **{BEFORE + name: array for name, array in before.items()},
+            **{
+                f"{BEFORE}{place}.{name}": array
+                for place, state in enumerate(self.before)
+                for name, array in state.arrays.items()
+            },
+            "latest": np.array([self.latest[device] for device in sorted(self.devices)], dtype=np.int64),
             "devices": _from_hex([device for device, _ in spans], 8),
             "versions": np.array([mark.version for mark in marks], dtype=np.int64).reshape(-1, 2),
             "digests": _from_hex([mark.digest or "0" * 2 * DIGEST for mark in marks], DIGEST).reshape(
@@ -85,7 +97,7 @@ class Ledger:
         """
         before = {name[len(BEFORE) :]: array for name, array in arrays.items() if name.startswith(BEFORE)}
         arrays = {name: array for name, array in arrays.items() if not name.startswith(BEFORE)}
-        if set(arrays) != {"devices", "versions", "digests", "says"}:
+        if set(arrays) != {"latest", "devices", "versions", "digests", "says"}:
             raise ValueError(f"the ledger holds the arrays {sorted(arrays)}")
         devices, versions, digests = arrays["devices"], arrays["versions"], arrays["digests"]
         count = len(devices) if devices.ndim else 0
@@ -100,13 +112,16 @@ class Ledger:
             raise ValueError("says of the ledger is no text")
         try:
             said = json.loads(arrays["says"].tobytes())
-            forgotten, chain, state = dict(said["forgotten"]), list(said["chain"]), None
-            if said["before"] is not None:
-                kind, options, classes = said["before"]
-                state = HeadState(str(kind), tuple(map(str, classes)), dict(options), before)
+            forgotten, chain = dict(said["forgotten"]), list(said["chain"])
+            states = tuple(
+                HeadState(str(kind), tuple(map(str, classes)), dict(options), _part(before, place))
+                for place, (kind, options, classes) in enumerate(said["before"])
+            )
         except (ValueError, KeyError, TypeError, RecursionError):
             raise ValueError("says of the ledger is not readable") from None
-        if state is not None:
+        if sum(len(state.arrays) for state in states) != len(before) or len(states) > len(chain):
+            raise ValueError("the ledger has heads of other bundles than came before")
+        for state in states:
             from_state(state)
         if not all(type(at) is int and at >= 0 for at in forgotten.values()) or not all(
             isinstance(model, str) for model in chain
@@ -124,7 +139,11 @@ class Ledger:
             if any(one.end.version > other.start.version for one, other in itertools.pairwise(spans)):
                 raise ValueError(f"the ledger's spans of device {device_id} overlap")
         spans_of = {device: tuple(spans) for device, spans in found.items()}
-        return cls(spans_of, forgotten, tuple(chain), state)
+        latest = arrays["latest"]
+        if latest.dtype != np.int64 or latest.shape != (len(found),) or (latest < 1).any():
+            raise ValueError(f"latest of the ledger is {latest.dtype} of shape {latest.shape}, or below 1")
+        lasts = dict(zip(sorted(found), latest.tolist(), strict=True))
+        return cls(spans_of, forgotten, tuple(chain), states, lasts)
 
 
 def add_span(spans: Iterable[Span], new: Span, device: str) -> tuple[Span, ...] | None:
@@ -143,10 +162,7 @@ def add_span(spans: Iterable[Span], new: Span, device: str) -> tuple[Span, ...] 
     for span in spans:
         for one, other in ((span.end, new.start), (span.start, new.start), (span.end, new.end)):
             if one.version == other.version and one.digest != other.digest:
-                raise ValueError(
-                    f"device {device} has two pasts up to version {one.version}: two devices go on from "
-                    "copies of one state; give one of them a new state"
-                )
+                raise ValueError(two_pasts(device, one.version))
         if span.start.version <= new.start.version and new.end.version <= span.end.version:
             return None
         if span.end.version <= new.start.version or new.end.version <= span.start.version:
@@ -166,6 +182,20 @@ def add_span(spans: Iterable[Span], new: Span, device: str) -> tuple[Span, ...] 
         else:
             merged.append(span)
     return tuple(merged)
+
+
+def two_pasts(device: str, version: int) -> str:
+    """What to say of two devices that pass for one."""
+    return (
+        f"device {device} has two pasts up to version {version}: two devices go on from copies of one state; "
+        "give one of them a new state"
+    )
+
+
+def _part(arrays: Mapping[str, NDArray[Any]], place: int) -> dict[str, NDArray[Any]]:
+    """The arrays of one of the heads before."""
+    start = f"{place}."
+    return {name[len(start) :]: array for name, array in arrays.items() if name.startswith(start)}
 
 
 def _from_hex(texts: list[str], size: int) -> NDArray[np.uint8]:

@@ -19,6 +19,8 @@ MANIFEST = "manifest.json"
 FEATURES = "features.onnx"
 HEAD = "head.safetensors"
 MAP = "map.safetensors"
+CANARIES = "canaries.safetensors"
+LEDGER = "merged.safetensors"
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 

@@ -93,23 +93,6 @@ class Replaced:
         """
         return from_state(self.state)
 
-    def carry(self, device: Head, onto: Head, forgotten: tuple[str, ...] = ()) -> Carried:
-        """Merge into the new bundle's head what a device has learned since it had the old one's.
-
-        Args:
-            device: What it knows; left as it is.
-            onto: The new bundle's head, which is changed.
-            forgotten: Classes that it has forgotten since, though it may have learned them anew, see
-                `Head.kept`.
-
-        Raises:
-            ValueError: The heads do not go together.
-        """
-        base = self.head()
-        kept = device.kept(base, forgotten)
-        own = device.since(base, forgotten).moved(self.drift, onto)
-        return carry_onto(onto, own, tuple(name for name in base.classes if name not in kept), device)
-
     def says(self) -> dict[str, Any]:
         """What stands in the manifest."""
         return {

@@ -102,8 +102,7 @@ class StateFile:
                     f"{owner.path} has adapters of its own, and the new bundle's map is from features under "
                     "those of the old bundle; roll back to before adapt with the old bundle, then migrate"
                 )
-            forgotten = owner.since(None).forgotten
-            return owner.use(lambda head: replaced.carry(head, bundle.head(), forgotten))
+            return take_in(owner, bundle.head(), bundle.ledger(), -1, replaced.drift)
 
         moved, kept = _move(owner, bundle, carry)
         return owner, Migrated(
@@ -113,17 +112,19 @@ class StateFile:
     def _take_in(self, bundle: Bundle, model: str) -> tuple[Owner, Migrated]:
         """Open a state of a bundle that this one was merged from, and go on with what is not in this one."""
         ledger = bundle.ledger()
+        age = ledger.chain.index(model)
 
         def base() -> Head:
-            if ledger.before is None or model != ledger.chain[-1]:
+            if (state := ledger.head_of(age)) is None:
                 raise StateError(
-                    f"{self.path}: its bundle was merged more than once since; open it with each of the "
-                    "bundles between"
+                    f"{self.path}: {len(ledger.chain) - age} bundles were merged since its own, and this one "
+                    f"has the heads of the last {len(ledger.before)} alone; open it with a bundle between "
+                    "first"
                 )
-            return from_state(ledger.before)
+            return from_state(state)
 
         owner = self._own(model, "", base)
-        moved, kept = _move(owner, bundle, lambda: take_in(owner, bundle.head(), ledger))
+        moved, kept = _move(owner, bundle, lambda: take_in(owner, bundle.head(), ledger, age))
         return owner, Migrated(kept, moved.learned, moved.forgotten, 0, 1.0, None)
 
 

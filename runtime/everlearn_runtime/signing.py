@@ -135,6 +135,19 @@ def check_signature(
     raise TrustError(f"it is signed by {signed}, and trusted are {', '.join(keys)}")
 
 
+def signers(signatures: str | bytes | None) -> list[str]:
+    """Fingerprints of the keys that signatures say they are of, unchecked.
+
+    Args:
+        signatures: What ``manifest.sig`` holds; None if it is not there.
+
+    Raises:
+        TrustError: They are not readable.
+    """
+    text = signatures.encode() if isinstance(signatures, str) else signatures
+    return [] if text is None else [entry["key"] for entry in _entries(text)]
+
+
 def trusted(trust: Sequence[str | Path]) -> dict[str, Ed25519PublicKey]:
     """The keys, by their fingerprints.
 

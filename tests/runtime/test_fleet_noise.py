@@ -300,6 +300,7 @@ def test_what_a_file_says_of_its_noise_is_checked(fleet: Fleet, tmp_path: Path) 
         safetensors.numpy.save_file(arrays, place, metadata={**metadata, "everlearn_delta": text})
         with pytest.raises(DeltaError, match="damaged"):
             Delta.read(place)
+    place.unlink()
     with fleet.open("a") as edge:
         replace(edge.delta(), noise=NOISE, epsilon=4.4).save(place)
     with pytest.raises(DeltaError, match="class means alone, and this is a lda head"):
@@ -376,6 +377,9 @@ def test_from_the_command_line(fleet: Fleet, capsys: pytest.CaptureFixture[str])
         f"{place}: after version 0 up to 1, learned 3 of key; noise of epsilon 4.38 at delta 1e-05"
     )
     assert Delta.read(place).noise == NOISE
+    assert main([*asked, "--noise", "1", "--clip", "3"]) == 2
+    assert "holds versions 0 to 1 of this device, with noise" in capsys.readouterr().err
+    place.unlink()
     assert main([*asked, "--noise", "1", "--clip", "3", "--target-delta", "1e-6", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["noise"] == {"noise_multiplier": 1.0, "clip": 3.0, "target_delta": 1e-6}

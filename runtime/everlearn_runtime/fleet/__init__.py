@@ -4,9 +4,12 @@
 `Ledger` of that bundle says what is in it, so that nothing counts twice.
 """
 
-from everlearn_runtime.fleet.delta import Delta, make_delta
-from everlearn_runtime.fleet.merging import Merged, merge, take_in
+from everlearn_runtime.fleet.composition import Privacy
+from everlearn_runtime.fleet.delta import Delta
+from everlearn_runtime.fleet.making import make_delta
+from everlearn_runtime.fleet.merging import Merged, merge
 from everlearn_runtime.fleet.noise import GaussianNoise, with_noise
+from everlearn_runtime.fleet.taking import take_in
 from everlearn_runtime.ledger import Ledger, Mark, Span
 
 __all__ = [
@@ -15,6 +18,7 @@ __all__ = [
     "Ledger",
     "Mark",
     "Merged",
+    "Privacy",
     "Span",
     "make_delta",
     "merge",

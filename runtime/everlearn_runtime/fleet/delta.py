@@ -13,9 +13,8 @@ import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -25,18 +24,15 @@ from everlearn_runtime import signing
 from everlearn_runtime.errors import DeltaError, TrustError
 from everlearn_runtime.files import write_whole
 from everlearn_runtime.fleet.noise import GaussianNoise
+from everlearn_runtime.fleet.stamps import MOST_PASSED
 from everlearn_runtime.heads import Head, HeadState, Prototypes, from_state
-from everlearn_runtime.identity import graph_of, model_of
 from everlearn_runtime.ledger import DIGEST, Mark, Span
-from everlearn_runtime.manifest import Manifest
-
-if TYPE_CHECKING:
-    from everlearn_runtime.state.owner import Past
 
 FORMAT = 2
 PLAIN = 1  # the format of a delta without noise, which older versions read
 SAYS, SIGNATURES = "everlearn_delta", "signatures"
 LARGEST_HEADER = 1 << 24  # bytes
+LARGEST = 1 << 32
 FIELDS = (
     "format",
     "graph",
@@ -49,6 +45,7 @@ FIELDS = (
     "classes",
     "forgotten",
     "withheld",
+    "passed",
 )
 
 
@@ -68,6 +65,7 @@ class Delta:
         noise: What is on the class means, which are all there is then: ``state`` is of `Prototypes`, whatever
             the bundle's head. None: no noise.
         epsilon: What that gives, for ``noise.target_delta``; None without noise.
+        passed: Some of the versions within the span, see `everlearn_runtime.fleet.stamps`.
     """
 
     graph: str
@@ -80,6 +78,7 @@ class Delta:
     withheld: int = 0
     noise: GaussianNoise | None = None
     epsilon: float | None = None
+    passed: tuple[Mark, ...] = ()
 
     def head(self) -> Head:
         """A head that has seen these samples alone.
@@ -107,13 +106,15 @@ class Delta:
         """Write it, all or nothing.
 
         Args:
-            path: The file; one that is there is replaced.
+            path: The file; a delta that is there is replaced, unless noise on the same versions would be
+                drawn anew.
             key: The file of a private key to sign with, see `everlearn_runtime.signing`.
 
         Raises:
             OSError: It could not be written.
-            ValueError: The key is none.
+            ValueError: The key is none, or something is in the way at ``path``.
         """
+        self._check_place(Path(path))
         said = json.dumps(self._says(), sort_keys=True)
         arrays = {name: np.ascontiguousarray(array) for name, array in self.state.arrays.items()}
         metadata = {SAYS: said}
@@ -121,6 +122,30 @@ class Delta:
             signed = signing.sign(_signed(said, arrays), key, purpose=signing.DELTA)
             metadata[SIGNATURES] = signed.decode()
         write_whole(Path(path), safetensors.numpy.save(arrays, metadata=metadata))
+
+    def _check_place(self, path: Path) -> None:
+        """Raise a ValueError if this may not be written to a path."""
+        if not path.parent.is_dir():
+            raise ValueError(f"{path}: no such folder as {path.parent}; make it first")
+        if not path.exists() and not path.is_symlink():
+            return
+        try:
+            there = Delta.peek(path)
+        except DeltaError:
+            raise ValueError(f"{path} is there and is no delta; give another path") from None
+        (first, last), (start, end) = there.span, self.span
+        apart = last.version <= start.version or end.version <= first.version
+        if there.device == self.device and there.noise is not None and not apart and not self._is_at(path):
+            raise ValueError(
+                f"{path} holds versions {first.version} to {last.version} of this device, with noise: "
+                "another draw of them, or none, tells more than one. Hand in a copy of that file, and with "
+                f"since={last.version} what came after it, or give another path"
+            )
+
+    def _is_at(self, path: Path) -> bool:
+        """Whether a file holds these very sums."""
+        there, own = Delta.read(path).state.arrays, self.state.arrays
+        return set(there) == set(own) and all(np.array_equal(there[name], own[name]) for name in own)
 
     @classmethod
     def read(cls, path: str | Path, *, trust: Sequence[str | Path] | None = None) -> Delta:
@@ -135,10 +160,14 @@ class Delta:
             TrustError: It is not signed by any key of ``trust``, or was altered after that.
         """
         try:
+            if (size := Path(path).stat().st_size) > LARGEST:
+                raise DeltaError(f"{path} has {size:,} bytes, more than any delta")
             data = Path(path).read_bytes()
             arrays = safetensors.numpy.load(data)
         except OSError as error:
             raise DeltaError(f"{path} cannot be read ({error.strerror})") from None
+        except DeltaError:
+            raise
         except Exception as error:  # SafetensorError, and what a strange header makes of it
             raise DeltaError(f"{path} is no delta ({error})") from None
         metadata = _metadata(data[: 8 + LARGEST_HEADER], path)
@@ -157,19 +186,15 @@ class Delta:
         delta.head()
         return delta
 
+    @staticmethod
+    def signers(path: str | Path) -> list[str]:
+        """Fingerprints of the keys that a file says it is signed by, unchecked; raises like :meth:`read`."""
+        return signing.signers(_header(path).get(SIGNATURES))
+
     @classmethod
     def peek(cls, path: str | Path) -> Delta:
         """What a file says, without its sums: ``state`` has no arrays. Raises like :meth:`read`."""
-        try:
-            with Path(path).open("rb") as file:
-                begin = file.read(8)
-                length = struct.unpack("<Q", begin)[0] if len(begin) == 8 else LARGEST_HEADER + 1
-                if length > LARGEST_HEADER:
-                    raise DeltaError(f"{path} is no delta")
-                data = begin + file.read(length)
-        except OSError as error:
-            raise DeltaError(f"{path} cannot be read ({error.strerror})") from None
-        return _checked(_metadata(data, path)[SAYS], {}, path)
+        return _checked(_header(path)[SAYS], {}, path)
 
     def _says(self) -> dict[str, Any]:
         says = {
@@ -184,43 +209,25 @@ class Delta:
             "classes": list(self.state.classes),
             "forgotten": list(self.forgotten),
             "withheld": self.withheld,
+            "passed": [list(mark) for mark in self.passed],
         }
         return (
             says if self.noise is None else {**says, "noise": {**self.noise.says(), "epsilon": self.epsilon}}
         )
 
 
-def make_delta(head: Head, past: Past, device: str, manifest: Manifest, min_count: int) -> Delta:
-    """What has come to a head since it was an earlier one.
-
-    Args:
-        head: What is known now; left as it is.
-        past: The earlier version.
-        device: The device's number.
-        manifest: Of its bundle.
-        min_count: Classes with fewer new samples are left out.
-
-    Raises:
-        ValueError: Nothing has, or the head keeps more than sums of features.
-    """
-    own = head.since(past.head, past.forgotten)
-    forgotten = past.gone(head)
-    few = [name for name, count in zip(own.classes, own.counts.tolist(), strict=True) if count < min_count]
-    for name in few:
-        own.remove(name)
-    own.settle()
-    if past.begin.version == past.end.version or not (own.classes or few or forgotten):
-        raise ValueError(f"nothing was learned or forgotten since version {past.begin.version}")
-    return Delta(
-        graph_of(manifest),
-        model_of(manifest),
-        device,
-        Span(past.begin, past.end),
-        datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        own.state(),
-        forgotten,
-        len(few),
-    )
+def _header(path: str | Path) -> dict[str, str]:
+    """The metadata of a file, whose arrays are not read."""
+    try:
+        with Path(path).open("rb") as file:
+            begin = file.read(8)
+            length = struct.unpack("<Q", begin)[0] if len(begin) == 8 else LARGEST_HEADER + 1
+            if length > LARGEST_HEADER:
+                raise DeltaError(f"{path} is no delta")
+            data = begin + file.read(length)
+    except OSError as error:
+        raise DeltaError(f"{path} cannot be read ({error.strerror})") from None
+    return _metadata(data, path)
 
 
 def _metadata(data: bytes, path: str | Path) -> dict[str, str]:
@@ -274,6 +281,9 @@ def _checked(said: str, arrays: dict[str, NDArray[Any]], path: str | Path) -> De
             isinstance(data[name], list) and all(isinstance(label, str) for label in data[name])
             for name in ("classes", "forgotten")
         )
+        and isinstance(data["passed"], list)
+        and len(data["passed"]) <= MOST_PASSED
+        and all(_is_mark(mark) for mark in data["passed"])
         and type(data["withheld"]) is int
         and data["withheld"] >= 0
     )
@@ -295,6 +305,7 @@ def _checked(said: str, arrays: dict[str, NDArray[Any]], path: str | Path) -> De
         data["withheld"],
         noise,
         epsilon,
+        tuple(Mark(*mark) for mark in data["passed"]),
     )
 
 

@@ -50,7 +50,10 @@ def sums_on_ray(add_up: BlockSum, blocks: Sequence[Sequence[Item]]) -> Iterator[
             name, says = json.loads(row["says"])
             raise TrustError(says) if name == TrustError.__name__ else DeltaError(says)
         kind, options, classes = json.loads(row["says"])
-        yield from_state(HeadState(kind, tuple(classes), options, load_arrays(row["arrays"])))
+        try:
+            yield from_state(HeadState(kind, tuple(classes), options, load_arrays(row["arrays"])))
+        except ValueError as error:
+            raise DeltaError(f"the deltas cannot be added: {str(error)[:500]}") from None
 
 
 def _items(text: str) -> list[Item]:

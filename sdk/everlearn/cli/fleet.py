@@ -6,6 +6,8 @@ from pathlib import Path
 from everlearn_runtime import signing
 from everlearn_runtime.bundle import sign_bundle
 from everlearn_runtime.fleet import merge
+from everlearn_runtime.fleet.merging import ANCESTORS
+from everlearn_runtime.words import plural
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -38,6 +40,13 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="public key, one of which must have signed each delta; without, no signature is looked at",
     )
     add.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
+    add.add_argument(
+        "--ancestors",
+        type=int,
+        default=ANCESTORS,
+        metavar="N",
+        help="devices that missed up to N bundles, this one among them, can take it; default %(default)s",
+    )
     add.add_argument("--ray", action="store_true", help="add up on Ray Data")
 
 
@@ -55,13 +64,20 @@ def run(arguments: argparse.Namespace) -> str:
         trust=arguments.trust,
         overwrite=arguments.overwrite,
         ray=arguments.ray,
+        ancestors=arguments.ancestors,
     )
     learned = ", ".join(f"{count} of {name}" for name, count in merged.learned.items()) or "nothing new"
-    lines = [f"{Path(arguments.out)}: {merged.deltas} deltas, {learned}"]
+    lines = [f"{Path(arguments.out)}: {plural(merged.deltas, 'delta')}, {learned}"]
     if merged.forgotten:
         lines.append(f"forgotten: {', '.join(merged.forgotten)}")
     if merged.counted:
         lines.append(f"counted already: {', '.join(merged.counted)}")
+    lines += [f"two classes that look alike: {one!a} and {other!a}" for one, other in merged.alike]
+    for device, told in merged.told.items():
+        lines.append(
+            f"noise: files of device {device} are of the same versions, and together tell as much as epsilon "
+            f"{told.epsilon:.3g} at delta {told.delta:.3g}"
+        )
     return "\n".join(lines)
 
 

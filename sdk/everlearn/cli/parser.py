@@ -25,7 +25,7 @@ _EXAMPLES = {
         "sign": "sign bundle/ --key maker",
         "merge": "merge bundle/ kitchen.delta hall.delta --out bundle-2/\n"
         "merge bundle/ kitchen.delta --out bundle-2/ --trust kitchen.pub",
-        "info": "info run/\ninfo bundle/ --json\ninfo device.db",
+        "info": "info run/\ninfo bundle/ --json\ninfo device.db\ninfo device.delta",
     }.items()
 }
 
@@ -170,7 +170,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="Say what a bundle, a run, a benchmark or a device's state is.",
     )
     info.set_defaults(run="info")
-    info.add_argument("path", metavar="BUNDLE|RUN|STATE")
+    info.add_argument("path", metavar="BUNDLE|RUN|STATE|DELTA")
     info.add_argument("--json", action="store_true", help="print JSON")
     fleet.add_commands(commands)
     for name, command in commands.choices.items():
