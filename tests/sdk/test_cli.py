@@ -271,15 +271,15 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         options("--method", "DualLoRA", "--backbone", "resnet10t", "--weights", "random"),
         "no plain Vision Transformer",
     ),
-    "classes": (options("--classes-per-task", "0"), "classes_per_task is 0; expected 1 to 5"),
-    "many classes": (options("--classes-per-task", "6"), "classes_per_task is 6; expected 1 to 5"),
-    "epochs": (options("--epochs", "0"), "epochs must be a whole number"),
-    "crop": (options("--smallest-crop", "0"), "scale is (0.0, 1.0)"),
+    "classes": (options("--classes-per-task", "0"), "--classes-per-task is 0; expected 1 to 5"),
+    "many classes": (options("--classes-per-task", "6"), "--classes-per-task is 6; expected 1 to 5"),
+    "epochs": (options("--epochs", "0"), "--epochs must be a whole number"),
+    "crop": (options("--smallest-crop", "0"), "--smallest-crop is 0.0; give a share"),
     "seed": (options("--seed", "-1"), "--seed is -1"),
-    "device": (options("--device", "nonesuch"), "device='nonesuch' cannot be used here"),
-    "rate": (options("--epochs", "2", "--lr", "1e30"), "the loss is no longer finite"),
+    "device": (options("--device", "nonesuch"), "--device nonesuch cannot be used here"),
+    "rate": (options("--epochs", "2", "--lr", "1e30"), "lower --lr 1e+30"),
     "bench seed": (bench_options("--seeds", "1", "-1"), "--seeds has -1"),
-    "bench classes": (bench_options("--classes-per-task", "0"), "classes_per_task is 0; expected 1 to 5"),
+    "bench classes": (bench_options("--classes-per-task", "0"), "--classes-per-task is 0; expected 1 to 5"),
     "bench tokens": (
         bench_options("--methods", "DualLoRA", "--backbone", "resnet10t", "--weights", "random"),
         "no plain Vision Transformer",
@@ -298,7 +298,7 @@ def test_a_mistake_is_one_line(
     assert main(given) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert last(err).startswith("everlearn: " if given[0] != "predict" else "everlearn-device: ")
+    assert last(err).startswith("everlearn: ")
     assert says in last(err)
     assert not any(line.startswith("everlearn") for line in err.splitlines()[:-1])
 

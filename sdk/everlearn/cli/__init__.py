@@ -4,6 +4,7 @@ Nothing of torch is imported before a command has been typed that needs it, so t
 mistakes in arguments are told at once.
 """
 
+import argparse
 import contextlib
 import os
 import sys
@@ -16,9 +17,23 @@ from everlearn.errors import ElsewhereError, need_training
 from everlearn.info import describe, is_run
 from everlearn_runtime import cli as device
 from everlearn_runtime.errors import MissingExtra
+from everlearn_runtime.spoken import ARGUMENTS, as_typed, told
 from everlearn_runtime.terminal import escaping
 
 __all__ = ["main"]
+
+_OWN = {
+    **{
+        name: (name, f"--{name.replace('_', '-')}")
+        for name in (
+            *("backbone", "batch_size", "classes_per_task", "device", "epochs", "head", "lr", "method"),
+            *("precision", "readouts", "recipe", "samples", "seed", "weights", "workers"),
+        )
+    },
+    "calibration": ("images", "--images"),
+    "on_error='skip'": ("skip_bad", "--skip-bad"),
+}
+"""By argument that messages name: what a command has parsed that takes it, and how it is typed."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     if arguments[:1] == ["predict"] or (arguments[:1] == ["info"] and not _is_run(arguments)):
-        return device.main(arguments)  # the device's own command, so that both say the same
+        return device.main(arguments, "everlearn")  # the device's own command, so that both say the same
     parsed = make_parser().parse_args(arguments)
     try:
         if parsed.run == "info":
@@ -51,13 +66,19 @@ def _run(arguments: list[str]) -> int:
 
         commands.run(parsed)
     except (ValueError, OSError, MissingExtra, FloatingPointError, ElsewhereError) as error:
-        print(f"everlearn: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"everlearn: {as_typed(told(error), arguments=_arguments(parsed))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         goes_on = "; the same command goes on where this one stopped" if parsed.goes_on else ""
         print(f"everlearn: interrupted{goes_on}", file=sys.stderr)
         return 130
     return 0
+
+
+def _arguments(parsed: argparse.Namespace) -> dict[str, str]:
+    """What sets the arguments that a message may name; what this command lacks, only Python sets."""
+    own = {name: typed for name, (has, typed) in _OWN.items() if hasattr(parsed, has)}
+    return {**ARGUMENTS, **own}
 
 
 def _is_run(arguments: list[str]) -> bool:

@@ -65,6 +65,8 @@ def _shared(arguments: argparse.Namespace, usual: Augmentation) -> dict[str, Any
 
 def _augmentation(arguments: argparse.Namespace, usual: Augmentation) -> Augmentation:
     smallest = usual.scale[0] if arguments.smallest_crop is None else arguments.smallest_crop
+    if not 0 < smallest <= 1:
+        raise ValueError(f"--smallest-crop is {smallest}; give a share of an image, above 0 and at most 1")
     return replace(usual, scale=(smallest, usual.scale[1]), flip=usual.flip and not arguments.no_flip)
 
 
