@@ -20,10 +20,11 @@ from everlearn_runtime.benchmark import Case, benchmark
 from everlearn_runtime.bundle import Bundle, read_manifest
 from everlearn_runtime.edge import FALSE_ALARM, EdgeLearner
 from everlearn_runtime.errors import MissingExtra
+from everlearn_runtime.files import check_place
 from everlearn_runtime.fleet import GaussianNoise
-from everlearn_runtime.heads.checks import check_label
 from everlearn_runtime.images import InputSpec
 from everlearn_runtime.info import describe, lines
+from everlearn_runtime.names import check_name, shown
 from everlearn_runtime.picking import Bad, Picture, files_in, misnamed, pictures
 from everlearn_runtime.prediction import Prediction
 from everlearn_runtime.serving.command import add_options, serve
@@ -133,7 +134,7 @@ def _parsed(argv: Sequence[str] | None, program: str) -> argparse.Namespace:
 def _say(text: str, say: Callable[[str], None]) -> None:
     """Print the answer. Whatever was to be done is done by now, and not undone by a reader that is gone."""
     try:
-        print(text, flush=True)
+        print("\n".join(map(shown, text.split("\n"))), flush=True)
     except OSError as error:
         # What is still to be written goes nowhere, or Python would complain once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -336,6 +337,13 @@ def _open(
     )
 
 
+def _check_file(path: str, what: str) -> None:
+    """See that a file can be written, before work is spent on what goes into it."""
+    if not Path(path).parent.is_dir():
+        raise ValueError(f"{what} is {path}, and there is no folder {Path(path).parent}; make it first")
+    check_place(path, what)
+
+
 def _predict(arguments: argparse.Namespace) -> tuple[Any, str]:
     rows: list[dict[str, Any]] = []
     calibrated = False
@@ -375,7 +383,7 @@ def _learn(arguments: argparse.Namespace) -> tuple[Any, str]:
     # All that can be wrong with them is found before there is a state file.
     label: str | None = arguments.label
     if arguments.images:
-        check_label(label)
+        check_name(label)
         paths = arguments.images
     elif Path(arguments.label).is_dir():
         label, paths = None, [arguments.label]
@@ -385,6 +393,8 @@ def _learn(arguments: argparse.Namespace) -> tuple[Any, str]:
             "place"
         )
     spec = read_manifest(arguments.bundle).input
+    if not Path(arguments.state).exists():
+        _check_file(arguments.state, "--state")
     given = _Given(paths, spec, arguments)
     for file in given.files:
         if label is None and file.label is None:
@@ -574,6 +584,7 @@ def _status(arguments: argparse.Namespace) -> tuple[Any, str]:
 
 def _delta(arguments: argparse.Namespace) -> tuple[Any, str]:
     noise = _noise(arguments)
+    _check_file(arguments.to, "TO")
     with _open(arguments) as learner:
         delta = learner.delta(arguments.since, min_count=arguments.min_count, noise=noise)
     delta.save(arguments.to, key=arguments.key)
@@ -624,7 +635,7 @@ def table(facts: Mapping[str, Any], *, as_json: bool = False) -> str:
     if isinstance(classes, Mapping):
         samples = [(name, f"{count:,}") for name, count in classes.items()]
         return text + ("\n\n" + _aligned(("class", "samples"), samples) if samples else "")
-    return text + ("\n\n" + "\n".join(classes) if classes else "")
+    return text + ("\n\n" + "\n".join(map(shown, classes)) if classes else "")
 
 
 def _benchmark(arguments: argparse.Namespace) -> tuple[Any, str]:
@@ -725,7 +736,7 @@ class _Given:
 
 
 def _aligned(header: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> str:
-    table = [header, *rows] if header else list(rows)
+    table = [[shown(cell) for cell in row] for row in ([header, *rows] if header else rows)]
     if not table:
         return ""
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]

@@ -1,5 +1,6 @@
 """The command line, as it is typed."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import SafetensorError
 
 from everlearn import Backbone, Images, Learner, load_backbone
 from everlearn.backbones import BUNDLED
@@ -253,6 +255,14 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         lambda data: ["bench", str(data), "--out", str(next(data.glob("a/*.png")))],
         "which is a file; give a folder",
     ),
+    "out below a file": (
+        lambda data: ["train", str(data), "--out", str(next(data.glob("a/*.png")) / "run")],
+        ".png is a file, no folder; give another path",
+    ),
+    "out nowhere": (
+        lambda data: ["export", str(data), "--out", "/proc/run"],
+        "--out is /proc/run, where nothing can be written (this folder takes no files); ",
+    ),
     "run for a bundle": (
         lambda data: ["predict", str(a_run(data)), "image.png"],
         "it is what `everlearn train` wrote: everlearn export ",
@@ -301,6 +311,41 @@ def test_a_mistake_is_one_line(
     assert last(err).startswith("everlearn: ")
     assert says in last(err)
     assert not any(line.startswith("everlearn") for line in err.splitlines()[:-1])
+
+
+@pytest.mark.parametrize("command", ["train", "bench", "export"])
+def test_a_full_disk_is_told_before_the_work(
+    data: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    left = shutil.disk_usage(tmp_path)._replace(free=1_500_000)
+    monkeypatch.setattr("everlearn_runtime.files.shutil.disk_usage", lambda _: left)
+    assert main([command, str(data), "--out", str(tmp_path / "run" / "deeper")]) == 2
+    said = "where 1.5 MB are left, and at least 33.6 MB are needed; make room, or give another path\n"
+    assert capsys.readouterr() == ("", f"everlearn: --out is {tmp_path / 'run' / 'deeper'}, {said}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_that_fills_up_meanwhile(
+    data: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object, path: Path, **__: object) -> None:
+        path.write_bytes(b"a part")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    assert train(data, tmp_path / "run", "--method", "Frozen", "--classes-per-task", "5") == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr("everlearn.checkpoint.save_file", full)
+        assert train(data, tmp_path / "other", "--method", "Frozen") == 2
+        assert last(capsys.readouterr().err) == (
+            f"everlearn: {tmp_path / 'other' / FILE}: no space left on device; make room, and the same "
+            "command goes on where this one stopped"
+        )
+        assert list((tmp_path / "other").iterdir()) == []
+        with pytest.raises(OSError, match="No space left on device"):
+            Learner.load(tmp_path / "run").save(tmp_path / "run")
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert train(data, tmp_path / "other", "--method", "Frozen") == 0
 
 
 def test_a_run_on_other_data_is_refused(data: Path, tmp_path: Path, capsys: Output) -> None:

@@ -6,6 +6,7 @@ mistakes in arguments are told at once.
 
 import argparse
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,8 @@ from everlearn_runtime.terminal import escaping
 
 __all__ = ["main"]
 
+_GOES_ON = "the same command goes on where this one stopped"
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 _OWN = {
     **{
         name: (name, f"--{name.replace('_', '-')}")
@@ -66,13 +69,25 @@ def _run(arguments: list[str]) -> int:
 
         commands.run(parsed)
     except (ValueError, OSError, MissingExtra, FloatingPointError, ElsewhereError) as error:
-        print(f"everlearn: {as_typed(told(error), arguments=_arguments(parsed))}", file=sys.stderr)
+        print(f"everlearn: {as_typed(_told(error, parsed), arguments=_arguments(parsed))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        goes_on = "; the same command goes on where this one stopped" if parsed.goes_on else ""
+        goes_on = f"; {_GOES_ON}" if parsed.goes_on else ""
         print(f"everlearn: interrupted{goes_on}", file=sys.stderr)
         return 130
     return 0
+
+
+def _told(error: Exception, parsed: argparse.Namespace) -> str:
+    """What to say of an error; of a disk that takes no more also where, and how to go on."""
+    text = told(error)
+    if not isinstance(error, OSError) or error.errno not in _OF_THE_DISK:
+        return text
+    if error.filename is None and hasattr(parsed, "out"):
+        text = f"{parsed.out}: {text}"
+    return (
+        f"{text}; make room, and the same command goes on where this one stopped" if parsed.goes_on else text
+    )
 
 
 def _arguments(parsed: argparse.Namespace) -> dict[str, str]:
