@@ -199,6 +199,19 @@ def test_what_is_in_a_folder_is_said_before_training(data: Path, tmp_path: Path,
     assert main(["report", str(tmp_path / "run"), str(data), "--skip-bad", "--samples", "4"]) == 0
 
 
+def test_one_class_alone_is_told(data: Path, tmp_path: Path, capsys: Output) -> None:
+    for name in "bcde":
+        shutil.rmtree(data / name)
+    assert main(["bench", str(data), "--out", str(tmp_path / "bench")]) == 2
+    assert "has one class only, 'a', which every method" in last(capsys.readouterr().err)
+    assert train(data, tmp_path / "run") == 0
+    said = capsys.readouterr().err.splitlines()[1]
+    assert said.startswith(f"{data} has one class only, 'a': every picture will be called that, until ")
+    learner = Learner.load(tmp_path / "run", device="cpu")
+    assert learner.predict(coloured("b", 2)) == ["a", "a"]
+    assert learner.fit(coloured("b", 5)).score(coloured("ab", 2)) == 1
+
+
 def test_an_npz_file_is_data_too(tmp_path: Path, capsys: Output) -> None:
     encoded, labels = [], []
     for number, (image, label) in enumerate(coloured("ab", 4)):
