@@ -120,7 +120,8 @@ def test_the_same_command_goes_on(
         patch.setattr(commands, "load", stopping)
         assert train(data, tmp_path / "run", "--classes-per-task", "2") == 130
     out, err = capsys.readouterr()
-    assert last(err) == "everlearn: interrupted; the same command goes on where this one stopped"
+    goes_on = "and the same command goes on where this one stopped"
+    assert last(err) == f"everlearn: interrupted; {tmp_path / 'run'} has 1 of 3 tasks, {goes_on}"
     assert out == ""
 
     assert train(data, tmp_path / "run", "--classes-per-task", "2") == 0
@@ -420,12 +421,47 @@ def test_a_stopped_bench_says_that_it_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(commands, "load", watched)
         assert compare(data, tmp_path / "run", "--seeds", "0") == 130
-    interrupted = "everlearn: interrupted; the same command goes on where this one stopped"
-    assert last(capsys.readouterr().err) == interrupted
+    goes_on = "has 1 run, and the same command goes on where this one stopped"
+    assert last(capsys.readouterr().err) == f"everlearn: interrupted; {tmp_path / 'run'} {goes_on}"
     assert compare(data, tmp_path / "run", "--seeds", "0") == 0
     assert "1 of 2 runs reused" in capsys.readouterr().out
     assert compare(data, tmp_path / "run", "--precision", "bf16") == 2
     assert "was begun with precision fp32, not bf16" in capsys.readouterr().err
+
+
+def test_a_stopped_export_leaves_nothing(
+    data: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train(data, tmp_path / "run", "--method", "Frozen", "--classes-per-task", "5") == 0
+    export = ["export", str(tmp_path / "run"), "--out", str(tmp_path / "bundle")]
+    assert main(export) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "bundle").iterdir()}
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("everlearn_runtime.bundle.write_synced", stop)
+    for there, says in ((True, "is whole, as it was or anew"), (False, "nothing is at ")):
+        if not there:
+            shutil.rmtree(tmp_path / "bundle")
+        kept = sorted(tmp_path.iterdir())
+        assert main([*export, "--overwrite"]) == 130
+        assert says in last(capsys.readouterr().err)
+        assert sorted(tmp_path.iterdir()) == kept
+        if there:
+            assert before == {path: path.read_bytes() for path in (tmp_path / "bundle").iterdir()}
+
+
+def test_an_interrupt_before_anything_is_finished(
+    data: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "load", stop)
+    assert train(data, tmp_path / "run") == 130
+    says = "everlearn: interrupted; nothing is finished yet, and the same command begins anew"
+    assert last(capsys.readouterr().err) == says
 
 
 def test_a_stopped_report_promises_nothing(tmp_path: Path, capsys: Output, monkeypatch: Any) -> None:

@@ -20,6 +20,7 @@ from everlearn_runtime import cli as device
 from everlearn_runtime.errors import MissingExtra
 from everlearn_runtime.spoken import ARGUMENTS, as_typed, told
 from everlearn_runtime.terminal import escaping
+from everlearn_runtime.words import plural
 
 __all__ = ["main"]
 
@@ -72,8 +73,7 @@ def _run(arguments: list[str]) -> int:
         print(f"everlearn: {as_typed(_told(error, parsed), arguments=_arguments(parsed))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        goes_on = f"; {_GOES_ON}" if parsed.goes_on else ""
-        print(f"everlearn: interrupted{goes_on}", file=sys.stderr)
+        print(f"everlearn: interrupted{_kept(parsed)}", file=sys.stderr)
         return 130
     return 0
 
@@ -88,6 +88,26 @@ def _told(error: Exception, parsed: argparse.Namespace) -> str:
     return (
         f"{text}; make room, and the same command goes on where this one stopped" if parsed.goes_on else text
     )
+
+
+def _kept(parsed: argparse.Namespace) -> str:
+    """After an interrupt: what is finished, and how to go on."""
+    if parsed.run == "export":
+        there = Path(parsed.out).exists()
+        return f"; {parsed.out} is whole, as it was or anew" if there else f"; nothing is at {parsed.out}"
+    if not parsed.goes_on:
+        return ""
+    if not is_run(Path(parsed.out)):
+        return "; nothing is finished yet, and the same command begins anew"
+    try:
+        facts = describe(parsed.out)
+    except ValueError:
+        return f"; {_GOES_ON}"
+    if facts["what"] == "benchmark":
+        finished = plural(facts["runs"], "run")
+    else:
+        finished = facts.get("measured", plural(facts.get("tasks", 0), "task"))
+    return f"; {parsed.out} has {finished}, and {_GOES_ON}"
 
 
 def _arguments(parsed: argparse.Namespace) -> dict[str, str]:
