@@ -8,6 +8,7 @@ no OpenCV.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,11 +20,15 @@ from everlearn_runtime.picking import files_in
 NEEDS_OPENCV = (
     "camera.py needs OpenCV: pip install opencv-python; with --no-window a folder of images needs none"
 )
+NO_DISPLAY = "camera.py has no display to show frames on: add --no-window, which prints what it sees"
 LESSON = 8  # frames learned in one call with --learn
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parsed(argv)
+    if options.window and not options.learn and not has_display():
+        print(NO_DISPLAY, file=sys.stderr)
+        return 2
     try:
         with EdgeLearner.open(options.bundle, state=options.state, durable=True) as edge:
             if options.learn:
@@ -54,10 +59,18 @@ def watch(edge: EdgeLearner, options: argparse.Namespace) -> None:
         if key == "q":
             return
         if key == "u":
-            print(f"back to version {edge.undo().to}", flush=True)
+            take_back(edge)
         elif key in options.teach:
             learned = edge.learn(frame, [options.teach[key]], channels=order(frame))
             print(f"version {learned.number}: learned {options.teach[key]!r}", flush=True)
+
+
+def take_back(edge: EdgeLearner) -> None:
+    """Undo the last lesson; where there is none, say so and go on."""
+    try:
+        print(f"back to version {edge.undo().to}", flush=True)
+    except ValueError as error:
+        print(error, flush=True)
 
 
 def learn(edge: EdgeLearner, options: argparse.Namespace) -> None:
@@ -94,6 +107,11 @@ def frames(source: str, *, window: bool) -> Iterator[Any]:
             there, frame = camera.read()
     finally:
         camera.release()
+
+
+def has_display() -> bool:
+    """Whether a window can be shown; without a display OpenCV ends the whole process."""
+    return sys.platform != "linux" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
 def shown(frame: Any, text: str) -> str:

@@ -423,9 +423,7 @@ def check_target(target: Path, overwrite: bool) -> None:
     if not _is_bundle(target):
         raise ValueError(f"{target} exists and is not an everlearn bundle; give another path")
     if not overwrite:
-        raise ValueError(
-            f"{target} already holds a bundle; give another path, or overwrite=True (--overwrite)"
-        )
+        raise ValueError(f"{target} already holds a bundle; give another path, or overwrite=True")
 
 
 def _replace(target: Path, folder: Path) -> None:

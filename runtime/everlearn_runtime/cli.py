@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,13 +20,15 @@ from everlearn_runtime.benchmark import Case, benchmark
 from everlearn_runtime.bundle import Bundle, read_manifest
 from everlearn_runtime.edge import FALSE_ALARM, EdgeLearner
 from everlearn_runtime.errors import MissingExtra
+from everlearn_runtime.files import check_place
 from everlearn_runtime.fleet import GaussianNoise
-from everlearn_runtime.heads.checks import check_label
 from everlearn_runtime.images import InputSpec
 from everlearn_runtime.info import describe, lines
+from everlearn_runtime.names import check_name, shown
 from everlearn_runtime.picking import Bad, Picture, files_in, misnamed, pictures
 from everlearn_runtime.prediction import Prediction
 from everlearn_runtime.serving.command import add_options, serve
+from everlearn_runtime.spoken import DEVICE, as_typed, told
 from everlearn_runtime.state import Version
 from everlearn_runtime.terminal import escaping
 from everlearn_runtime.version import __version__
@@ -38,59 +40,90 @@ NOT_CALIBRATED = (
     "not calibrated: fewer than 200 images were judged before they were learned, so the percentages are a "
     "guess, and nothing is called unknown"
 )
+_ALL_OR_NOTHING = f"; the change is made or not, never in part: `{DEVICE} history` says which"
 _RESIZED = {"center": "shorter side to", "squash": "squeezed to", "border": "bordered within"}
 
 
 _STATE = "--state device.db"
 _EXAMPLES = {
-    name: "example:\n  everlearn-device " + text.replace("\n", "\n  everlearn-device ")
-    for name, text in {
-        "": f"predict bundle/ cup.jpg\nlearn bundle/ mug mug1.jpg mug2.jpg {_STATE}\nundo bundle/ {_STATE}",
-        "predict": f"predict bundle/ cup.jpg\npredict bundle/ photos/ {_STATE} --json",
-        "learn": f"learn bundle/ mug mug1.jpg mug2.jpg {_STATE}\nlearn bundle/ photos/ {_STATE}",
-        "adapt": f"adapt bundle/ photos/ {_STATE}",
-        "delta": f"delta bundle/ device.delta {_STATE}\n"
-        f"delta bundle/ device.delta --since 12 --key maker {_STATE}",
-        "forget": f"forget bundle/ mug {_STATE}\nforget bundle/ mug {_STATE} --purge",
-        "serve": f"serve bundle/ {_STATE}",
-        "status": f"status bundle/ {_STATE}",
-        "info": "info bundle/\ninfo device.db --json",
-        "history": f"history bundle/ {_STATE}",
-        "undo": f"undo bundle/ {_STATE}",
-        "rollback": f"rollback bundle/ 41 {_STATE}",
-        "backup": f"backup bundle/ copy.db {_STATE}",
-        "benchmark": "benchmark bundle/ --batch 1 --seconds 5",
-        "build": "build bundle/ --batch 1",
-        "migrate": f"migrate new-bundle/ {_STATE}",
-    }.items()
+    "": f"predict bundle/ cup.jpg\nlearn bundle/ mug mug1.jpg mug2.jpg {_STATE}\nundo bundle/ {_STATE}",
+    "predict": f"predict bundle/ cup.jpg\npredict bundle/ photos/ {_STATE} --json",
+    "learn": f"learn bundle/ mug mug1.jpg mug2.jpg {_STATE}\nlearn bundle/ photos/ {_STATE}",
+    "adapt": f"adapt bundle/ photos/ {_STATE}",
+    "delta": f"delta bundle/ device.delta {_STATE}\n"
+    f"delta bundle/ device.delta --since 12 --key maker {_STATE}",
+    "forget": f"forget bundle/ mug {_STATE}\nforget bundle/ mug {_STATE} --purge",
+    "serve": f"serve bundle/ {_STATE}",
+    "status": f"status bundle/ {_STATE}",
+    "info": "info bundle/\ninfo device.db --json",
+    "history": f"history bundle/ {_STATE}",
+    "undo": f"undo bundle/ {_STATE}",
+    "rollback": f"rollback bundle/ 41 {_STATE}",
+    "backup": f"backup bundle/ copy.db {_STATE}",
+    "benchmark": "benchmark bundle/ --batch 1 --seconds 5",
+    "build": "build bundle/ --batch 1",
+    "migrate": f"migrate new-bundle/ {_STATE}",
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, program: str = DEVICE) -> int:
     """Run one command.
 
     Args:
         argv: Arguments without the program's name; None: those of the process.
+        program: What was typed before them; each message begins with it.
 
     Returns:
-        0; 1 if some files could not be used, and the others were; or 2 after a user's mistake, which is
-        one line on stderr.
+        0; 1 if some files could not be used, and the others were; 2 after a user's mistake, which is one line
+        on stderr; or 130 after an interrupt.
     """
     with escaping():
-        arguments = _parsed(argv)
+        arguments = _parsed(argv, program)
+        say = arguments.say = _Complaints(program)
         try:
             with warnings.catch_warnings():
-                warnings.showwarning = _warn
+                warnings.showwarning = say.warning
                 result, text = arguments.run(arguments)
         except (ValueError, OSError, MissingExtra) as error:
-            _complain(" ".join(str(error).split()))
+            say(told(error))
             return 2
-        _say(json.dumps(result) if arguments.json else text)
+        except KeyboardInterrupt:
+            say(f"interrupted{arguments.interrupted}")
+            return 130
+        _say(json.dumps(result) if arguments.json else text, say)
         return 1 if result.get("bad") else 0
 
 
-def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _parser()
+class _Complaints:
+    """What goes to stderr, a line each.
+
+    Args:
+        program: What they begin with.
+    """
+
+    def __init__(self, program: str) -> None:
+        self._program = program
+        # `everlearn` hands only some of the commands on, so messages name the others by the device's program.
+        self.commands = DEVICE if program == "everlearn" else program
+
+    def __call__(self, text: str) -> None:
+        print(f"{self._program}: {as_typed(text, self.commands)}", file=sys.stderr, flush=True)
+
+    def warning(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        """A warning as this command says things."""
+        self(str(message))
+
+
+def _parsed(argv: Sequence[str] | None, program: str) -> argparse.Namespace:
+    parser = _parser(program)
     arguments, rest = parser.parse_known_args(argv)
     if rest and (arguments.run is not _learn or any(text.startswith("-") for text in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -99,38 +132,25 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _say(text: str) -> None:
+def _say(text: str, say: Callable[[str], None]) -> None:
     """Print the answer. Whatever was to be done is done by now, and not undone by a reader that is gone."""
     try:
-        print(text, flush=True)
+        print("\n".join(map(shown, text.split("\n"))), flush=True)
     except OSError as error:
         # What is still to be written goes nowhere, or Python would complain once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):  # as of `| head`
-            _complain(f"done, but the answer could not be printed: {error.strerror}")
+            say(f"done, but the answer could not be printed: {error.strerror}")
 
 
-def _complain(text: str) -> None:
-    print(f"everlearn-device: {text}", file=sys.stderr)
+def _parser(program: str) -> argparse.ArgumentParser:
+    def examples(name: str) -> str:
+        return "\n  ".join(["example:", *(f"{program} {line}" for line in _EXAMPLES[name].splitlines())])
 
-
-def _warn(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """A warning as this command says things."""
-    _complain(str(message))
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="everlearn-device",
+        prog=program,
         description="Run a bundle, and go on learning on the device.",
-        epilog=_EXAMPLES[""],
+        epilog=examples(""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"everlearn {__version__}")
@@ -171,12 +191,13 @@ def _parser() -> argparse.ArgumentParser:
             parents=[options],
             help=says,
             description=says,
-            epilog=_EXAMPLES[name],
+            epilog=examples(name),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.set_defaults(run=run)
         return sub
 
+    parser.set_defaults(interrupted="")
     predict = command("predict", _predict, "classify images")
     predict.add_argument("images", **images)
     predict.add_argument("--top", type=int, default=3, metavar="K", help="show K classes; default 3")
@@ -209,7 +230,7 @@ def _parser() -> argparse.ArgumentParser:
         "info",
         help="what a bundle, a state or a delta is",
         description="what a bundle, a state or a delta is",
-        epilog=_EXAMPLES["info"],
+        epilog=examples("info"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     info.set_defaults(run=_info)
@@ -275,6 +296,9 @@ def _parser() -> argparse.ArgumentParser:
     migrate = command("migrate", _migrate, "carry over what was learned with the bundle before this one")
     page = command("serve", _serve, "a page to teach it from, and an API for other programs")
     add_options(page)
+    for sub in (learn, adapt, forget, undo, rollback, migrate):
+        sub.set_defaults(interrupted=_ALL_OR_NOTHING)
+    build.set_defaults(interrupted="; no engine is left of it")
     for sub in (learn, adapt, forget, history, undo, rollback, backup, delta, migrate, page):
         sub.add_argument(
             "--state", metavar="FILE", required=True, help="where this device keeps what it learns"
@@ -314,11 +338,18 @@ def _open(
     )
 
 
+def _check_file(path: str, what: str) -> None:
+    """See that a file can be written, before work is spent on what goes into it."""
+    if not Path(path).parent.is_dir():
+        raise ValueError(f"{what} is {path}, and there is no folder {Path(path).parent}; make it first")
+    check_place(path, what)
+
+
 def _predict(arguments: argparse.Namespace) -> tuple[Any, str]:
     rows: list[dict[str, Any]] = []
     calibrated = False
     with _open(arguments, read_only=True, false_alarm=arguments.false_alarm) as learner:
-        given = _Given(arguments.images, learner.bundle.manifest.input, arguments.strict)
+        given = _Given(arguments.images, learner.bundle.manifest.input, arguments)
         for batch in given.batches():
             found = learner.predict(np.stack([picture.pixels for picture in batch]))
             calibrated = found.calibrated
@@ -353,7 +384,7 @@ def _learn(arguments: argparse.Namespace) -> tuple[Any, str]:
     # All that can be wrong with them is found before there is a state file.
     label: str | None = arguments.label
     if arguments.images:
-        check_label(label)
+        check_name(label)
         paths = arguments.images
     elif Path(arguments.label).is_dir():
         label, paths = None, [arguments.label]
@@ -363,7 +394,9 @@ def _learn(arguments: argparse.Namespace) -> tuple[Any, str]:
             "place"
         )
     spec = read_manifest(arguments.bundle).input
-    given = _Given(paths, spec, arguments.strict)
+    if not Path(arguments.state).exists():
+        _check_file(arguments.state, "--state")
+    given = _Given(paths, spec, arguments)
     for file in given.files:
         if label is None and file.label is None:
             raise ValueError(f"{file.path} is in no class folder; give its class before {paths[0]}")
@@ -395,14 +428,15 @@ def _learn(arguments: argparse.Namespace) -> tuple[Any, str]:
         text += f"{len(counts)} classes"
     for one in doubts:
         why = f"looks like {one['looks']!r}" if one["reason"] == "label" else "is unlike everything known"
-        text += f"\n{one['image']} {why}; if it is wrong, `everlearn-device undo` takes all of it back"
+        text += f"\n{one['image']} {why}; if it is wrong, "
+        text += f"`{arguments.say.commands} undo` takes all of it back"
     return said, text
 
 
 def _adapt(arguments: argparse.Namespace) -> tuple[Any, str]:
     if not Path(arguments.folder).is_dir():
         raise ValueError(f"{arguments.folder}: no such folder; give one with a folder for each class")
-    given = _Given([arguments.folder], read_manifest(arguments.bundle).input, arguments.strict)
+    given = _Given([arguments.folder], read_manifest(arguments.bundle).input, arguments)
     if loose := [file.path for file in given.files if file.label is None]:
         raise ValueError(
             f"{loose[0]} is in no class folder; put the images of each class into one of its name"
@@ -553,6 +587,7 @@ def _status(arguments: argparse.Namespace) -> tuple[Any, str]:
 
 def _delta(arguments: argparse.Namespace) -> tuple[Any, str]:
     noise = _noise(arguments)
+    _check_file(arguments.to, "TO")
     with _open(arguments) as learner:
         delta = learner.delta(arguments.since, min_count=arguments.min_count, noise=noise)
     delta.save(arguments.to, key=arguments.key)
@@ -603,7 +638,7 @@ def table(facts: Mapping[str, Any], *, as_json: bool = False) -> str:
     if isinstance(classes, Mapping):
         samples = [(name, f"{count:,}") for name, count in classes.items()]
         return text + ("\n\n" + _aligned(("class", "samples"), samples) if samples else "")
-    return text + ("\n\n" + "\n".join(classes) if classes else "")
+    return text + ("\n\n" + "\n".join(map(shown, classes)) if classes else "")
 
 
 def _benchmark(arguments: argparse.Namespace) -> tuple[Any, str]:
@@ -663,14 +698,15 @@ class _Given:
     Args:
         paths: As they were typed.
         spec: What the graph takes in.
-        strict: Refuse all if one of them cannot be used.
+        arguments: With ``strict``, to refuse all if one of them cannot be used, and ``say``.
     """
 
-    def __init__(self, paths: Sequence[str], spec: InputSpec, strict: bool) -> None:
+    def __init__(self, paths: Sequence[str], spec: InputSpec, arguments: argparse.Namespace) -> None:
         self.files, self.ignored = files_in(paths)
         self.bad: list[Bad] = []
         self._spec = spec
-        self._strict = strict
+        self._strict: bool = arguments.strict
+        self._say: Callable[[str], None] = arguments.say
 
     def batches(self) -> Iterator[list[Picture]]:
         """The pictures, at most `BATCH` together, and at their end a word about what could not be used."""
@@ -688,14 +724,14 @@ class _Given:
         if batch:
             yield batch
         for one in self.bad[:MOST_NAMES]:
-            _complain(f"left out {one.image}: {one.reason}")
+            self._say(f"left out {one.image}: {one.reason}")
         if len(self.bad) > MOST_NAMES:
-            _complain(f"left out {len(self.bad) - MOST_NAMES} more")
+            self._say(f"left out {len(self.bad) - MOST_NAMES} more")
         if self.ignored:
             files = "1 file that is" if len(self.ignored) == 1 else f"{len(self.ignored)} files that are"
-            _complain(f"ignored {files} no image by name, such as {self.ignored[0]}")
+            self._say(f"ignored {files} no image by name, such as {self.ignored[0]}")
         for path, form in misnamed(self.ignored)[:MOST_NAMES]:
-            _complain(f"{path} is {form} by its content: rename it")
+            self._say(f"{path} is {form} by its content: rename it")
 
     def said(self) -> dict[str, Any]:
         """The same for machines."""
@@ -703,7 +739,7 @@ class _Given:
 
 
 def _aligned(header: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> str:
-    table = [header, *rows] if header else list(rows)
+    table = [[shown(cell) for cell in row] for row in ([header, *rows] if header else rows)]
     if not table:
         return ""
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]

@@ -8,6 +8,7 @@ out nearly black.
 
 from __future__ import annotations
 
+import glob
 import re
 import sys
 import warnings
@@ -73,9 +74,19 @@ def no_file(path: str | Path) -> str | None:
             return "a folder, not a file; give the files in it"
         if here.exists():
             return "no ordinary file"
-        return "a link to nowhere" if here.is_symlink() else "no such file"
+        return "a link to nowhere" if here.is_symlink() else _no_match(str(path))
     except (OSError, ValueError):  # no rights to look, or no name a file could have
         return "no such file"
+
+
+def _no_match(path: str) -> str:
+    """What to say of a path where nothing is: it may be a pattern that a shell has found nothing for."""
+    if not glob.has_magic(path):
+        return "no such file"
+    found = next(glob.iglob(path), None)
+    if found is None:
+        return "no file matches this pattern"
+    return f"a pattern, which {found} matches; give the files themselves, as a shell does without quotes"
 
 
 def decode(file: str | Path | IO[bytes]) -> Image:

@@ -39,6 +39,7 @@ from everlearn_runtime.heads.checks import check_label, check_labels
 from everlearn_runtime.heads.confidence import Opinion, check_false_alarm
 from everlearn_runtime.images import prepare_batch
 from everlearn_runtime.migration import Migrated
+from everlearn_runtime.names import check_names
 from everlearn_runtime.opening import StateFile
 from everlearn_runtime.prediction import Learned, Prediction
 from everlearn_runtime.state import RETENTION, Memory, Owner, Reader, Version
@@ -617,7 +618,7 @@ class EdgeLearner:
         self, images: object, labels: Sequence[str], channels: str
     ) -> tuple[NDArray[np.uint8], list[str]]:
         batch = self._batch(images, channels)
-        names = check_labels(labels)
+        names = check_names(labels, lambda: self.classes)
         if len(names) != len(batch):
             raise ValueError(f"{len(names)} labels for {len(batch)} images; give one label per image")
         return batch, names

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everlearn_runtime.decoding import IMAGE_SUFFIXES, form_of, no_file
-from everlearn_runtime.heads.checks import check_label
 from everlearn_runtime.images import InputSpec, prepare_batch
+from everlearn_runtime.names import check_name
 
 ARRAYS = ".npy"
 TRAIN = ("train", "training")
@@ -81,7 +81,7 @@ def files_in(paths: Iterable[str]) -> tuple[list[File], list[str]]:
                 f"{path} is divided: it has class folders in {' and '.join(parts)}; give one of these, such "
                 f"as {folder / parts[0]}"
             )
-        below = [file for name in inner for file in _below(folder / name, check_label(name), others)]
+        below = [file for name in inner for file in _below(folder / name, _class_of(folder / name), others)]
         if own and below:
             raise ValueError(
                 f"{path} has images directly in it and in folders ({', '.join(inner[:3])}); give the one or "
@@ -150,6 +150,13 @@ def _below(folder: Path, label: str, others: list[str]) -> Iterator[File]:
     for name in folders:
         if not (folder / name).is_symlink():
             yield from _below(folder / name, label, others)
+
+
+def _class_of(folder: Path) -> str:
+    try:
+        return check_name(folder.name)
+    except ValueError as error:
+        raise ValueError(f"folder {str(folder)!r} cannot be a class: {error}; rename it") from error
 
 
 def _hidden(name: str) -> bool:

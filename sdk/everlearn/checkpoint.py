@@ -1,6 +1,9 @@
 """A learner's state in a file: tensors as safetensors, everything else as JSON in its header."""
 
+import errno
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -95,7 +98,11 @@ class State:
 
 
 def write(state: State, folder: Path) -> None:
-    """Write a state into a folder; the file there is replaced whole or not at all."""
+    """Write a state into a folder; the file there is replaced whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     tensors = {f"method.{name}": value for name, value in state.method.items()}
     tensors |= {f"head.{name}": torch.from_numpy(value) for name, value in state.head.arrays.items()}
     about: dict[str, Any] = {
@@ -118,11 +125,16 @@ def write(state: State, folder: Path) -> None:
         if task.features is not None:
             tensors["features"] = torch.from_numpy(task.features)
     with replacing(folder / FILE) as partial:
-        save_file(
-            {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
-            partial,
-            metadata={"everlearn": json.dumps(about)},
-        )
+        try:
+            save_file(
+                {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
+                partial,
+                metadata={"everlearn": json.dumps(about)},
+            )
+        except SafetensorError as error:  # of the disk, as tensors of every kind can be written
+            found = re.search(r"os error (\d+)", str(error))
+            number = int(found[1]) if found else errno.EIO
+            raise OSError(number, os.strerror(number)) from error
 
 
 def read(folder: Path) -> State:

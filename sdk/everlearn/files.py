@@ -18,13 +18,23 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give a path beside a file, to write to; what is there takes the file's place when the block ends.
 
     Whatever stops this, the file is the old one or the new one, never a part. Folders are made.
+
+    Raises:
+        OSError: with the file's own name, where the disk is full for example.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    yield partial
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()  # there may be too little room already
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        raise
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -29,6 +29,7 @@ def pictures(name: str, count: int) -> list[Image.Image]:
 def camera(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The example, without OpenCV."""
     monkeypatch.setitem(sys.modules, "cv2", None)
+    monkeypatch.setenv("DISPLAY", ":0")
     path = Path(__file__).parents[2] / "examples" / "camera.py"
     spec = importlib.util.spec_from_file_location("camera", path)
     assert spec is not None
@@ -70,11 +71,22 @@ def test_without_opencv_one_line_says_so(camera: ModuleType, home: Path, capsys:
     assert "one key other than q and u" in capsys.readouterr().err
 
 
+def test_without_a_display_one_line_says_so(
+    camera: ModuleType, home: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delenv("DISPLAY")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    assert camera.main([str(home / "bundle"), "--source", str(home / "seen")]) == 2
+    assert capsys.readouterr().err == f"{camera.NO_DISPLAY}\n"
+    assert camera.main([str(home / "bundle"), "--source", str(home / "seen"), "--no-window"]) == 0
+
+
 def test_keys_teach_a_camera(
     camera: ModuleType, home: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[Any] = []
-    keys = iter([ord("k"), ord("k"), -1, ord("u"), ord("q")])
+    keys = iter([ord("k"), ord("k"), -1, ord("u"), ord("u"), ord("u"), ord("q")])
     frame = np.asarray(pictures("key", 1)[0])[:, :, ::-1]  # blue first
 
     class Camera:
@@ -103,6 +115,8 @@ def test_keys_teach_a_camera(
         "version 1: learned 'key'",
         "version 2: learned 'key'",
         "back to version 1",
+        "back to version 0",
+        "there is nothing left to undo",
     ]
     assert shown[1:5] == ["key"] * 4  # its colours are the right way round
-    assert shown[5] == "released"
+    assert shown[-1] == "released"

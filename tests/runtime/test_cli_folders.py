@@ -199,7 +199,7 @@ def test_a_reader_that_is_gone_undoes_nothing(bundle: Path, tmp_path: Path, cups
     environment = {"PYTHONPATH": ":".join(sys.path)}
     with open("/dev/full", "wb") as full:
         done = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
-    said = "everlearn-device: done, but the answer could not be printed: No space left on device\n"
+    said = "python -m everlearn_runtime: done, but the answer could not be printed: No space left on device\n"
     assert (done.returncode, done.stderr) == (0, said)
     read, write = os.pipe()
     os.close(read)

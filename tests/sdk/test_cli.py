@@ -1,5 +1,6 @@
 """The command line, as it is typed."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import SafetensorError
 
 from everlearn import Backbone, Images, Learner, load_backbone
 from everlearn.backbones import BUNDLED
@@ -118,7 +120,8 @@ def test_the_same_command_goes_on(
         patch.setattr(commands, "load", stopping)
         assert train(data, tmp_path / "run", "--classes-per-task", "2") == 130
     out, err = capsys.readouterr()
-    assert last(err) == "everlearn: interrupted; the same command goes on where this one stopped"
+    goes_on = "and the same command goes on where this one stopped"
+    assert last(err) == f"everlearn: interrupted; {tmp_path / 'run'} has 1 of 3 tasks, {goes_on}"
     assert out == ""
 
     assert train(data, tmp_path / "run", "--classes-per-task", "2") == 0
@@ -197,6 +200,19 @@ def test_what_is_in_a_folder_is_said_before_training(data: Path, tmp_path: Path,
     assert main(["report", str(tmp_path / "run"), str(data), "--skip-bad", "--samples", "4"]) == 0
 
 
+def test_one_class_alone_is_told(data: Path, tmp_path: Path, capsys: Output) -> None:
+    for name in "bcde":
+        shutil.rmtree(data / name)
+    assert main(["bench", str(data), "--out", str(tmp_path / "bench")]) == 2
+    assert "has one class only, 'a', which every method" in last(capsys.readouterr().err)
+    assert train(data, tmp_path / "run") == 0
+    said = capsys.readouterr().err.splitlines()[1]
+    assert said.startswith(f"{data} has one class only, 'a': every picture will be called that, until ")
+    learner = Learner.load(tmp_path / "run", device="cpu")
+    assert learner.predict(coloured("b", 2)) == ["a", "a"]
+    assert learner.fit(coloured("b", 5)).score(coloured("ab", 2)) == 1
+
+
 def test_an_npz_file_is_data_too(tmp_path: Path, capsys: Output) -> None:
     encoded, labels = [], []
     for number, (image, label) in enumerate(coloured("ab", 4)):
@@ -253,6 +269,14 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         lambda data: ["bench", str(data), "--out", str(next(data.glob("a/*.png")))],
         "which is a file; give a folder",
     ),
+    "out below a file": (
+        lambda data: ["train", str(data), "--out", str(next(data.glob("a/*.png")) / "run")],
+        ".png is a file, no folder; give another path",
+    ),
+    "out nowhere": (
+        lambda data: ["export", str(data), "--out", "/proc/run"],
+        "--out is /proc/run, where nothing can be written (this folder takes no files); ",
+    ),
     "run for a bundle": (
         lambda data: ["predict", str(a_run(data)), "image.png"],
         "it is what `everlearn train` wrote: everlearn export ",
@@ -271,15 +295,15 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         options("--method", "DualLoRA", "--backbone", "resnet10t", "--weights", "random"),
         "no plain Vision Transformer",
     ),
-    "classes": (options("--classes-per-task", "0"), "classes_per_task is 0; expected 1 to 5"),
-    "many classes": (options("--classes-per-task", "6"), "classes_per_task is 6; expected 1 to 5"),
-    "epochs": (options("--epochs", "0"), "epochs must be a whole number"),
-    "crop": (options("--smallest-crop", "0"), "scale is (0.0, 1.0)"),
+    "classes": (options("--classes-per-task", "0"), "--classes-per-task is 0; expected 1 to 5"),
+    "many classes": (options("--classes-per-task", "6"), "--classes-per-task is 6; expected 1 to 5"),
+    "epochs": (options("--epochs", "0"), "--epochs must be a whole number"),
+    "crop": (options("--smallest-crop", "0"), "--smallest-crop is 0.0; give a share"),
     "seed": (options("--seed", "-1"), "--seed is -1"),
-    "device": (options("--device", "nonesuch"), "device='nonesuch' cannot be used here"),
-    "rate": (options("--epochs", "2", "--lr", "1e30"), "the loss is no longer finite"),
+    "device": (options("--device", "nonesuch"), "--device nonesuch cannot be used here"),
+    "rate": (options("--epochs", "2", "--lr", "1e30"), "lower --lr 1e+30"),
     "bench seed": (bench_options("--seeds", "1", "-1"), "--seeds has -1"),
-    "bench classes": (bench_options("--classes-per-task", "0"), "classes_per_task is 0; expected 1 to 5"),
+    "bench classes": (bench_options("--classes-per-task", "0"), "--classes-per-task is 0; expected 1 to 5"),
     "bench tokens": (
         bench_options("--methods", "DualLoRA", "--backbone", "resnet10t", "--weights", "random"),
         "no plain Vision Transformer",
@@ -298,9 +322,44 @@ def test_a_mistake_is_one_line(
     assert main(given) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert last(err).startswith("everlearn: " if given[0] != "predict" else "everlearn-device: ")
+    assert last(err).startswith("everlearn: ")
     assert says in last(err)
     assert not any(line.startswith("everlearn") for line in err.splitlines()[:-1])
+
+
+@pytest.mark.parametrize("command", ["train", "bench", "export"])
+def test_a_full_disk_is_told_before_the_work(
+    data: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    left = shutil.disk_usage(tmp_path)._replace(free=1_500_000)
+    monkeypatch.setattr("everlearn_runtime.files.shutil.disk_usage", lambda _: left)
+    assert main([command, str(data), "--out", str(tmp_path / "run" / "deeper")]) == 2
+    said = "where 1.5 MB are left, and at least 33.6 MB are needed; make room, or give another path\n"
+    assert capsys.readouterr() == ("", f"everlearn: --out is {tmp_path / 'run' / 'deeper'}, {said}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_that_fills_up_meanwhile(
+    data: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object, path: Path, **__: object) -> None:
+        path.write_bytes(b"a part")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    assert train(data, tmp_path / "run", "--method", "Frozen", "--classes-per-task", "5") == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr("everlearn.checkpoint.save_file", full)
+        assert train(data, tmp_path / "other", "--method", "Frozen") == 2
+        assert last(capsys.readouterr().err) == (
+            f"everlearn: {tmp_path / 'other' / FILE}: no space left on device; make room, and the same "
+            "command goes on where this one stopped"
+        )
+        assert list((tmp_path / "other").iterdir()) == []
+        with pytest.raises(OSError, match="No space left on device"):
+            Learner.load(tmp_path / "run").save(tmp_path / "run")
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert train(data, tmp_path / "other", "--method", "Frozen") == 0
 
 
 def test_a_run_on_other_data_is_refused(data: Path, tmp_path: Path, capsys: Output) -> None:
@@ -362,12 +421,47 @@ def test_a_stopped_bench_says_that_it_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(commands, "load", watched)
         assert compare(data, tmp_path / "run", "--seeds", "0") == 130
-    interrupted = "everlearn: interrupted; the same command goes on where this one stopped"
-    assert last(capsys.readouterr().err) == interrupted
+    goes_on = "has 1 run, and the same command goes on where this one stopped"
+    assert last(capsys.readouterr().err) == f"everlearn: interrupted; {tmp_path / 'run'} {goes_on}"
     assert compare(data, tmp_path / "run", "--seeds", "0") == 0
     assert "1 of 2 runs reused" in capsys.readouterr().out
     assert compare(data, tmp_path / "run", "--precision", "bf16") == 2
     assert "was begun with precision fp32, not bf16" in capsys.readouterr().err
+
+
+def test_a_stopped_export_leaves_nothing(
+    data: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train(data, tmp_path / "run", "--method", "Frozen", "--classes-per-task", "5") == 0
+    export = ["export", str(tmp_path / "run"), "--out", str(tmp_path / "bundle")]
+    assert main(export) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "bundle").iterdir()}
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("everlearn_runtime.bundle.write_synced", stop)
+    for there, says in ((True, "is whole, as it was or anew"), (False, "nothing is at ")):
+        if not there:
+            shutil.rmtree(tmp_path / "bundle")
+        kept = sorted(tmp_path.iterdir())
+        assert main([*export, "--overwrite"]) == 130
+        assert says in last(capsys.readouterr().err)
+        assert sorted(tmp_path.iterdir()) == kept
+        if there:
+            assert before == {path: path.read_bytes() for path in (tmp_path / "bundle").iterdir()}
+
+
+def test_an_interrupt_before_anything_is_finished(
+    data: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "load", stop)
+    assert train(data, tmp_path / "run") == 130
+    says = "everlearn: interrupted; nothing is finished yet, and the same command begins anew"
+    assert last(capsys.readouterr().err) == says
 
 
 def test_a_stopped_report_promises_nothing(tmp_path: Path, capsys: Output, monkeypatch: Any) -> None:

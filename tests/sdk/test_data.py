@@ -851,6 +851,11 @@ def test_npz_gives_training_and_test_images(tmp_path: Path) -> None:
         ("classes", np.array(["a", "a"]), "a name occurs twice in `classes`"),
         ("classes", np.array(["a", "b"], dtype=object), "cannot read .*allow_pickle"),
         ("classes", np.array(["a", " "]), "in `classes`, label ' ' is not a non-empty str"),
+        (
+            "classes",
+            np.array(["a", "b\nc"]),
+            r"label 'b\\nc' has a character that cannot be seen",
+        ),
         ("classes", np.array(["a", "b\udcff"]), r"in `classes`, label 'b\\udcff' is not valid Unicode"),
     ],
 )

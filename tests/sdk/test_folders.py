@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from everlearn.data import ClassIncremental, folder, folder_splits, load, look
+from everlearn.data import ClassIncremental, Images, arrays, folder, folder_splits, load, look
 from everlearn.data.looking import Left, table
 from everlearn_runtime import open_image
 
@@ -40,6 +40,18 @@ def encoded(form: str, **options: Any) -> bytes:
 
 def reasons(path: Path) -> dict[str, tuple[str, str]]:
     return {one.name: (one.state, one.why) for one in look(path).left}
+
+
+@pytest.mark.parametrize("name", ["mu\ng", "gum\u202egnp", "mug\x1b[0m"])
+def test_a_name_that_cannot_be_read_is_no_class(tmp_path: Path, name: str) -> None:
+    fill(tmp_path)
+    (tmp_path / "a").rename(tmp_path / name)
+    with pytest.raises(ValueError, match=r"a class folder .* that cannot be seen, U\+.*; rename it"):
+        folder(tmp_path)
+    with pytest.raises(ValueError, match=r"label 0 is .*no characters that cannot be seen"):
+        arrays(np.zeros((1, 8, 8), np.uint8), [name])
+    with pytest.raises(ValueError, match=r"label 0 is .*no characters that cannot be seen"):
+        Images([name], load=noise)
 
 
 # Every file

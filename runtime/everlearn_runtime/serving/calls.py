@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from everlearn_runtime.edge import EdgeLearner
 from everlearn_runtime.errors import GuardError, MissingExtra, StateError
-from everlearn_runtime.heads.checks import check_label
+from everlearn_runtime.names import check_names
 from everlearn_runtime.serving.limits import Limits, Refused
 from everlearn_runtime.serving.pictures import from_base64, unpack
 from everlearn_runtime.state import Version
 
 JSON = dict[str, Any]
-# Joins letters in Persian and people in emoji; no other character without a picture belongs into a name.
-JOINERS = "\u200c\u200d"
 LONGEST_HISTORY = 1000
 VERSIONS = 100
 
@@ -159,17 +157,12 @@ class Calls:
 
     def _names(self, labels: Sequence[object]) -> list[str]:
         """Labels that a person can read, tell apart and type again."""
-        names = [check_label(label) for label in labels]
-        known: tuple[str, ...] | None = None
-        for name in set(names):
-            if len(name) <= self.limits.label and all(c.isprintable() or c in JOINERS for c in name):
-                continue
-            known = self.learner.classes if known is None else known
-            if name in known:
-                continue
-            if len(name) > self.limits.label:
-                raise Refused(413, f"a label of {len(name):,} characters; give at most {self.limits.label}")
-            raise Refused(400, f"label {name!r} holds characters that cannot be seen; leave them out")
+        if not labels:  # nor images, which is what to say
+            return []
+        names = check_names(cast("Sequence[str]", labels), lambda: self.learner.classes)
+        long = {name for name in names if len(name) > self.limits.label}
+        for name in long.difference(self.learner.classes) if long else ():
+            raise Refused(413, f"a label of {len(name):,} characters; give at most {self.limits.label}")
         return names
 
 

@@ -65,6 +65,8 @@ def _shared(arguments: argparse.Namespace, usual: Augmentation) -> dict[str, Any
 
 def _augmentation(arguments: argparse.Namespace, usual: Augmentation) -> Augmentation:
     smallest = usual.scale[0] if arguments.smallest_crop is None else arguments.smallest_crop
+    if not 0 < smallest <= 1:
+        raise ValueError(f"--smallest-crop is {smallest}; give a share of an image, above 0 and at most 1")
     return replace(usual, scale=(smallest, usual.scale[1]), flip=usual.flip and not arguments.no_flip)
 
 
@@ -77,6 +79,12 @@ def _train(arguments: argparse.Namespace) -> None:
     begun = _begun(arguments, recipe)
     learner = begun or _fresh(arguments, recipe)
     train, test = _load(arguments, arguments.data, learner.seed)
+    if len(train.classes) == 1:
+        print(
+            f"{arguments.data} has one class only, {train.classes[0]!r}: every picture will be called that, "
+            "until another class is learned, here or on a device, and the accuracy says nothing",
+            file=sys.stderr,
+        )
     stream = _stream(arguments, recipe, train, test, learner)
     if begun is not None:
         done = len(learner.tasks)
@@ -200,6 +208,11 @@ def _bench(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--seeds has {min(arguments.seeds)}; give whole numbers of at least 0")
     # The same images are held out for all seeds, so that methods can share what never changes.
     train, test = _load(arguments, arguments.data)
+    if len(train.classes) == 1:
+        raise ValueError(
+            f"{arguments.data} has one class only, {train.classes[0]!r}, which every method recognises; give "
+            "two or more to compare them"
+        )
     found = bench(
         train,
         test,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from everlearn_runtime import signing
 from everlearn_runtime.bundle import sign_bundle
+from everlearn_runtime.files import check_place
 from everlearn_runtime.fleet import merge
 from everlearn_runtime.fleet.merging import ANCESTORS
 from everlearn_runtime.words import plural
@@ -57,6 +58,7 @@ def run(arguments: argparse.Namespace) -> str:
         return f"{private} signs, keep it to yourself; {public} goes to the devices"
     if arguments.run == "sign":
         return f"{arguments.bundle} is signed by key {sign_bundle(arguments.bundle, arguments.key)}"
+    check_place(arguments.out, "--out")
     merged = merge(
         arguments.bundle,
         arguments.deltas,

@@ -4,6 +4,9 @@ import argparse
 from pathlib import Path
 
 from everlearn.choices import CLASS_FOLDERS
+from everlearn_runtime.files import check_place
+
+_ROOM = 32 << 20  # what a learner of the bundled backbone or its bundle takes
 
 
 def check(parsed: argparse.Namespace) -> None:
@@ -14,10 +17,13 @@ def check(parsed: argparse.Namespace) -> None:
             f"'{data}' is not a data set: no such file or folder; expected 'digits', a .npz file, or a "
             f"folder {CLASS_FOLDERS}"
         )
+    if parsed.run == "report" and Path(parsed.learner).is_dir():
+        check_place(parsed.learner, "RUN")
     if out is None:
         return
     if Path(out).exists() and not Path(out).is_dir():
         raise ValueError(f"--out is {out}, which is a file; give a folder")
+    check_place(out, "--out", _ROOM)
     if data is not None and Path(data).is_dir() and Path(out).resolve().is_relative_to(Path(data).resolve()):
         raise ValueError(
             f"--out is {out}, inside of the data, {data}, where the pictures of a report would be taken for "

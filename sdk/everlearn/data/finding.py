@@ -17,8 +17,8 @@ from everlearn.data.images import Images, rgb_of
 from everlearn.data.labels import sort_classes
 from everlearn.data.looking import Left, printable
 from everlearn_runtime.decoding import IMAGE_SUFFIXES, decoded, form_of, to_rgb
-from everlearn_runtime.heads.checks import check_label
 from everlearn_runtime.images import open_image
+from everlearn_runtime.names import check_name
 
 _HEIC = (".heic", ".heif")
 _NO_HEIC = "HEIC, which needs: pip install pillow-heif"
@@ -85,7 +85,7 @@ def find(path: Path) -> Found:
         raise ValueError(f"'{path}' has no class folders{here}; expected one folder of images for each class")
     for name in sort_classes(folders):
         try:
-            check_label(name)
+            check_name(name)
         except ValueError as error:
             raise ValueError(
                 f"a class folder in '{printable(str(path))}' cannot be a class: {error}; rename it"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from everlearn_runtime.heads.checks import check_label
+from everlearn_runtime.names import check_name
 
 # No longer: `int` refuses thousands of digits.
 _WHOLE_NUMBER = re.compile(r"[+-]?\d{1,600}")
@@ -33,15 +33,16 @@ def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def checked_name(name: object, index: int) -> str:
-    """A class name as a plain ``str``, by the rule of `everlearn_runtime.heads`.
+    """A class name as a plain ``str``, by the rule of `everlearn_runtime.names`.
 
     Raises `ValueError`, that says which label it is, for anything else.
     """
     try:
-        return check_label(name)
+        return check_name(name)
     except ValueError as error:
         raise ValueError(
-            f"label {index} is {name!r}; expected a class name, text that is not blank and is valid Unicode"
+            f"label {index} is {name!r}; expected a class name, text that is not blank and valid Unicode, "
+            "and has no characters that cannot be seen"
         ) from error
 
 

@@ -107,7 +107,7 @@ def refuse(left: Sequence[Left], count: int, where: str) -> None:
         raise ValueError(
             printable(
                 f"{len(bad)} of {count} images in '{where}' cannot be read: {named}; mend or remove them, or "
-                "leave them out with on_error='skip' (on the command line --skip-bad)"
+                "leave them out with on_error='skip'"
             )
         )
 

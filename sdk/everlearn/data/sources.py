@@ -20,7 +20,7 @@ from everlearn.data.images import Images, rgb_of
 from everlearn.data.labels import class_name, label_list
 from everlearn.data.looking import Left, Say
 from everlearn_runtime.decoding import decode, decoded, to_rgb
-from everlearn_runtime.heads.checks import check_label
+from everlearn_runtime.names import check_name
 
 _NPZ_PARTS = {
     "data": np.uint8,
@@ -104,7 +104,7 @@ def npz(path: str | Path, *, on_error: str = "raise", say: Say | None = None) ->
     require(len(set(names)) == len(names), "a name occurs twice in `classes`")
     for name in names:
         try:
-            check_label(name)
+            check_name(name)
         except ValueError as error:
             require(False, f"in `classes`, {error}")
     images = Images(
