@@ -4,6 +4,7 @@ The exporter takes seconds for each. What it made is held against torch at every
 gates of `export_bundle`, so that a graph of another module would be refused.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from everlearn_export.onnx import to_onnx
 from everlearn_export.train_step import Trainable, to_step
@@ -32,6 +34,9 @@ def traced_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("everlearn_export.bundle.to_onnx", graph)
         patch.setattr("everlearn_export.step_parity.to_step", step)
+        # torch reads the sources of all its translations for each graph anew.
+        once = functools.cache(ONNXRegistry.from_torchlib)
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(once))
         yield
 
 

@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from everlearn_export.onnx import OPSET, quiet, with_preprocessing
+from everlearn_export.onnx import OPSET, quiet, uncollected, with_preprocessing
 from everlearn_runtime.train_step import CLASSIFIER, FIRST, INPUTS, NEW, SECOND, Settings
 
 SMALLEST_EPS = 1e-7
@@ -192,7 +192,7 @@ def to_step(trainable: Trainable, example: Tensor) -> bytes:
         {0: batch} if place < 2 else {0: classes} if name.endswith(CLASSIFIER) else None
         for place, name in enumerate(inputs)
     ]
-    with warnings.catch_warnings(), quiet(), torch.no_grad():
+    with warnings.catch_warnings(), quiet(), uncollected(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's own deprecations, none of the user's doing
         traced = make_fx(
             step, decomposition_table=_decompositions(), tracing_mode="symbolic", _allow_non_fake_inputs=True

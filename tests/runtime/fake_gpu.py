@@ -35,6 +35,8 @@ class FakeCuda(ModuleType):
         self.recording: list[Callable[[], None]] | None = None
         self.fails: set[str] = set()
         self.live = 0  # streams, graphs and blocks that are not given back
+        self.driver = "580.1"
+        self.compiled: list[int] = []  # batches whose kernels TensorRT-RTX has compiled
 
     def __getattr__(self, name: str) -> Callable[..., tuple[Any, ...]]:
         if not name.startswith("cuda"):
@@ -143,14 +145,62 @@ class Engine:
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
         return [(self.batches[profile], self.side, self.side, 3)] * 3
 
-    def create_execution_context(self, strategy: str) -> Context:
-        assert strategy == "user"
-        return Context(self)
+    def create_execution_context(self, given: str | RuntimeConfig) -> Context:
+        config = given if isinstance(given, RuntimeConfig) else None
+        assert (given if config is None else config.strategy) == "user"
+        return Context(self, config)
+
+    def create_runtime_config(self) -> RuntimeConfig:
+        return RuntimeConfig(self)
+
+
+class RuntimeConfig:
+    """TensorRT-RTX's: how kernels are compiled when an engine runs."""
+
+    dynamic_shapes_kernel_specialization_strategy = "lazy"
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.strategy = "static"
+        self.cache: RuntimeCache | None = None
+
+    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache(self.engine.cuda)
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
+
+class RuntimeCache:
+    """TensorRT-RTX's: for which batches kernels are there, with the driver that they are for."""
+
+    def __init__(self, cuda: FakeCuda) -> None:
+        self.cuda = cuda
+        self.batches: list[int] = []
+
+    def compile(self, batch: int) -> None:
+        if batch not in self.batches:
+            self.cuda.compiled.append(batch)
+            self.batches.append(batch)
+
+    def serialize(self) -> memoryview:
+        return memoryview(json.dumps([self.cuda.driver, self.batches]).encode())
+
+    def deserialize(self, blob: bytes) -> bool:
+        driver, batches = json.loads(blob)
+        if driver == self.cuda.driver:
+            self.batches = batches
+        return bool(driver == self.cuda.driver)
 
 
 class Context:
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, config: RuntimeConfig | None = None) -> None:
         self.engine, self.addresses = engine, dict[str, int]()
+        self.config = config
         self.shape: tuple[int, ...] | None = None
         self.scratch: int | None = None
         self.profile: int | None = None
@@ -184,6 +234,10 @@ class Context:
             return False
         if self.engine.broken == "fails when captured" and self.engine.cuda.recording is not None:
             return False
+        if self.config is not None:
+            assert self.config.dynamic_shapes_kernel_specialization_strategy == "eager"
+            assert self.config.cache is not None
+            self.config.cache.compile(self.shape[0])
         self.engine.cuda.put(self._work)
         return True
 
@@ -208,8 +262,8 @@ def engine(*batches: int, side: int = 8, broken: str = "") -> bytes:
     return json.dumps({"batches": batches, "side": side, "broken": broken}).encode()
 
 
-def fake_trt(cuda: Any, engine: type[Engine] = Engine) -> Any:
-    """The module ``tensorrt``, with engines of that kind."""
+def fake_trt(cuda: Any, engine: type[Engine] = Engine, *, rtx: bool = False) -> Any:
+    """The module ``tensorrt``, or ``tensorrt_rtx``, with engines of that kind."""
 
     class Runtime:
         def __init__(self, log: Any) -> None:
@@ -222,8 +276,11 @@ def fake_trt(cuda: Any, engine: type[Engine] = Engine) -> Any:
             return engine(cuda, json.loads(data))
 
     severity = SimpleNamespace(ERROR=1, INTERNAL_ERROR=0)
-    trt: Any = ModuleType("tensorrt")
-    trt.__version__ = "10.3.0"
+    trt: Any = ModuleType("tensorrt_rtx" if rtx else "tensorrt")
+    trt.__version__ = "1.7.1" if rtx else "10.3.0"
+    if rtx:
+        trt.ComputeCapability = SimpleNamespace(SM86=86)
+        trt.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(LAZY="lazy", EAGER="eager")
     trt.Runtime = Runtime
     trt.ILogger = type("ILogger", (), {"Severity": severity})
     trt.TensorIOMode = SimpleNamespace(INPUT="in", OUTPUT="out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import threading
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from everlearn_runtime import MissingExtra
-from everlearn_runtime.backends.tensorrt import TensorRT
+from everlearn_runtime.backends.tensorrt import TensorRT, library, open_engine, running
+from everlearn_runtime.backends.tensorrt.cache import EngineCache, KernelFile, Key
 from everlearn_runtime.backends.tensorrt.running import parts
 
 from .fake_gpu import FakeCuda, engine, expected, fake_trt
@@ -134,6 +136,84 @@ def test_threads_take_turns(cuda: FakeCuda) -> None:
     assert not wrong
 
 
+# What TensorRT-RTX compiles when an engine first runs
+
+
+def kept(tmp_path: Path) -> KernelFile:
+    return KernelFile(tmp_path / "engine.kernels")
+
+
+def test_kernels_are_compiled_once(cuda: FakeCuda, tmp_path: Path) -> None:
+    trt = fake_trt(cuda, rtx=True)
+    for compiled in ([1, 16], []):
+        cuda.compiled.clear()
+        backend = TensorRT(engine(1, 16), trt, kept(tmp_path))
+        assert backend.name == "tensorrt_rtx 1.7.1, batches of 1 and 16, CUDA graphs"
+        np.testing.assert_array_equal(backend.run(pictures(17)), expected(pictures(17)))
+        backend.close()
+        assert cuda.compiled == compiled
+        assert [path.name for path in tmp_path.iterdir()] == ["engine.kernels"]
+    cuda.compiled.clear()
+    TensorRT(engine(1, 16), trt).close()  # kept nowhere
+    assert cuda.compiled == [1, 16]
+
+
+@pytest.mark.parametrize("damage", ["cut short", "a bit flipped", "empty", "another driver", "no file"])
+def test_kernels_that_cannot_be_taken_are_compiled_anew(cuda: FakeCuda, tmp_path: Path, damage: str) -> None:
+    trt, file = fake_trt(cuda, rtx=True), kept(tmp_path)
+    TensorRT(engine(2), trt, file).close()
+    whole = file.path.read_bytes()
+    if damage == "another driver":
+        cuda.driver = "590.2"
+    elif damage == "no file":
+        file.path.unlink()
+    else:
+        flipped = whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:]
+        file.path.write_bytes({"cut short": whole[:-3], "a bit flipped": flipped, "empty": b""}[damage])
+    for compiled in ([2], []):  # and kept, in place of what was there
+        cuda.compiled.clear()
+        TensorRT(engine(2), trt, file).close()
+        assert cuda.compiled == compiled
+
+
+def test_an_engine_runs_where_no_kernels_can_be_kept(cuda: FakeCuda, tmp_path: Path) -> None:
+    backend = TensorRT(engine(2), fake_trt(cuda, rtx=True), KernelFile(tmp_path / "gone" / "engine.kernels"))
+    np.testing.assert_array_equal(backend.run(pictures(2)), expected(pictures(2)))
+    (tmp_path / "engine.kernels").mkdir()  # in the way
+    TensorRT(engine(2), fake_trt(cuda, rtx=True), kept(tmp_path)).close()
+    assert [path.name for path in tmp_path.iterdir()] == ["engine.kernels"]
+
+
+def test_kernels_lie_beside_their_engine_and_go_with_it(
+    cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trt, cache = fake_trt(cuda, rtx=True), EngineCache(tmp_path / "engines")
+    key = Key("0" * 64, "tensorrt_rtx 1.7.1", "SM86", (1, 4), "fp32", None, 3)
+
+    def put() -> None:
+        with cache.building(key) as (part, _):
+            (part / "features.engine").write_bytes(engine(1, 4))
+            cache.put(key, part / "features.engine")
+
+    put()
+    monkeypatch.setattr(library, "load", lambda: trt)
+    monkeypatch.setattr(running, "target", lambda library: "SM86")
+    monkeypatch.setattr(running, "graph_of", lambda bundle: key.graph)
+    open_engine(None, build=False, cache=cache.folder).close()  # type: ignore[arg-type]
+    assert cuda.compiled == [1, 4]
+    assert (cache.folder / f"{key.name}.kernels").exists()
+    open_engine(None, build=False, cache=cache.folder).close()  # type: ignore[arg-type]
+    assert cuda.compiled == [1, 4]
+    put()  # another engine of the same key
+    assert not (cache.folder / f"{key.name}.kernels").exists()
+
+
+def test_tensorrt_itself_compiles_when_it_builds(cuda: FakeCuda, tmp_path: Path) -> None:
+    TensorRT(engine(2), fake_trt(cuda), kept(tmp_path)).close()
+    assert not cuda.compiled
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_the_bindings_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     with pytest.raises(
@@ -167,10 +247,18 @@ def test_the_real_bindings_have_all_that_is_called() -> None:
 
 def test_the_real_library_has_all_that_is_called() -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="the extra trt-rtx is not installed")
-    from .fake_gpu import Context, Engine
+    from .fake_gpu import Context, Engine, RuntimeCache, RuntimeConfig
 
-    for ours, theirs in ((Engine, trt.ICudaEngine), (Context, trt.IExecutionContext)):
-        names = [name for name in vars(ours) if name[0] != "_"]
+    for ours, theirs in (
+        (Engine, trt.ICudaEngine),
+        (Context, trt.IExecutionContext),
+        (RuntimeConfig, trt.IRuntimeConfig),
+        (RuntimeCache, trt.IRuntimeCache),
+    ):
+        names = [name for name in vars(ours) if name[0] != "_" and name != "compile"]
         assert [name for name in names if not hasattr(theirs, name)] == []
     assert hasattr(trt.TensorIOMode, "INPUT")
     assert hasattr(trt.ExecutionContextAllocationStrategy, "USER_MANAGED")
+    assert hasattr(trt.DynamicShapesKernelSpecializationStrategy, "EAGER")
+    assert "runtime_config: tensorrt_rtx" in trt.ICudaEngine.create_execution_context.__doc__
+    assert hasattr(trt.IHostMemory, "__buffer__") or "nbytes" in vars(trt.IHostMemory)

@@ -59,7 +59,7 @@ class Context(fake_gpu.Context):
 
 
 class Engine(fake_gpu.Engine):
-    def create_execution_context(self, strategy: str) -> Context:
+    def create_execution_context(self, given: str | fake_gpu.RuntimeConfig) -> Context:
         return Context(self)
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from everlearn_runtime.errors import StateError
 from everlearn_runtime.state.lock import FileLock
 
 VARIABLE = "EVERLEARN_CACHE"
+_DIGEST = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,42 @@ class Key:
     def name(self) -> str:
         """sha256 of all of it."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+class KernelFile:
+    """The kernels that TensorRT-RTX compiles when an engine first runs, kept for the next process.
+
+    They are executable code, as engines are, and lie in the same folder, behind a hash of themselves.
+
+    Args:
+        path: Where; in the folder of an `EngineCache`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> bytes | None:
+        """What was kept; None if nothing was, or it is not to the bit what was written."""
+        with suppress(OSError):
+            data = self.path.read_bytes()
+            if hashlib.sha256(data[_DIGEST:]).digest() == data[:_DIGEST]:
+                return data[_DIGEST:]
+        return None
+
+    def write(self, kernels: bytes) -> None:
+        """Keep them in place of what was kept; where that cannot be, the next process compiles again."""
+        part: Path | None = None
+        try:
+            # A name of its own: several processes may run one engine.
+            handle, name = tempfile.mkstemp(prefix=self.path.stem, suffix=".part", dir=self.path.parent)
+            part = Path(name)
+            with os.fdopen(handle, "wb") as file:
+                file.write(hashlib.sha256(kernels).digest() + kernels)
+            part.replace(self.path)
+        except OSError:
+            if part is not None:
+                with suppress(OSError):
+                    part.unlink()
 
 
 class EngineCache:
@@ -117,8 +155,13 @@ class EngineCache:
         for path in (engine, note):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+        self.kernels(key).path.unlink(missing_ok=True)
         engine.replace(self.folder / f"{key.name}.engine")
         note.replace(self.folder / f"{key.name}.json")
+
+    def kernels(self, key: Key) -> KernelFile:
+        """Where the kernels of a key's engine are kept."""
+        return KernelFile(self.folder / f"{key.name}.kernels")
 
     def timing(self, library: str, gpu: str) -> Path:
         """Where the builder's timings for a library and GPU are kept: the next build is faster by them."""

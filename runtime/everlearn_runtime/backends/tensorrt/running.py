@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from everlearn_runtime.backends.base import check_features
 from everlearn_runtime.backends.tensorrt import library
 from everlearn_runtime.backends.tensorrt.building import build_engine, graph_of, target
-from everlearn_runtime.backends.tensorrt.cache import EngineCache
+from everlearn_runtime.backends.tensorrt.cache import EngineCache, KernelFile
 from everlearn_runtime.backends.tensorrt.cuda import Cuda, CudaError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def open_engine(bundle: Bundle, *, build: bool = True, cache: str | Path | None 
     engines = EngineCache(cache)
     for key in engines.find(graph_of(bundle), library.says(trt), target(trt)):
         if (engine := engines.get(key)) is not None:
-            return TensorRT(engine, trt)
+            return TensorRT(engine, trt, engines.kernels(key))
     if not build:
         raise ValueError(
             f"{library.says(trt)} has no engine of this graph for this GPU yet: everlearn-device build "
@@ -50,7 +50,7 @@ def open_engine(bundle: Bundle, *, build: bool = True, cache: str | Path | None 
     key = build_engine(bundle, cache=cache).key
     engine = engines.get(key)
     assert engine is not None  # it was just put there
-    return TensorRT(engine, trt)
+    return TensorRT(engine, trt, engines.kernels(key))
 
 
 class TensorRT:
@@ -64,23 +64,25 @@ class TensorRT:
     Args:
         engine: As `build_engine` made it on this device. It is executable code: never one from elsewhere.
         trt: The library, see `everlearn_runtime.backends.tensorrt.library.load`.
+        kernels: Where the kernels are kept that TensorRT-RTX compiles when an engine first runs, which takes
+            seconds; None: nowhere. TensorRT has none.
 
     Raises:
         MissingExtra: cuda-bindings is not installed.
         ValueError: The engine is another library's, GPU's or graph's, or memory ran out.
     """
 
-    def __init__(self, engine: bytes, trt: Any) -> None:
+    def __init__(self, engine: bytes, trt: Any, kernels: KernelFile | None = None) -> None:
         cuda = Cuda()
         self._left = weakref.finalize(self, cuda.close)
         self._turn = threading.Lock()
         try:
-            self._load(engine, trt, cuda)
+            self._load(engine, trt, cuda, kernels)
         except BaseException:
             self._left()
             raise
 
-    def _load(self, data: bytes, trt: Any, cuda: Cuda) -> None:
+    def _load(self, data: bytes, trt: Any, cuda: Cuda, kernels: KernelFile | None) -> None:
         log = library.make_log(trt)
         self._runtime = trt.Runtime(log)
         engine = self._runtime.deserialize_cuda_engine(data)
@@ -109,8 +111,12 @@ class TensorRT:
         self._features = cuda.host_memory(4 * most * width).view(np.float32).reshape(most, width)
         self._cuda, self._engine, self._log = cuda, engine, log
         self._contexts: dict[int, Any] = {}
+        given: Any = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        compiled = _Compiled(engine, trt, kernels) if library.is_rtx(trt) else None
+        if compiled is not None:
+            given = compiled.config
         for profile, shape in enumerate(shapes):
-            context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+            context = engine.create_execution_context(given)
             if context is None:
                 raise ValueError(f"no context for the engine: {'; '.join(log.errors[-2:])}")
             context.set_optimization_profile_async(profile, cuda.stream)
@@ -121,6 +127,8 @@ class TensorRT:
                 context.set_tensor_address(name, address)
             self._contexts[shape[0]] = context
         self._steps = {batch: self._capture(batch) for batch in self.batches}
+        if compiled is not None:
+            compiled.keep()  # now that each batch has run
         sizes = " and ".join(map(str, sorted(self.batches)))
         captured = "CUDA graphs" if all(captured for _, captured in self._steps.values()) else "no CUDA graph"
         self._name = f"{library.says(trt)}, batches of {sizes}, {captured}"
@@ -189,6 +197,40 @@ class TensorRT:
         if not self._contexts[batch].execute_async_v3(self._cuda.stream):
             raise CudaError(f"the engine failed: {'; '.join(self._log.errors[-2:]) or 'no reason given'}")
         self._cuda.to_host(self._features[:batch], back)
+
+
+class _Compiled:
+    """How TensorRT-RTX compiles an engine's kernels on this GPU, and the cache that it puts them into.
+
+    Args:
+        engine: The engine.
+        trt: The library.
+        kernels: What an earlier process has kept, and where to keep more; None: nowhere.
+    """
+
+    def __init__(self, engine: Any, trt: Any, kernels: KernelFile | None) -> None:
+        self.config = engine.create_runtime_config()
+        self.config.set_execution_context_allocation_strategy(
+            trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+        # All at the first run. By default a makeshift runs meanwhile, and a CUDA graph would hold on to it.
+        self.config.dynamic_shapes_kernel_specialization_strategy = (
+            trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        )
+        self._cache: Any = self.config.create_runtime_cache()
+        self._kernels = kernels
+        self._known = None if kernels is None else kernels.read()
+        # Refused, and left empty, if it is of another version, GPU or driver.
+        if self._known is not None and not self._cache.deserialize(self._known):
+            self._known = None
+        self.config.set_runtime_cache(self._cache)
+
+    def keep(self) -> None:
+        """Keep what was compiled, if that is more than was known."""
+        if self._kernels is not None:
+            kernels = bytes(self._cache.serialize())
+            if kernels != self._known:
+                self._kernels.write(kernels)
 
 
 def parts(count: int, batches: Sequence[int]) -> list[tuple[int, int]]:
