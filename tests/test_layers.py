@@ -51,6 +51,13 @@ def test_imports_follow_the_arrows(folder: str) -> None:
     assert wrong == {}
 
 
+def test_timm_is_imported_by_backbones_alone() -> None:
+    """Beside a torch for CPUs it wants their guard first, whatever of everlearn is imported first."""
+    modules = [path for path in (ROOT / "sdk").rglob("*.py") if path.parent.name != "backbones"]
+    assert modules
+    assert [str(path) for path in modules if "timm" in imported(path.read_text())] == []
+
+
 def test_the_walk_sees_every_kind_of_import() -> None:
     source = "import a.b\nfrom c.d import e\ndef f():\n    import g as h\nif True:\n    from i import j"
     assert imported(source) == {"a", "c", "g", "i"}

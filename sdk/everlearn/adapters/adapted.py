@@ -3,11 +3,10 @@
 from collections.abc import Iterable, Sequence
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from everlearn.adapters.bottleneck import Bottleneck
-from everlearn.backbones import Backbone, Part, attend, feed_forward
+from everlearn.backbones import Backbone, Block, Part, attend, feed_forward
 
 
 class Beside(nn.Module):

@@ -2,7 +2,10 @@
 
 from everlearn.backbones import torchvision_guard
 
-torchvision_guard.make_importable()  # before timm, which every module here imports
+torchvision_guard.make_importable()  # before timm, which therefore only modules here import
+
+from timm.models.vision_transformer import Block  # noqa: E402
+from timm.utils import reparameterize_model  # noqa: E402
 
 from everlearn.backbones.backbone import Backbone, BackboneSpec  # noqa: E402
 from everlearn.backbones.load import load_backbone, resolve  # noqa: E402
@@ -15,6 +18,7 @@ __all__ = [
     "BUNDLED",
     "Backbone",
     "BackboneSpec",
+    "Block",
     "Depths",
     "Part",
     "attend",
@@ -22,5 +26,6 @@ __all__ = [
     "fuse_qkv",
     "load_backbone",
     "load_weights",
+    "reparameterize_model",
     "resolve",
 ]

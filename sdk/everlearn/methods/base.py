@@ -9,11 +9,10 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 from everlearn.adapters.merge import merge
-from everlearn.backbones import Backbone, Depths, Part
+from everlearn.backbones import Backbone, Depths, Part, reparameterize_model
 from everlearn.tables import Table
 from everlearn.training import Training
 from everlearn_runtime.heads import Head, Prototypes

@@ -24,7 +24,7 @@ def reliability(found: Sureness) -> Figure:
         label="right answers",
     )
     above.plot([0, 100], [0, 100], color=INK, linewidth=1.2, linestyle="--", label="as many as it says")
-    above.plot(100 * bins.says[full], 100 * bins.is_right[full], "o", color=INK, markersize=4)
+    above.plot(100 * bins.says[full], 100 * bins.is_right[full], "o", color=INK, markersize=4, clip_on=False)
     above.set_ylabel("right (%)")
     above.set_ylim(0, 100)
     above.legend(loc="upper left")
