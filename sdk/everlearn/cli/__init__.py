@@ -17,6 +17,7 @@ from everlearn.cli.parser import make_parser
 from everlearn.errors import ElsewhereError, need_training
 from everlearn.info import describe, is_run
 from everlearn_runtime import cli as device
+from everlearn_runtime.cli.tables import table
 from everlearn_runtime.errors import MissingExtra
 from everlearn_runtime.spoken import ARGUMENTS, as_typed, told
 from everlearn_runtime.terminal import escaping
@@ -59,7 +60,7 @@ def _run(arguments: list[str]) -> int:
     parsed = make_parser().parse_args(arguments)
     try:
         if parsed.run == "info":
-            print(device.table(describe(parsed.path), as_json=parsed.json))
+            print(table(describe(parsed.path), as_json=parsed.json))
             return 0
         if parsed.run in fleet.NAMES:
             print(fleet.run(parsed))
