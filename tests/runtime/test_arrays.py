@@ -1,7 +1,10 @@
 """A look at numbers finds NaN and infinity in every kind and number of them, and nothing is warned of."""
 
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from everlearn_runtime.arrays import FEW, all_finite, magnitude
 
@@ -13,7 +16,7 @@ NUMBERS = (1, FEW, FEW + 1)
 @pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_one_number_that_is_not_finite_is_found(kind: type, number: int, bad: float) -> None:
-    numbers = np.ones(number, dtype=kind)
+    numbers: NDArray[np.floating[Any]] = np.ones(number, dtype=kind)
     assert all_finite(numbers)
     numbers[-1] = bad
     assert not all_finite(numbers)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.bundle import Manifest
 from everlearn_runtime.fleet.delta import Delta
 from everlearn_runtime.fleet.stamps import passed, stamp
 from everlearn_runtime.heads import Head
 from everlearn_runtime.heads.registry import make
 from everlearn_runtime.identity import graph_of, model_of
 from everlearn_runtime.ledger import Span
+from everlearn_runtime.manifest import Manifest
 from everlearn_runtime.words import plural
 
 if TYPE_CHECKING:
