@@ -37,6 +37,12 @@ def check_replaces(old: Bundle, head: Head) -> None:
             f"{old.path} cannot be replaced: it has a {base.kind} head, this learner a {head.kind} head; "
             "give the learner a head of the same kind, or export without replaces"
         )
+    kept_apart = [bool(one.options.get("removable")) for one in (base, head)]
+    if base.expands != head.expands or kept_apart[0] != kept_apart[1]:
+        raise ValueError(
+            f"{old.path} cannot be replaced: of its head and this learner's, one alone has a projection or "
+            "is removable; give the learner a head like it, or export without replaces"
+        )
 
 
 def fit_map(
@@ -70,6 +76,7 @@ def fit_map(
     rows = after.astype(np.float64)
     drift, misses = affine_map(before, rows)
     base = old.head()
+    pair = (before, rows) if base.expands else None
     return Replaced(
         old.id,
         model_of(old.manifest),
@@ -78,6 +85,7 @@ def fit_map(
         len(rows),
         _explained(rows, misses),
         _agreement(base, head, before, rows),
+        pair,
     )
 
 
@@ -103,6 +111,7 @@ def _agreement(base: Head, head: Head, before: Array, after: Array) -> float | N
     for fold in range(FOLDS):
         out = np.arange(len(before)) % FOLDS == fold
         drift, _ = affine_map(before[~out], after[~out])
-        found = base.moved(drift, head).predict(after[out])
+        pair = (before[~out], after[~out]) if base.expands else None
+        found = base.moved(drift, head, pair).predict(after[out])
         same += sum(a == b for a, b in zip(found, base.predict(before[out]), strict=True))
     return same / len(before)

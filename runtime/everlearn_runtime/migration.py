@@ -17,10 +17,12 @@ from typing import Any
 from numpy.typing import NDArray
 
 from everlearn_runtime.heads import Head, HeadState, from_state
+from everlearn_runtime.heads.base import Pair
 from everlearn_runtime.heads.checks import check_arrays
 from everlearn_runtime.heads.drift import Drift
 
 FIELDS = ("bundle", "model", "head", "classes", "images", "explained", "agreement")
+PAIR = ("before", "after")  # names of the arrays of features by both graphs
 OLD = "old."  # before the names of the old head's arrays
 
 
@@ -75,6 +77,8 @@ class Replaced:
         images: How many this was fitted on.
         explained: See :class:`Migrated`.
         agreement: Likewise.
+        pair: Features of those images by both graphs, (images, F) and (images, G), where the head
+            ``expands``.
     """
 
     bundle: str
@@ -84,6 +88,7 @@ class Replaced:
     images: int
     explained: float
     agreement: float | None
+    pair: Pair | None = None
 
     def head(self) -> Head:
         """The old bundle's head, fresh.
@@ -92,6 +97,10 @@ class Replaced:
             ValueError: Its arrays do not fit together.
         """
         return from_state(self.state)
+
+    def moved(self, own: Head, like: Head) -> Head:
+        """What a head of the old graph knows, in the new one's features; see `Head.moved`."""
+        return own.moved(self.drift, like, self.pair if own.expands else None)
 
     def says(self) -> dict[str, Any]:
         """What stands in the manifest."""
@@ -107,7 +116,9 @@ class Replaced:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What stands in the file of the map."""
-        return {**self.drift._asdict(), **{OLD + name: array for name, array in self.state.arrays.items()}}
+        pair = {} if self.pair is None else dict(zip(PAIR, self.pair, strict=True))
+        old = {OLD + name: array for name, array in self.state.arrays.items()}
+        return {**self.drift._asdict(), **pair, **old}
 
     @classmethod
     def read(cls, says: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], width: int) -> Replaced:
@@ -124,7 +135,15 @@ class Replaced:
         old = {name[len(OLD) :]: array for name, array in arrays.items() if name.startswith(OLD)}
         rest = {name: array for name, array in arrays.items() if not name.startswith(OLD)}
         rows = rest["linear"].shape[0] if "linear" in rest and rest["linear"].ndim == 2 else 0
-        found = check_arrays(rest, {"linear": (rows, width), "offset": (width,), "left_over": (width, width)})
+        shapes: dict[str, tuple[int, ...]] = {
+            "linear": (rows, width),
+            "offset": (width,),
+            "left_over": (width, width),
+        }
+        if PAIR[0] in rest:
+            shapes |= {PAIR[0]: (says["images"], rows), PAIR[1]: (says["images"], width)}
+        found = check_arrays(rest, shapes)
+        pair = (found.pop(PAIR[0]), found.pop(PAIR[1])) if PAIR[0] in rest else None
         state = HeadState(says["head"]["kind"], tuple(says["classes"]), says["head"]["options"], old)
         replaced = cls(
             says["bundle"],
@@ -134,9 +153,14 @@ class Replaced:
             says["images"],
             float(says["explained"]),
             None if says["agreement"] is None else float(says["agreement"]),
+            pair,
         )
         head = replaced.head()
         head.check_movable()
+        if head.expands != (pair is not None):
+            raise ValueError(
+                "the features by both graphs go with a head that has random features, and only so"
+            )
         if head.width not in (None, rows):
             raise ValueError(f"the map is of {rows} features, the old head of {head.width}")
         return replaced

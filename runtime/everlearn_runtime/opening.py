@@ -102,7 +102,7 @@ class StateFile:
                     f"{owner.path} has adapters of its own, and the new bundle's map is from features under "
                     "those of the old bundle; roll back to before adapt with the old bundle, then migrate"
                 )
-            return take_in(owner, bundle.head(), bundle.ledger(), -1, replaced.drift)
+            return take_in(owner, bundle.head(), bundle.ledger(), -1, replaced)
 
         moved, kept = _move(owner, bundle, carry)
         return owner, Migrated(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from everlearn import LDA, NTKCL, Frozen, Learner, Method, Ridge
-from everlearn_runtime import Bundle, BundleError, EdgeLearner, Head
+from everlearn_runtime import Bundle, BundleError, EdgeLearner, FeCAM, Head
 
 from ..conftest import coloured, vit
 
@@ -24,12 +25,17 @@ def make(head: Head, method: Method | None = None, **options: Any) -> Learner:
     [{"depth": 3}, {"embed_dim": 64, "num_heads": 4}, {"embed_dim": 32, "num_heads": 2, "img_size": 40}],
     ids=["as wide", "wider", "narrower, of another size"],
 )
+@pytest.mark.parametrize(
+    "head",
+    [LDA, lambda: LDA(projection=100), lambda: Ridge(projection=100), lambda: LDA(removable=True)],
+    ids=["LDA", "LDA with random features", "ridge on random features", "removable"],
+)
 def test_what_a_device_has_learned_goes_over_to_the_next_model(
-    tmp_path: Path, options: dict[str, Any]
+    tmp_path: Path, options: dict[str, Any], head: Callable[[], Head]
 ) -> None:
     """To one of another width and image size, too; and the manifest says how good the map is."""
-    make(LDA()).export(tmp_path / "old")
-    after = make(LDA(), **options)
+    make(head()).export(tmp_path / "old")
+    after = make(head(), **options)
     sample = coloured("abcdefgh", 20, seed=3)
     manifest = after.export(tmp_path / "new", replaces=tmp_path / "old", images=sample)
     assert manifest.replaces is not None
@@ -48,7 +54,8 @@ def test_what_a_device_has_learned_goes_over_to_the_next_model(
         found = edge.predict([image for image, _ in tests]).labels
     right = np.array(found) == np.array(tests.labels)
     assert right.mean() > 0.8
-    assert right[-16:].mean() > 0.7
+    # Of random features a map of few images tells less where all that is kept are their sums.
+    assert right[-16:].mean() > (0.4 if isinstance(head(), Ridge) else 0.7)
 
 
 def test_the_same_model_again_is_carried_over_as_it_is(tmp_path: Path) -> None:
@@ -70,8 +77,11 @@ def test_heads_that_do_not_go_together_are_refused_before_anything_is_written(tm
     learner = make(Ridge())
     with pytest.raises(ValueError, match="cannot be replaced: it has a lda head, this learner a ridge head"):
         learner.export(tmp_path / "new", replaces=old)
-    with pytest.raises(ValueError, match=r"cannot be replaced: Ridge.* keeps more than sums"):
-        make(Ridge(projection=16)).export(tmp_path / "new", replaces=old)
+    with pytest.raises(ValueError, match=r"cannot be replaced: FeCAM.* keeps more than sums"):
+        make(FeCAM()).export(tmp_path / "new", replaces=old)
+    for head in (LDA(projection=16), LDA(removable=True)):
+        with pytest.raises(ValueError, match="one alone has a projection or is removable"):
+            make(head).export(tmp_path / "new", replaces=old)
     with pytest.raises(ValueError, match=r"3 images to fit the map.*at least 5"):
         make(LDA()).export(tmp_path / "new", replaces=old, images=coloured("a", 3))
     with pytest.raises(BundleError, match="no such folder"):

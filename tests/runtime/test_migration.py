@@ -574,14 +574,60 @@ def test_a_moved_head_is_that_of_the_moved_features(name: str) -> None:
         np.testing.assert_allclose(gained, free * np.eye(8)[np.tril_indices(8)], atol=1e-9 * free)
 
 
-@pytest.mark.parametrize("head", [FeCAM(), Ridge(projection=8)], ids=["fecam", "projected"])
-def test_heads_that_keep_more_than_sums_of_features_cannot_be_moved(head: Head) -> None:
+def test_heads_that_keep_more_than_sums_of_features_cannot_be_moved() -> None:
+    head = FeCAM()
     head.update(np.eye(4), [*"abcd"])
-    if isinstance(head, FeCAM):
-        with pytest.raises(ValueError, match="more than sums of features, from which"):
-            head.since(head)
+    with pytest.raises(ValueError, match="more than sums of features, from which"):
+        head.since(head)
     with pytest.raises(ValueError, match="can be moved"):
         head.moved(affine_drift(np.eye(4), 2 * np.eye(4)), head)
+
+
+EXPANDING: dict[str, Callable[[], Head]] = {
+    "ridge": lambda: Ridge(0.1, projection=12, seed=2),
+    "lda": lambda: LDA(projection=12, seed=2),
+    "cosine, removable": lambda: WhitenedCosine(projection=12, removable=True),
+    "balanced": lambda: BalancedRidge(projection=12),
+}
+
+
+@pytest.mark.parametrize("name", EXPANDING)
+def test_random_features_move_by_images_of_both_models(name: str) -> None:
+    """To the same features scaled, of which the random ones are the same, scaled: an affine map of them."""
+    random = np.random.default_rng(4)
+    x, y, probes = random.normal(size=(60, 5)), [*"abcde"] * 12, random.normal(size=(9, 5))
+    before = random.normal(size=(80, 5))
+    head, wanted = EXPANDING[name](), EXPANDING[name]()
+    head.update(x, y)
+    wanted.update(2 * x, y)
+    drift, _ = affine_map(before, 2 * before)
+    with pytest.raises(ValueError, match="takes some images' features by both models"):
+        head.moved(drift, head)
+    with pytest.raises(ValueError, match="both need random features, or neither"):
+        head.moved(drift, type(head)(), (before, 2 * before))
+    found = head.moved(drift, EXPANDING[name](), (before, 2 * before))
+    np.testing.assert_array_equal(found.counts, wanted.counts)
+    np.testing.assert_allclose(found.prototypes, wanted.prototypes, atol=1e-9)
+    right = wanted.scores(2 * probes)
+    np.testing.assert_allclose(found.scores(2 * probes), right, rtol=1e-4, atol=1e-5 * np.abs(right).max())
+    wider = before @ random.normal(size=(5, 7))
+    moved = head.moved(affine_map(before, wider)[0], EXPANDING[name](), (before, wider))
+    assert (moved.width, moved.classes) == (7, head.classes)
+    moved.update(wider[:5], [*"abcde"])
+    assert np.isfinite(moved.scores(wider)).all()
+
+
+@pytest.mark.parametrize("new", [LDA, Ridge])
+def test_a_removable_head_moves_class_by_class(new: Callable[..., Head]) -> None:
+    random = np.random.default_rng(5)
+    x, y, linear = random.normal(size=(40, 5)), [*"abcd"] * 10, random.normal(size=(5, 7))
+    head, wanted = new(removable=True), new(removable=True)
+    head.update(x, y)
+    head = head.moved(Drift(linear, np.zeros(7), np.zeros((7, 7))), new(removable=True))
+    head.remove("b")
+    wanted.update((x @ linear)[[label != "b" for label in y]], [label for label in y if label != "b"])
+    right = wanted.scores(x @ linear)
+    np.testing.assert_allclose(head.scores(x @ linear), right, rtol=1e-5, atol=1e-6 * np.abs(right).max())
 
 
 @pytest.mark.parametrize("rows", [12, 40])

@@ -235,7 +235,7 @@ class BlockSum:
             )
         if moves and replaced is not None:
             try:
-                own = own.moved(replaced.drift, own if item.noise else self._opened.head())
+                own = replaced.moved(own, own if item.noise else self._opened.head())
             except ValueError as error:
                 raise DeltaError(f"{item.path}: {error}") from None
         age = _age(delta.model, self.models)

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from everlearn_runtime.errors import StateError
 from everlearn_runtime.fleet.stamps import stamp
 from everlearn_runtime.heads import Head
-from everlearn_runtime.heads.drift import Drift
 from everlearn_runtime.ledger import Ledger
-from everlearn_runtime.migration import Carried, carry_onto
+from everlearn_runtime.migration import Carried, Replaced, carry_onto
 
 if TYPE_CHECKING:
     from everlearn_runtime.state import Owner, Version
@@ -25,7 +24,7 @@ MEND = (
 )
 
 
-def take_in(owner: Owner, onto: Head, ledger: Ledger, age: int, drift: Drift | None = None) -> Carried:
+def take_in(owner: Owner, onto: Head, ledger: Ledger, age: int, replaced: Replaced | None = None) -> Carried:
     """What a device goes on with that gets a bundle which was merged from its own.
 
     It is what it would be, had the device taken all bundles between. What it had handed in, and taken back
@@ -40,7 +39,7 @@ def take_in(owner: Owner, onto: Head, ledger: Ledger, age: int, drift: Drift | N
         ledger: What is in the merged bundle.
         age: How many bundles came before the one that the state goes with; -1 for that of another graph,
             which the bundle replaces.
-        drift: From that graph's features to those of the bundle.
+        replaced: The bundle of that graph.
 
     Raises:
         StateError: What is in the bundle cannot be told from the rest of what the device knows, or the state
@@ -53,8 +52,8 @@ def take_in(owner: Owner, onto: Head, ledger: Ledger, age: int, drift: Drift | N
     rows = {} if past.begin.version == 0 else _withheld(owner, past, own, {*known, *ledger.forgotten})
     for name, more in rows.items():
         own.update(more, [name] * len(more))
-    if drift is not None:
-        own = own.moved(drift, onto)
+    if replaced is not None:
+        own = replaced.moved(own, onto)
     for name in own.classes:
         if ledger.forgotten.get(name, age) > age and name not in past.forgotten:
             own.remove(name)

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 # So many single samples wait to be learned together.
 WAITING_ROWS = 256
 
+# Features of the same images before (B, F) and after (B, G).
+Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
+
 # Weights (M, C), bias (C,), and the factor that scores still lack; good until the next update.
 Solution = tuple[NDArray[np.float64], NDArray[np.float64], float]
 
@@ -267,12 +270,18 @@ class Head(ABC):
         products."""
         return False
 
+    @property
+    def expands(self) -> bool:
+        """Whether what is kept are sums of more features, made of those that are given: then :meth:`moved`
+        takes images of which to learn how these move."""
+        return False
+
     def check_movable(self) -> None:
         """Raise a ValueError if the head is not ``movable``."""
         if not self.movable:
             raise ValueError(
-                f"{describe(self)} keeps more than sums of features, which no map of the features alone "
-                "can move; Prototypes, LDA and Ridge without a projection can be moved"
+                f"{describe(self)} keeps more than sums of features, which no map of the features can move; "
+                "Prototypes, LDA, WhitenedCosine, BalancedRidge and Ridge can be moved"
             )
 
     @property
@@ -345,12 +354,13 @@ class Head(ABC):
         head._since_shared(self, earlier, join(new, counts[new], means[new], more[new], head._means))
         return head
 
-    def moved(self, drift: Drift, like: Head) -> Head:
+    def moved(self, drift: Drift, like: Head, images: Pair | None = None) -> Head:
         """What this head knows, in the features of another model, but for what was judged.
 
         Args:
             drift: Maps this head's features to the other model's.
             like: A head of the same kind, whose options the new one has.
+            images: Features of some images by both models, (B, F) and (B, G): for a head that ``expands``.
 
         Raises:
             ValueError: The head is not ``movable``, or the map or the other head does not go with it.
@@ -358,13 +368,21 @@ class Head(ABC):
         self.check_movable()
         if like.kind != self.kind:
             raise ValueError(f"what a {self.kind} head keeps does not go into a {like.kind} head")
+        if like.expands != self.expands:
+            raise ValueError(
+                f"what {describe(self)} keeps does not go into {describe(like)}; both need random features, "
+                "or neither"
+            )
+        if self.expands and images is None:
+            raise ValueError(
+                f"how the random features of {describe(self)} move takes some images' features by both models"
+            )
         if self.width not in (None, len(drift.linear)):
             raise ValueError(f"the map is of {len(drift.linear)} features, the head of {self.width}")
         moving = copy.deepcopy(self)
         if moving._width:
             moving._catch_up()
-            moving._means = drift.move(moving._means)
-            moving._move_shared(drift)
+            moving._move_to(drift, like, images)
         moving._confidence = Confidence()
         state = moving.state()
         return from_state(HeadState(state.kind, state.classes, like.options, state.arrays))
@@ -775,6 +793,11 @@ class Head(ABC):
 
         ``joined`` says how the samples of this head's classes, set already, met those before them.
         """
+
+    def _move_to(self, drift: Drift, like: Any, images: Pair | None) -> None:
+        """Move along to another model, see :meth:`moved`; ``images`` are there if the head ``expands``."""
+        self._means = drift.move(self._means)
+        self._move_shared(drift)
 
     def _move_shared(self, drift: Drift) -> None:  # noqa: B027
         """Move along by a map that is known, the class means having moved; if ``movable``."""

@@ -113,6 +113,24 @@ def drift_with_more(before: Array, after: Array, before_more: Array, after_more:
     return Drift(linear, offset, share / len(misses) * left_over)
 
 
+def map_with_more(front: Drift, before: Array, after: Array) -> Drift:
+    """The map of features and of what else is made of them to another model's.
+
+    Args:
+        front: That of the features alone, F to G.
+        before, after: Features of the same images with others behind them, (B, F + M) and (B, G + N).
+
+    Returns:
+        The first G follow ``front``, the others a map of all.
+    """
+    width, end = front.linear.shape
+    whole, _ = affine_map(before, after)
+    linear, offset, left_over = whole.linear.copy(), whole.offset.copy(), whole.left_over.copy()
+    linear[:width, :end], linear[width:, :end], offset[:end] = front.linear, 0, front.offset
+    left_over[:end], left_over[:, :end], left_over[:end, :end] = 0, 0, front.left_over
+    return Drift(linear, offset, left_over)
+
+
 def affine_map(before: Array, after: Array) -> tuple[Drift, Array]:
     """The map from some images' features (B, F) to what another model gives for them (B, G).
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.heads.base import Solution
-from everlearn_runtime.heads.drift import Drift, affine_drift
+from everlearn_runtime.heads.base import Pair, Solution
+from everlearn_runtime.heads.drift import Drift, affine_drift, affine_map
 from everlearn_runtime.heads.growing import PerClass
 from everlearn_runtime.heads.projection import RandomFeatures, random_features
 from everlearn_runtime.heads.running import Step
@@ -221,8 +221,22 @@ class Ridge(SecondOrder):
 
     @property
     def movable(self) -> bool:
-        """Without a projection, whose features a map of those before it cannot move, and without own sums."""
-        return self._projection is None and self._own is None
+        """Yes: G, Q and n."""
+        return True
+
+    @property
+    def expands(self) -> bool:
+        """With a projection."""
+        return self._projection is not None
+
+    def _move_to(self, drift: Drift, like: Ridge, images: Pair | None) -> None:
+        if images is None:
+            super()._move_to(drift, like, images)
+            return
+        hidden, _ = affine_map(self._map(images[0]), like._map(images[1]))
+        self._means = drift.move(self._means)
+        self._sums = self._sums @ hidden.linear + self._counts[:, None] * hidden.offset
+        self._move_shared(hidden)
 
     @property
     def splits(self) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.heads.drift import Drift, drift_with_more
+from everlearn_runtime.heads.base import Pair
+from everlearn_runtime.heads.drift import Drift, drift_with_more, map_with_more
 from everlearn_runtime.heads.growing import PerClass
 from everlearn_runtime.heads.projection import random_features
 from everlearn_runtime.heads.running import Step, rung
@@ -227,8 +228,23 @@ class WithinClass(SecondOrder):
 
     @property
     def movable(self) -> bool:
-        """Without a projection, whose features a map of those before it cannot move, and without own sums."""
-        return self._own is None and self._features is None
+        """Yes: means and scatters."""
+        return True
+
+    @property
+    def expands(self) -> bool:
+        """With a projection."""
+        return self._features is not None
+
+    def _move_to(self, drift: Drift, like: WithinClass, images: Pair | None) -> None:
+        if images is None:
+            super()._move_to(drift, like, images)
+            return
+        both = map_with_more(drift, self._map(images[0]), like._map(images[1]))
+        moved = both.move(self._targets())
+        self._means = moved[:, : len(drift.offset)].copy()
+        self._projected_means = moved[:, len(drift.offset) :].copy()
+        self._move_shared(both)
 
     @property
     def splits(self) -> bool:

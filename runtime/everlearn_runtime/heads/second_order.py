@@ -278,6 +278,8 @@ class SecondOrder(Head):
                     own.transform(drift.linear, self._gain(drift, [place], 0))
         gone = self._seen - int(self._counts.sum())
         sum_of_them.transform(drift.linear, self._gain(drift, pooled, gone))
+        if self._own is not None:
+            self._own.width = len(drift.offset)
 
     @abstractmethod
     def _gain(self, drift: Drift, places: list[int], gone: int) -> NDArray[np.float64]:
