@@ -46,16 +46,18 @@ def write_files(bundle: Bundle, path: str | Path, kind: str, *, batch: int = BAT
     target = Path(path)
     if target.exists() or target.is_symlink():
         raise ValueError(f"{target} exists; give another path")
+    if bundle.path.resolve() in target.resolve().parents:
+        raise ValueError(f"{target} is inside of the bundle, which stays as it is; give another path")
     if kind == "triton":
         if not PLAIN_NAME.fullmatch(target.name):
             raise ValueError(
                 f"{target.name!r} is no name for a model; give letters, digits, '.', '_' and '-'"
             )
         contents = {"config.pbtxt": triton(bundle, target.name, batch).encode()}
-        contents["1/model.onnx"] = bundle.features.read_bytes()
+        contents["1/model.onnx"] = features_only(bundle.features.read_bytes())
     else:
         contents = {"nvinfer.txt": nvinfer(bundle, batch).encode()}
-        contents["features.onnx"] = from_planes(bundle.features.read_bytes())
+        contents["features.onnx"] = from_planes(features_only(bundle.features.read_bytes()))
     _write(target, contents)
 
 
@@ -108,6 +110,24 @@ def nvinfer(bundle: Bundle, batch: int) -> str:
         + "[property]\n"
         + "".join(f"{key}={value}\n" for key, value in keys.items())
     )
+
+
+def features_only(graph: bytes) -> bytes:
+    """The graph without a second output, of which only a training step on a device makes use."""
+    model = onnx.load_from_string(graph)
+    body = model.graph
+    if len(body.output) == 1:
+        return graph
+    del body.output[1:]
+    needed = {body.output[0].name}
+    for node in reversed(body.node):  # which stand in the order in which they run
+        if needed.isdisjoint(node.output):
+            body.node.remove(node)
+        else:
+            needed.update(node.input)
+    onnx.checker.check_model(model, full_check=True)
+    data: bytes = model.SerializeToString()
+    return data
 
 
 def from_planes(graph: bytes) -> bytes:

@@ -14,7 +14,7 @@ from everlearn import LDA, Frozen, Learner
 from everlearn.cli import main
 from everlearn_export import write_files
 from everlearn_export.files import from_planes
-from everlearn_runtime import Bundle, OnnxRuntime
+from everlearn_runtime import Bundle, OnnxRuntime, write_bundle
 
 from ..conftest import SIDE, coloured, fit_all, make_learner, pixels
 
@@ -123,6 +123,32 @@ def test_a_configuration_for_deepstream(bundle: Bundle, tmp_path: Path) -> None:
     np.testing.assert_allclose(features, OnnxRuntime(bundle.features).run(images), atol=1e-5)
 
 
+@pytest.mark.parametrize(("kind", "name"), [("triton", "1/model.onnx"), ("deepstream", "features.onnx")])
+def test_what_only_a_training_step_needs_is_left_out(
+    learner: Learner, bundle: Bundle, tmp_path: Path, kind: str, name: str
+) -> None:
+    model = onnx.load(bundle.features)
+    inner = model.graph.node[-3].output[0]
+    model.graph.node.append(onnx.helper.make_node("Identity", [inner], ["tokens"]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("tokens", onnx.TensorProto.FLOAT, None))
+    manifest = bundle.manifest
+    write_bundle(
+        tmp_path / "trains",
+        features=model.SerializeToString(),
+        head=learner.head,
+        input=manifest.input,
+        sections=manifest.sections,
+        training={},
+        parity=manifest.parity,
+        everlearn=manifest.everlearn,
+    )
+    write_files(Bundle.open(tmp_path / "trains"), tmp_path / "trained", kind)
+    write_files(bundle, tmp_path / "plain", kind)
+    trained, plain = (onnx.load(tmp_path / folder / name).graph for folder in ("trained", "plain"))
+    assert [output.name for output in trained.output] == ["features"]
+    assert [node.op_type for node in trained.node] == [node.op_type for node in plain.node]
+
+
 @pytest.mark.parametrize(("precision", "mode"), [("fp16", "2"), ("int8", "1")])
 def test_precisions_go_with_nvinfers_modes(
     learner: Learner, tmp_path: Path, precision: str, mode: str
@@ -157,6 +183,8 @@ def test_what_cannot_be_written(
     with pytest.raises(ValueError, match=says):
         write_files(bundle, tmp_path / name, kind, batch=batch)
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="is inside of the bundle, which stays as it is"):
+        write_files(bundle, bundle.path / "models" / "cups", "triton")
 
 
 def test_a_graph_that_starts_otherwise(bundle: Bundle) -> None:

@@ -21,6 +21,7 @@ from everlearn_runtime import LDA, Bundle, EdgeLearner, MissingExtra
 from everlearn_runtime.backends import gpu
 from everlearn_runtime.backends.tensorrt import build_engine, building, library, open_engine
 from everlearn_runtime.backends.tensorrt.cache import EngineCache, Key
+from everlearn_runtime.backends.tensorrt.network import parse
 from everlearn_runtime.cli import main
 
 KEY = Key("0" * 64, "tensorrt 10.3.0", "Orin, SM87", (1, 16), "fp16", None, 3)
@@ -42,6 +43,10 @@ def rtx(folder: Path) -> Path:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.suffix for path in folder.iterdir())
+
+
+def _log() -> Any:
+    return library.make_log(sys.modules["tensorrt_rtx"])
 
 
 def put(cache: EngineCache, key: Key, data: bytes = b"engine") -> None:
@@ -149,6 +154,24 @@ def test_an_engine_of_another_version_is_built_anew(
     monkeypatch.setattr(sys.modules["tensorrt_rtx"], "__version__", "1.6.0")
     again = build_engine(Bundle.open(bundle), sm="SM86")
     assert (again.cached, again.key.library) == (False, "tensorrt_rtx 1.6.0")
+
+
+def test_what_only_a_training_step_needs_is_left_out(
+    rtx: Path, make_bundle: Callable[..., Path], graph: bytes
+) -> None:
+    plain = make_bundle()
+    model = onnx.load_from_string(graph)
+    model.graph.output.append(helper.make_tensor_value_info("nchw", TensorProto.FLOAT, ["batch", 3, 8, 8]))
+    with pytest.raises(ValueError, match="must take one uint8 NHWC tensor and give one"):
+        parse(sys.modules["tensorrt_rtx"], model.SerializeToString(), "graph", _log())
+    for name in [*(node.output for node in model.graph.node), *(node.input for node in model.graph.node)]:
+        name[:] = ["tokens" if one == "nchw" else one for one in name]
+    model.graph.output[1].name = "tokens"
+    _, network = parse(sys.modules["tensorrt_rtx"], model.SerializeToString(), "graph", _log())
+    assert [network.get_output(index).name for index in range(network.num_outputs)] == ["features"]
+    trains = make_bundle("trains", features=model.SerializeToString())
+    sizes = [build_engine(Bundle.open(path), sm="SM86").nbytes for path in (plain, trains)]
+    assert sizes[1] <= sizes[0] + 1000
 
 
 def test_a_killed_build_leaves_no_engine(bundle: Path, rtx: Path) -> None:

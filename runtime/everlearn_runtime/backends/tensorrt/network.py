@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from everlearn_runtime.backends.graph import check_graph
+from everlearn_runtime.backends.onnxruntime import TOKENS
 from everlearn_runtime.backends.tensorrt import library
 
 LEVEL = 3  # TensorRT's own
@@ -70,6 +71,9 @@ def parse(trt: Any, graph: bytes, name: str, log: Any) -> tuple[Any, Any]:
             f"{name}: TensorRT does not take this graph ({said or 'no reason given'}); export it with "
             "target='tensorrt'"
         )
+    for output in [network.get_output(index) for index in range(1, network.num_outputs)]:
+        if output.name == TOKENS:  # for a training step; an engine's weights are fixed
+            network.unmark_output(output)
     if network.num_inputs != 1 or network.num_outputs != 1 or len(network.get_input(0).shape) != 4:
         raise ValueError(f"{name}: the graph must take one uint8 NHWC tensor and give one; export it again")
     return builder, network
