@@ -3,15 +3,15 @@
     python examples/benchmarks/depths.py DATA [--test] [--rounds 100]
 
 DATA is a data set as ``everlearn train`` takes it. First the exported graphs of the bundled backbone
-take turns on the same images, with onnxruntime: medians as multiples of the plain backbone's. Then LDA
-learns from three quarters of the training images and names the rest, three splits: mean and standard
-deviation, beside the bytes of its state. With ``--test`` it learns from all of them and names the test
-images too; do so once, when the set is chosen.
+take turns on the same images, with onnxruntime: medians as multiples of the plain backbone's. Then LDA and
+whitened cosine learn from three quarters of the training images and name the rest, three splits: mean and
+standard deviation, beside the bytes that either keeps, as 32-bit numbers. With ``--test`` they learn from all
+of them and name the test images too; do so once, when the set is chosen.
 """
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,9 @@ from graphs import export, measure
 from everlearn import Frozen, Images, Learner
 from everlearn.data import load
 from everlearn_runtime.backends import OnnxRuntime
-from everlearn_runtime.heads import LDA
+from everlearn_runtime.heads import LDA, Head, WhitenedCosine
 
+HEADS: dict[str, Callable[[], Head]] = {"LDA": LDA, "whitened cosine": WhitenedCosine}
 ALL = ["mean", "std", "mean@9", "mean@8", "mean@7", "mean@6", "cls@9", "cls@8"]
 SETS = {
     "cls alone": [],
@@ -51,20 +52,26 @@ def main() -> None:
     features = [parts(learner, images) for images in (train, test)]
     heading = [f"batch {batch}" for batch in arguments.batches]
     print(f"{'':>16}{'width':>7}{'MB':>7}" + "".join(f"{one:>10}" for one in heading), end="")
-    print(f"{'held out':>14}" + (f"{'test':>8}" if arguments.test else ""))
+    for kind in HEADS:
+        print(f"{kind + ', held out':>26}" + (f"{'test':>8}" if arguments.test else ""), end="")
+    print(flush=True)
+    labels = np.array(train.labels)
     for name, depths in SETS.items():
         seen, unseen = (
             part[:, [columns[one] for one in ["", *depths]]].reshape(len(part), -1) for part in features
         )
-        labels = np.array(train.labels)
-        found = [held_out(seen, labels, seed) for seed in range(3)]
-        head = LDA()
-        head.update(seen, list(labels))
-        size = sum(array.nbytes for array in head.state().arrays.values()) / 1e6
+        width = seen.shape[1]
+        size = 4e-6 * (width * (width + 1) / 2 + (width + 1) * len(set(train.labels)))
         cells = "".join(f"{'x ' + format(ratio, '.3f'):>10}" for ratio in ratios[name])
-        print(f"{name:>16}{seen.shape[1]:>7}{size:>7.2f}{cells}", end="")
-        print(f"{np.mean(found):>8.2f} ± {np.std(found, ddof=1):.2f}", end="")
-        print(f"{accuracy(head, unseen, test.labels):>8.2f}" if arguments.test else "", flush=True)
+        print(f"{name:>16}{width:>7}{size:>7.2f}{cells}", end="")
+        for new in HEADS.values():
+            found = [held_out(new(), seen, labels, seed) for seed in range(3)]
+            print(f"{np.mean(found):>19.2f} ± {np.std(found, ddof=1):4.2f}", end="")
+            if arguments.test:
+                head = new()
+                head.update(seen, list(labels))
+                print(f"{accuracy(head, unseen, test.labels):>8.2f}", end="")
+        print(flush=True)
 
 
 def parts(learner: Learner, images: Images) -> np.ndarray:
@@ -73,19 +80,18 @@ def parts(learner: Learner, images: Images) -> np.ndarray:
     return features.reshape(len(features), len(learner.method.sections), -1)
 
 
-def held_out(features: np.ndarray, labels: np.ndarray, seed: int) -> float:
-    """Accuracy in percent on a quarter of each class's images, by a head that learned the rest."""
+def held_out(head: Head, features: np.ndarray, labels: np.ndarray, seed: int) -> float:
+    """Accuracy in percent on a quarter of each class's images, by a head that learns the rest."""
     random = np.random.default_rng(seed)
     out = np.zeros(len(labels), bool)
     for name in np.unique(labels):
         places = random.permutation(np.flatnonzero(labels == name))
         out[places[: len(places) // 4]] = True
-    head = LDA()
     head.update(features[~out], list(labels[~out]))
     return accuracy(head, features[out], list(labels[out]))
 
 
-def accuracy(head: LDA, features: np.ndarray, labels: Sequence[str]) -> float:
+def accuracy(head: Head, features: np.ndarray, labels: Sequence[str]) -> float:
     """Percent of these images that are named right."""
     return 100 * float(np.mean(np.array(head.predict(features)) == np.array(labels)))
 
