@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from everlearn_runtime.arrays import as_array
 from everlearn_runtime.decoding import is_pil, open_image, pixels, to_rgb
+from everlearn_runtime.tensors import is_tensor, pictures_of, pixels_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -225,10 +226,11 @@ def prepare_batch(images: object, spec: InputSpec, *, channels: str = "rgb") -> 
     Args:
         images: One of
 
-            - one picture: a PIL image, the path of an image file, or a uint8 array (H, W), (H, W, 1)
-              or (H, W, 3) of any size;
+            - one picture: a PIL image, the path of an image file, a uint8 array (H, W), (H, W, 1)
+              or (H, W, 3) of any size, or a torch tensor (H, W), (1, H, W) or (3, H, W), uint8 or
+              float from 0 to 1;
             - a list or tuple of such pictures, of mixed kinds and sizes;
-            - a uint8 array (B, H, W, 3) or (B, H, W, 1).
+            - a uint8 array (B, H, W, 3) or (B, H, W, 1), or a tensor (B, 3, H, W) or (B, 1, H, W).
 
             An array of three axes is one picture with its channels last, never a batch of grey
             ones: where the last axis is neither 1 nor 3 it is refused.
@@ -260,12 +262,14 @@ def prepare_batch(images: object, spec: InputSpec, *, channels: str = "rgb") -> 
     return np.ascontiguousarray(batch if channels == "rgb" else batch[..., ::-1])
 
 
-def _pictures(images: object) -> list[Any] | tuple[Any, ...] | NDArray[np.uint8]:
+def _pictures(images: object) -> Any:
     """The single pictures in what :func:`prepare_batch` takes."""
     if isinstance(images, (list, tuple)):
         return images
     if isinstance(images, (str, Path)) or is_pil(images):
         return [images]
+    if is_tensor(images):
+        return pictures_of(images)
     array = _uint8(
         images,
         "PIL images, paths, uint8 arrays (H, W), (H, W, 3) or (batch, H, W, 3), or a list of such",
@@ -295,7 +299,7 @@ def _row(picture: object, spec: InputSpec, channels: str) -> NDArray[np.uint8]:
                 f"channels={channels!r} is for arrays; PIL images and files say their own order, leave it out"
             )
         return prepare(open_image(picture) if isinstance(picture, (str, Path)) else picture, spec)
-    array = as_array(picture, "the pixels")
+    array = pixels_of(picture) if is_tensor(picture) else as_array(picture, "the pixels")
     if array.dtype == np.uint8 and array.shape == spec.shape:
         return array
     return prepare(array, spec)

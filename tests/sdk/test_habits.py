@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from everlearn import ClassIncremental, Frozen, Images, Learner
 from everlearn.choices import HEADS
@@ -71,6 +72,33 @@ def test_on_the_device_too(learner: Learner, tmp_path: Path, caplog: pytest.LogC
         "version 2: back to version 0",
         "version 3: forget 'b'",
     ]
+
+
+def test_the_device_takes_what_the_workstation_takes(learner: Learner, tmp_path: Path) -> None:
+    learner.fit(coloured("ab", 3)).export(tmp_path / "bundle")
+    rgb = np.asarray(coloured("b", 1)[0][0])
+    tensor = torch.from_numpy(rgb.copy()).permute(2, 0, 1)
+    batch = tensor[None].expand(3, -1, -1, -1)
+    with EdgeLearner.open(tmp_path / "bundle") as edge:
+        expected = edge.predict(rgb).scores
+        floats = [tensor / 255, (tensor / 255).double()]
+        for one in (tensor, *floats, [tensor], [tensor / 255]):
+            assert (edge.predict(one).scores == expected).all()
+        assert (edge.predict(batch).scores == edge.predict(np.stack([rgb] * 3)).scores).all()
+        assert (edge.predict(tensor[0]).scores == edge.predict(rgb[:, :, 0]).scores).all()
+        assert (edge.predict(tensor[:1]).scores == edge.predict(rgb[:, :, 0]).scores).all()
+        assert (edge.predict(tensor.flip(0), channels="bgr").scores == expected).all()
+        assert edge.predict([tensor, rgb, coloured("a", 1)[0][0]]).scores.shape == (3, 2)
+        for bad, says in (
+            (tensor.permute(1, 2, 0), "a tensor of shape .* as images.permute"),
+            (tensor.long(), "the image is int64 of shape"),
+            (tensor.float(), "the image is float32 of shape"),
+            (tensor.to("meta"), "the tensor cannot be read"),
+        ):
+            with pytest.raises(ValueError, match=says):
+                edge.predict(bad)
+        edge.learn(batch, ["c"] * 3)
+        assert edge.counts["c"] == 3
 
 
 def test_score_and_probabilities(learner: Learner) -> None:

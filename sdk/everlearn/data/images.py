@@ -18,6 +18,7 @@ from PIL import Image
 from everlearn.data.labels import checked_name, sort_classes
 from everlearn_runtime.decoding import decode
 from everlearn_runtime.images import open_image, to_rgb
+from everlearn_runtime.tensors import pixels_of
 from everlearn_runtime.words import plural, some
 
 SAMPLE = 256
@@ -239,7 +240,7 @@ def rgb_of(image: Any, what: str) -> Image.Image:
         inside = image.get("bytes")
         read = partial(open_image, image["path"]) if inside is None else partial(decode, BytesIO(inside))
         return to_rgb(_named(read, what))
-    pixels = _array_of(image) if is_tensor(image) else image
+    pixels = pixels_of(image) if is_tensor(image) else image
     came = type(image).__name__
     if isinstance(pixels, np.ndarray):
         came = f"{pixels.dtype} {tuple(image.shape)}"
@@ -256,17 +257,6 @@ def rgb_of(image: Any, what: str) -> Image.Image:
 def is_tensor(image: object) -> bool:
     """Whether this is a torch tensor, by what it can do."""
     return hasattr(image, "numpy") and hasattr(image, "shape") and not isinstance(image, np.ndarray)
-
-
-def _array_of(tensor: Any) -> NDArray[Any]:
-    """A tensor's pixels, channels last; those that ``ToTensor`` has divided by 255 as they were, uint8."""
-    if hasattr(tensor, "detach"):
-        tensor = tensor.detach().cpu()
-        tensor = tensor.float() if tensor.is_floating_point() else tensor  # numpy has no bfloat16
-    array: NDArray[Any] = tensor.numpy()
-    if array.dtype.kind == "f" and array.size and array.min() >= 0 and array.max() <= 1:
-        array = np.rint(array * 255).astype(np.uint8)
-    return array.transpose(1, 2, 0) if array.ndim == 3 else array
 
 
 def _named(read: Callable[[], Image.Image], what: str) -> Image.Image:

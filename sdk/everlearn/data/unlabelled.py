@@ -16,6 +16,7 @@ from everlearn.data.folders import loose_images
 from everlearn.data.images import Images, is_tensor
 from everlearn.data.pairs import as_images
 from everlearn_runtime.images import CHANNELS, _pictures
+from everlearn_runtime.tensors import pictures_of
 
 
 def any_images(images: Any, *, channels: str = "rgb") -> tuple[Images, bool]:
@@ -51,7 +52,7 @@ def any_images(images: Any, *, channels: str = "rgb") -> tuple[Images, bool]:
                 f"channels={channels!r} is for arrays; a data set says its own order, leave it out"
             )
         return as_images(images, part="test"), True
-    pictures = _tensors(images) if is_tensor(images) else _pictures(images)
+    pictures = pictures_of(images) if is_tensor(images) else _pictures(images)
     if len(pictures) == 0:
         raise ValueError("there is no image; give at least one")
     return Images(["unlabelled"] * len(pictures), partial(_picture, pictures, channels)), False
@@ -78,19 +79,6 @@ def _is_pair(item: Any) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _tensors(images: Any) -> list[Any]:
-    """The single pictures in a tensor, channels first."""
-    shape = tuple(images.shape)
-    if len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3)):
-        return [images]
-    if len(shape) == 4 and shape[1] in (1, 3):
-        return list(images)
-    raise ValueError(
-        f"the images are a tensor of shape {shape}; give (B, 3, H, W) or (B, 1, H, W), and one picture as "
-        "(3, H, W), (1, H, W) or (H, W): with channels last as images.permute(0, 3, 1, 2)"
-    )
 
 
 def _picture(pictures: Any, channels: str, index: int) -> Any:
