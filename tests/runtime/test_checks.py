@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -95,3 +96,25 @@ def test_statistics_as_large_as_features_allow_are_loaded() -> None:
         for _ in range(100):
             head.update(rows, ["a", "b", "a", "b"])
         assert np.isfinite(from_state(head.state()).scores(rows)).all()
+
+
+class Kind(str, Enum):
+    """Names as many programs keep them."""
+
+    MUG = "mug"
+
+
+class Shown(str):
+    """One whose text is not what it shows."""
+
+    def __str__(self) -> str:
+        return ""
+
+
+@pytest.mark.parametrize(
+    "label", [Kind.MUG, Shown("mug"), np.str_("mug")], ids=lambda label: type(label).__name__
+)
+def test_a_label_is_the_text_that_a_str_holds(label: str) -> None:
+    (name,) = check_labels([label])
+    assert type(name) is str
+    assert name == label == "mug"

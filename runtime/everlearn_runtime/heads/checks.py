@@ -78,13 +78,15 @@ def check_labels(labels: Sequence[str]) -> list[str]:
 
 def check_label(label: object) -> str:
     """One class name as a plain ``str``; raises like :func:`check_labels`."""
-    if not isinstance(label, str) or not label.strip():
+    # What it holds, not what a subclass shows: an enum's member shows its own name in place of its value.
+    name = str.__str__(label) if isinstance(label, str) else ""
+    if not name.strip():
         raise ValueError(f"label {label!r} is not a non-empty str; classes are names, for example 'mug'")
     try:
-        label.encode()
+        name.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"label {label!r} is not valid Unicode text") from None
-    return str(label)
+        raise ValueError(f"label {name!r} is not valid Unicode text") from None
+    return name
 
 
 def check_arrays(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -38,13 +40,15 @@ class NewFile:
 
     Args:
         path: Its place.
+        like: The file whose rights it gets, where that is there: who could not read that cannot read this.
 
     Raises:
         StateError: The disk does not let it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, like: Path) -> None:
         self.path = path
+        self._like = like
         self._beside = path.with_name(f"{path.name}{MARK}{os.urandom(8).hex()}")
         self._lock: FileLock | None = None
         self._database: Connection | None = None
@@ -58,6 +62,7 @@ class NewFile:
     def _begin(self) -> None:
         try:
             self._lock = FileLock(self._beside, create=True)
+            _same_rights(self._lock.fileno(), self._like)
         except OSError as error:
             raise StateError(f"{self.path}: {error.strerror}; check the space and the permissions") from error
         self._database = connect(self._beside, "rw")
@@ -110,14 +115,28 @@ class NewFile:
 
 def clear_leftovers(path: Path) -> None:
     """Delete what writers that died have left beside this place."""
+    # Nothing less: "device.db-new-york" is somebody's state.
+    name = re.compile(re.escape(path.name + MARK) + "[0-9a-f]{16}")
     with suppress(OSError):
         for beside in path.parent.iterdir():
-            if beside.name.startswith(path.name + MARK) and not beside.name.endswith("-wal"):
+            if name.fullmatch(beside.name):
                 with suppress(StateError, OSError):  # of one that lives, or of somebody else
                     lock = FileLock(beside)
                     companion(beside).unlink(missing_ok=True)
                     beside.unlink()
                     lock.release()
+
+
+def _same_rights(file: int, like: Path) -> None:
+    """Give an open file the rights of another, and its owner where that is allowed."""
+    try:
+        known = os.stat(like)
+    except FileNotFoundError:
+        return
+    if hasattr(os, "fchown"):  # and so fchmod; where there are none, rights are the folder's
+        with suppress(OSError):  # of a file system without any, or an owner that is another
+            os.fchmod(file, stat.S_IMODE(known.st_mode) & 0o777)
+            os.fchown(file, known.st_uid, known.st_gid)
 
 
 def start_file(path: Path, anchor: Anchor, event: Event, state: Callable[[], HeadState] | None) -> NewFile:
@@ -138,7 +157,7 @@ def start_file(path: Path, anchor: Anchor, event: Event, state: Callable[[], Hea
     text = event.to_json()
     total = len(text)
     chain = digest(b"", anchor.seq, total, text, b"")
-    file = NewFile(path)
+    file = NewFile(path, like=path)
     try:
         with sqlite_errors(path):
             with transaction(file.database):
@@ -170,6 +189,7 @@ class Backup:
     Args:
         database: A connection to the state.
         anchor: Where it ends now.
+        of: The state's own file.
         path: The copy's place; nothing may be there.
 
     Raises:
@@ -177,7 +197,7 @@ class Backup:
         StateError: It cannot be written.
     """
 
-    def __init__(self, database: sqlite3.Connection, anchor: Anchor, path: Path) -> None:
+    def __init__(self, database: sqlite3.Connection, anchor: Anchor, of: Path, path: Path) -> None:
         if path.exists() or path.is_symlink():
             raise ValueError(f"{path} exists; give another path for the backup")
         if not path.parent.is_dir():
@@ -188,7 +208,7 @@ class Backup:
             number for (number,) in rows(database, "SELECT number FROM snapshot WHERE digest IS NOT NULL")
         ]
         clear_leftovers(path)
-        self._file = NewFile(path)
+        self._file = NewFile(path, like=of)
         self._seq = -1
         self._key = -1
         self.done = False

@@ -347,7 +347,7 @@ class Owner(Looking):
             StateError: The copy cannot be written.
         """
         self._archive()
-        job = Backup(self._file.database, self._anchor, Path(os.path.realpath(path)))
+        job = Backup(self._file.database, self._anchor, self.path, Path(os.path.realpath(path)))
         self._backups.add(job)
         return job
 
