@@ -191,9 +191,14 @@ class TrainStep:
             raise BundleError(
                 f"{TRAIN_STEP}: the graph takes other inputs than the adapters; export it again"
             )
+        if (count := len(session.get_outputs())) != 1 + len(learns):
+            raise BundleError(
+                f"{TRAIN_STEP}: the graph gives {count} values; expected a loss and {len(learns)} that it "
+                "goes on with; export it again"
+            )
         self._session: Any = session
         self._input = inputs[0]
-        width = session.get_inputs()[inputs.index(CLASSIFIER)].shape[-1]
+        width = (session.get_inputs()[inputs.index(CLASSIFIER)].shape or [None])[-1]
         if classifier.ndim != 2 or type(width) is not int or classifier.shape[1] < width:
             raise ValueError(f"the classifier is {classifier.shape}; the step takes (classes, {width})")
         started = classifier[:, :width]
@@ -251,11 +256,16 @@ class TrainStep:
             loss, *new = self._session.run(None, feeds)
         except Exception as error:  # onnxruntime's errors have no base class of their own
             raise ValueError(f"the step failed on inputs of shape {inputs.shape}: {error}") from error
-        if not (np.isfinite(loss) and all(np.isfinite(value).all() for value in new)):
+        if np.size(loss) != 1 or any(
+            np.shape(value) != old.shape for value, old in zip(new, self._state.values(), strict=True)
+        ):
+            raise ValueError("the step gave values of other shapes than it took; export it again")
+        new = [np.asarray(value, np.float32) for value in new]
+        if not (np.isfinite(loss).all() and all(np.isfinite(value).all() for value in new)):
             raise ValueError(f"step {self.steps + 1} gave values that are not finite; lower rate={rate}")
         self._state = dict(zip(self._state, new, strict=True))
         self.steps += 1
-        return float(loss)
+        return float(np.asarray(loss).item())
 
 
 def places_of(says: Mapping[str, Any]) -> dict[str, tuple[str, bool]]:

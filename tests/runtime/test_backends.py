@@ -164,6 +164,15 @@ def test_a_graph_without_an_input(tmp_path: Path, model: ModelProto) -> None:
         OnnxRuntime(tmp_path / "features.onnx")
 
 
+def test_a_graph_without_an_output(tmp_path: Path, model: ModelProto) -> None:
+    nothing = ModelProto()
+    nothing.CopyFrom(model)
+    del nothing.graph.output[:]
+    (tmp_path / "features.onnx").write_bytes(nothing.SerializeToString())
+    with pytest.raises(BundleError, match="must take one uint8 NHWC tensor and give one"):
+        OnnxRuntime(tmp_path / "features.onnx")
+
+
 def test_a_path_that_onnxruntime_could_not_spell(tmp_path: Path, graph: bytes) -> None:
     folder = tmp_path / "Täßchen ☕"
     folder.mkdir()

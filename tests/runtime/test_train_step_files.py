@@ -11,10 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from everlearn_runtime import LDA, Bundle, BundleError
 from everlearn_runtime.bundle import dump_arrays
-from everlearn_runtime.train_step import Settings, ShippedStep, StepParity
+from everlearn_runtime.train_step import (
+    CLASSIFIER,
+    FIRST,
+    SECOND,
+    Settings,
+    ShippedStep,
+    StepParity,
+    TrainStep,
+)
 
 FILES = ["adapters.safetensors", "train_step.onnx"]
 ADAPTERS = {
@@ -152,3 +161,50 @@ def test_a_step_that_reaches_outside_of_itself_is_refused(stepping: Path) -> Non
 def test_a_bundle_with_a_step_can_be_replaced(stepping: Path, make_bundle: Callable[..., Path]) -> None:
     assert make_bundle(stepping.name, head=Bundle.open(stepping).head(), overwrite=True) == stepping
     assert Bundle.open(stepping).manifest.format == 1
+
+
+NAMES = [prefix + name for prefix in ("", FIRST, SECOND) for name in ("up", CLASSIFIER)]
+
+
+def step_graph(gives: list[str]) -> bytes:
+    """A step on one adapter, ``up`` (2,), that changes nothing: it gives these of its inputs."""
+    values: dict[str, tuple[int, list[Any]]] = {
+        "features": (TensorProto.FLOAT, ["batch", 3]),
+        "labels": (TensorProto.INT64, ["batch"]),
+        "rate": (TensorProto.FLOAT, []),
+        "number": (TensorProto.FLOAT, []),
+        **{name: (TensorProto.FLOAT, [2, 3] if name.endswith(CLASSIFIER) else [2]) for name in NAMES},
+    }
+    body = helper.make_graph(
+        [helper.make_node("Identity", [name], [f"{place}"]) for place, name in enumerate(gives)],
+        "step",
+        [helper.make_tensor_value_info(name, *about) for name, about in values.items()],
+        [helper.make_tensor_value_info(f"{place}", *values[name]) for place, name in enumerate(gives)],
+    )
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    return bytes(model.SerializeToString())
+
+
+def make_step(gives: list[str]) -> TrainStep:
+    return TrainStep(step_graph(gives), {"up": np.ones(2, np.float32)}, np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("gives", [["rate"], ["rate", *NAMES[1:]], [*NAMES, "rate", "number"]])
+def test_a_step_that_gives_too_little_or_too_much_is_refused(gives: list[str]) -> None:
+    with pytest.raises(BundleError, match=r"gives \d+ values; expected a loss and 6"):
+        make_step(gives)
+
+
+@pytest.mark.parametrize("gives", [["features", *NAMES], ["rate", *reversed(NAMES)]])
+def test_a_step_that_gives_other_shapes_changes_nothing(gives: list[str]) -> None:
+    step = make_step(gives)
+    with pytest.raises(ValueError, match="gave values of other shapes than it took; export it again"):
+        step.step(np.ones((2, 3), np.float32), [0, 1], 0.1)
+    assert step.steps == 0
+    assert np.array_equal(step.adapters["up"], np.ones(2))
+
+
+def test_a_step_that_gives_what_it_took() -> None:
+    step = make_step(["rate", *NAMES])
+    assert step.step(np.ones((2, 3), np.float32), [0, 1], 0.5) == 0.5
+    assert step.steps == 1

@@ -103,7 +103,8 @@ class OnnxRuntime:
                 f"{', '.join(session.get_providers())}; {'; '.join(reasons) or 'its log says why'}"
             )
         session.disable_fallback()  # nor later, in the middle of a run
-        if len(inputs) != 1 or outputs[1:] not in ([], [TOKENS]) or inputs[0][1:] != ("tensor(uint8)", 4):
+        gives = bool(outputs) and outputs[1:] in ([], [TOKENS])
+        if not gives or len(inputs) != 1 or inputs[0][1:] != ("tensor(uint8)", 4):
             raise BundleError(
                 f"{path}: the graph must take one uint8 NHWC tensor and give one; export it again"
             )
