@@ -155,8 +155,8 @@ def test_a_state_whose_random_means_do_not_fit_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_random_features_cannot_be_moved_by_a_map_of_the_features(name: str) -> None:
+def test_random_features_cannot_be_moved_by_a_map_of_the_features_alone(name: str) -> None:
     head = MAKE[name](projection=COUNT)
     head.update(*make_samples(0, 30))
-    with pytest.raises(ValueError, match="can be moved"):
+    with pytest.raises(ValueError, match="takes some images' features by both models"):
         head.moved(affine_drift(np.eye(WIDTH), 2 * np.eye(WIDTH)), head)
