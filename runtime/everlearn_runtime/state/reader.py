@@ -157,6 +157,8 @@ class Reader(Looking):
                 time.sleep(WAIT)
             try:
                 return self._read_once(use)
+            except TimeoutError:  # an OSError, but a signal handler's
+                raise
             except (StateError, sqlite3.Error, OSError) as error:
                 problem = error
         if isinstance(problem, sqlite3.Error):
