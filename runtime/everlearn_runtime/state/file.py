@@ -23,7 +23,7 @@ from everlearn_runtime.state.database import (
     undo_unfinished,
 )
 from everlearn_runtime.state.lock import FileLock
-from everlearn_runtime.state.view import companion
+from everlearn_runtime.state.view import companion, os_errors
 
 # The WAL goes into the file when it has about this much, or, where somebody always reads, so many
 # times as much.
@@ -49,9 +49,11 @@ class StateFile:
         if str(path) == ":memory:":
             raise StateError("':memory:' would keep nothing; give a file, or state=None")
         self.path = Path(os.path.realpath(path))
-        if not self.path.parent.is_dir() or (self.path.exists() and not self.path.is_file()):
-            raise StateError(f"{path}: a state is one ordinary file in a folder that exists")
         self.companion = companion(self.path)
+        with os_errors(self.path):
+            self.companion.exists()  # or its name is too long
+            if not self.path.parent.is_dir() or (self.path.exists() and not self.path.is_file()):
+                raise StateError(f"{path}: a state is one ordinary file in a folder that exists")
         self._durable = durable
         self._database: Connection | None = None
         self._wal: os.stat_result
