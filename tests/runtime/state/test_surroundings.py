@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from everlearn_runtime.errors import StateError
 from everlearn_runtime.state import Owner, Reader
 from everlearn_runtime.state.copies import NewFile
 
@@ -91,3 +94,33 @@ def test_what_is_raised_from_elsewhere_is_never_called_damage(
         deep(600 if error is RecursionError else 0, partial(every, open_, call))
     with opened(path) as owner:
         assert [version.number for version in owner.history()][-1] == owner.version
+
+
+@pytest.mark.parametrize("part", ["", "-wal"])
+@pytest.mark.parametrize("left", [0.0, 0.5, 0.9])
+def test_a_file_that_is_cut_short_while_in_use_acknowledges_nothing_more(
+    tmp_path: Path, part: str, left: float, folds_early: None
+) -> None:
+    path = tmp_path / "s.db"
+    owner = own(path)
+    for seed in range(12):
+        owner.learn(rows(4, seed=seed), list("aabb"))
+    file = Path(f"{path}{part}")
+    os.truncate(file, int(left * file.stat().st_size))
+    with pytest.raises(StateError, match="was cut short or written over while in use"):
+        owner.learn(rows(4), list("aabb"))
+    owner.close()
+
+
+def test_a_copy_written_over_a_state_in_use_is_noticed(tmp_path: Path) -> None:
+    path, copy = tmp_path / "s.db", tmp_path / "copy.db"
+    with opened(path) as owner:
+        owner.learn(rows(4), list("aabb"))
+        job = owner.backup(copy)
+        while not job.step():
+            pass
+        os.utime(path)  # which changes nothing
+        owner.learn(rows(4), list("aabb"))
+        shutil.copyfile(copy, path)
+        with pytest.raises(StateError, match="was cut short or written over while in use"):
+            owner.learn(rows(4), list("aabb"))
