@@ -7,11 +7,12 @@ import math
 import os
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from logging import getLogger
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,6 +149,8 @@ class EdgeLearner:
         file = StateFile(state, durable, read_only, retention, migrate)
         check_false_alarm(false_alarm)
         opened = Bundle.open(bundle, trust)
+        # Its head is read again, to go back to version 0, wherever the process is by then.
+        opened = replace(opened, path=opened.path.absolute())
         file.check_outside(opened)
         runs = open_backend(opened, backend, providers, threads)
         keeper, migrated = file.open(opened)
@@ -168,6 +171,12 @@ class EdgeLearner:
         except ValueError:  # closed, or another process's
             return f"<{place}: not open here>"
         return f"<{place}: version {version}, {head[1:-1]}, on {self.backend}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a learner cannot be copied or pickled, as a state has one owner; open the bundle again in the "
+            "other place, with read_only=True where the state is in use"
+        )
 
     @property
     def backend(self) -> str:
@@ -407,6 +416,7 @@ class EdgeLearner:
         Raises:
             ValueError: It is not in the history, or the learner is closed.
             StateError: The state could not be read or written, or is read-only.
+            BundleError: The bundle's own head is needed, and the bundle is not there any more.
         """
         if type(to) is not int:
             raise ValueError(f"to is {to!r}; give a version's number, see history()")
@@ -599,7 +609,7 @@ class EdgeLearner:
             raise StateError(
                 f"this learner belongs to process {self._pid}, which opened it; open one of its own here"
             )
-        if self._closed:
+        if self._closed or not self._left.alive:  # the end of the process closes it, too
             raise ValueError("this learner is closed; open the bundle again")
 
     def _in_turn(self, call: Callable[[], Result]) -> Result:

@@ -33,6 +33,14 @@ class StateFile:
     def __post_init__(self) -> None:
         if self.path is not None and not isinstance(self.path, (str, os.PathLike)):
             raise ValueError(f"state is {self.path!r}; give a path, or None")
+        if self.path is not None:
+            name = os.fspath(self.path)
+            try:
+                sound = isinstance(name, str) and b"\0" not in os.fsencode(name)
+            except UnicodeEncodeError:
+                sound = False
+            if not sound:
+                raise ValueError(f"state is {self.path!r}, which no file can be called; give another path")
         if self.read_only and self.path is None:
             raise ValueError("read_only=True without a state; give the state file to read")
         if self.migrate and self.path is None:
@@ -46,7 +54,10 @@ class StateFile:
 
     def check_outside(self, bundle: Bundle) -> None:
         """Raise a ValueError if the state lies in the bundle's folder."""
-        if self.path is not None and Path(self.path).resolve().is_relative_to(bundle.path.resolve()):
+        if self.path is None:
+            return
+        # Not `Path.resolve`, which for links that go round raises a RuntimeError.
+        if Path(os.path.realpath(self.path)).is_relative_to(os.path.realpath(bundle.path)):
             raise ValueError(
                 f"state is {self.path}, inside the bundle; bundles are read-only, put it next to it"
             )

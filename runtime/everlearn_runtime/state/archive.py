@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from everlearn_runtime.errors import OtherModel, StateError
+from everlearn_runtime.errors import BundleError, OtherModel, StateError
 from everlearn_runtime.heads import Head, HeadState
 from everlearn_runtime.state.adapted import Adapters, joined, parted, unpack_adapted
 from everlearn_runtime.state.anchor import Anchor, read_anchor
-from everlearn_runtime.state.database import damaged, rows, senseless
+from everlearn_runtime.state.database import damaged, from_elsewhere, rows, senseless
 from everlearn_runtime.state.journal import Event, digest
 from everlearn_runtime.state.snapshots import read_snapshot
 
@@ -119,8 +119,12 @@ class Archive:
         for plan in self._plans(seq, rollbacks):
             try:
                 built = self._start(plan)
-            except ValueError as error:
-                problem = str(error)
+            except BundleError:
+                raise
+            except Exception as error:  # whatever a checksum that is right cannot rule out
+                if (other := from_elsewhere(error)) is not None:
+                    raise other  # noqa: B904 - it is what was raised first
+                problem = str(error) if plan.snapshot is None else f"snapshot {plan.snapshot}: {error}"
                 if plan.snapshot is not None:
                     bad.append(plan.snapshot)
                 continue
@@ -149,10 +153,9 @@ class Archive:
                     raise self._not_sound(expected)
                 try:
                     built.replay(Event.from_json(text), features)
-                except MemoryError:
-                    raise
                 except Exception as error:  # whatever a checksum that is right cannot rule out
-                    raise senseless(self._path, f"journal entry {number}", error) from error
+                    what = f"journal entry {number} makes no sense ({type(error).__name__}: {error})"
+                    raise senseless(self._path, what, error) from error
                 before, expected = found, expected + 1
                 built.since += len(text) + len(features) + ENTRY_BYTES
                 if number == watch:
@@ -264,13 +267,8 @@ class Archive:
         if plan.snapshot is None:
             return Built(self._base())
         state, _ = read_snapshot(self.database, plan.snapshot)
-        try:
-            head, adapters = parted(state)
-            return Built(head, adapters=adapters)
-        except (MemoryError, ValueError):
-            raise
-        except Exception as error:  # whatever a checksum that is right cannot rule out
-            raise ValueError(f"snapshot {plan.snapshot} makes no sense ({error})") from error
+        head, adapters = parted(state)
+        return Built(head, adapters=adapters)
 
     def digest(self, seq: int) -> bytes:
         """The checksum of an entry, which may be gone if a snapshot was taken after it."""
@@ -321,7 +319,7 @@ def _event(text: object, path: Path) -> Event:
     try:
         return Event.from_json(text)
     except (ValueError, TypeError) as error:
-        raise damaged(path, str(error)) from None
+        raise senseless(path, str(error), error) from None
 
 
 def lineage(seq: int, rollbacks: Mapping[int, int], first: int = 1) -> Iterator[tuple[int, int]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sqlite3
+import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from everlearn_runtime.errors import StateError
+import numpy as np
+
+from everlearn_runtime.errors import BundleError, StateError
 
 SCHEMA = 2
 APPLICATION = 0x45564C4E  # "EVLN", in the header of every state file
@@ -38,6 +41,13 @@ TABLES = {
     "head TEXT, digest BLOB)",
     "piece": "CREATE TABLE piece (key INTEGER PRIMARY KEY, data BLOB)",
 }
+
+# What content that makes no sense makes its readers raise. Anything else comes from elsewhere: of a signal
+# handler, say, that ends what takes too long.
+SENSELESS = (
+    *(ArithmeticError, AssertionError, AttributeError, BufferError, LookupError, RecursionError, TypeError),
+    *(ValueError, np.linalg.LinAlgError, sqlite3.Error, struct.error),
+)
 
 _IN_USE = {"SQLITE_BUSY", "SQLITE_LOCKED"}
 _ENVIRONMENT = {
@@ -189,10 +199,10 @@ def content_errors(path: Path) -> Iterator[None]:
     """Whatever content that makes no sense makes its readers raise, as a StateError."""
     try:
         yield
-    except (StateError, sqlite3.Error, MemoryError):
+    except (StateError, BundleError, sqlite3.Error):
         raise
     except Exception as error:
-        raise senseless(path, "it", error) from error
+        raise senseless(path, f"it makes no sense ({type(error).__name__}: {error})", error) from error
 
 
 def explained(path: Path, error: sqlite3.Error) -> StateError:
@@ -210,16 +220,33 @@ def explained(path: Path, error: sqlite3.Error) -> StateError:
 
 
 def senseless(path: Path, what: str, error: Exception) -> BaseException:
-    """What to raise for an error that content has led to: damage, unless an interrupt is behind it.
+    """What to raise for an error that content has led to: damage, unless something else is behind it.
 
     Code that is interrupted while it builds may stumble over the half of it when it cleans up.
     """
+    return from_elsewhere(error) or damaged(path, what)
+
+
+def from_elsewhere(error: Exception) -> BaseException | None:
+    """What no content leads to, and is behind an error or is it: an interrupt, no memory, no stack left."""
+    if not isinstance(error, SENSELESS):
+        return error
     behind: BaseException | None = error
     while behind is not None:
-        if isinstance(behind, MemoryError) or not isinstance(behind, Exception):
+        if not isinstance(behind, Exception) or isinstance(behind, (MemoryError, TimeoutError)):
+            return behind
+        if isinstance(behind, RecursionError) and _deep():
             return behind
         behind = behind.__context__
-    return damaged(path, f"{what} makes no sense ({type(error).__name__}: {error})")
+    return None
+
+
+def _deep() -> bool:
+    """Whether the caller's own calls take so much of the stack that the rest may not do for sound content."""
+    frame, depth = sys._getframe(), 0
+    while frame.f_back is not None:
+        frame, depth = frame.f_back, depth + 1
+    return depth > sys.getrecursionlimit() // 2
 
 
 def is_damage(error: sqlite3.Error) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import weakref
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from everlearn_runtime.state.anchor import Anchor
 from everlearn_runtime.state.copies import NewFile
 from everlearn_runtime.state.database import (
     PAGE_BYTES,
+    WAL_BYTES,
     Connection,
     checkpoint,
     connect,
@@ -23,12 +25,14 @@ from everlearn_runtime.state.database import (
     undo_unfinished,
 )
 from everlearn_runtime.state.lock import FileLock
-from everlearn_runtime.state.view import companion
+from everlearn_runtime.state.view import companion, os_errors
 
 # The WAL goes into the file when it has about this much, or, where somebody always reads, so many
 # times as much.
 CHECKPOINT_BYTES = 8 << 20
 PATIENCE = 4
+# Where a file says which one it is, and how far it goes: its header and the anchor.
+START_BYTES = 2 * PAGE_BYTES
 
 
 class StateFile:
@@ -49,12 +53,16 @@ class StateFile:
         if str(path) == ":memory:":
             raise StateError("':memory:' would keep nothing; give a file, or state=None")
         self.path = Path(os.path.realpath(path))
-        if not self.path.parent.is_dir() or (self.path.exists() and not self.path.is_file()):
-            raise StateError(f"{path}: a state is one ordinary file in a folder that exists")
         self.companion = companion(self.path)
+        with os_errors(self.path):
+            self.companion.exists()  # or its name is too long
+            if not self.path.parent.is_dir() or (self.path.exists() and not self.path.is_file()):
+                raise StateError(f"{path}: a state is one ordinary file in a folder that exists")
         self._durable = durable
         self._database: Connection | None = None
         self._wal: os.stat_result
+        self._wal_size = 0
+        self._start: tuple[int, bytes] | None = None  # what the file itself must still be; None: as it is now
         self._wal_bytes = 0
         self._prepared = False
         self._session = False
@@ -85,6 +93,7 @@ class StateFile:
                 self._database = connect(self.path, "rw")
             prepare(self._database, self._durable)
             self._wal = os.stat(self.companion)
+        self._start, self._wal_size = self._lock.start(START_BYTES), self._wal.st_size
         self._session = False
         self._prepared = True
 
@@ -113,9 +122,8 @@ class StateFile:
             if anchor.clean:
                 anchor = replace(anchor, epoch=os.urandom(16), previous=anchor.epoch, clean=0)
                 with transaction(self.database):
-                    self.check_place()
                     anchor.write(self.database)
-            checkpoint(self.database)
+            self._checkpoint()
         self._session = True
         return anchor
 
@@ -127,30 +135,48 @@ class StateFile:
         """
         with sqlite_errors(self.path):
             undo_unfinished(self.database)
-            checkpoint(self.database)  # so that what follows needs no more room
+            self._checkpoint()  # so that what follows needs no more room
             with transaction(self.database):
                 self.database.execute("UPDATE anchor SET clean = 1")
-            checkpoint(self.database)
+            self._checkpoint()
 
     def check_place(self) -> None:
-        """That file and WAL are still where they were; what is written elsewhere is lost.
+        """That file and WAL are still where they were, and what they were; what is written elsewhere is lost.
 
         Raises:
             StateError: They are not.
         """
         try:
-            same = os.path.samestat(self._wal, os.stat(self.companion))
+            wal = os.stat(self.companion)
+            same = os.path.samestat(self._wal, wal) and self._lock.holds(self.path)
+            size, start = self._lock.start(START_BYTES) if same else (0, b"")
         except OSError:
             same = False
-        if not (same and self._lock.holds(self.path)):
+        if not same:
             raise StateError(
                 f"{self.path} or its companion {self.companion.name} was moved, replaced or deleted "
                 "while in use; put it back, or open the learner again"
             )
+        # A WAL that was longer SQLite cuts to so much; the file itself never gets shorter.
+        known = self._start or (size, start)
+        if wal.st_size < min(self._wal_size, WAL_BYTES) or size < known[0] or start != known[1]:
+            raise StateError(
+                f"{self.path} or its companion {self.companion.name} was cut short or written over while in "
+                "use; close the learner, and put a copy in its place"
+            )
+        self._start, self._wal_size = known, wal.st_size
+
+    def _checkpoint(self) -> None:
+        """Move the WAL into the file, and note how that begins from then on."""
+        self._start = None
+        checkpoint(self.database)
+        self._start = self._lock.start(START_BYTES)
 
     def wrote(self, size: int) -> None:
         """Note a transaction of so many bytes in the WAL; readers may come in again."""
         self._wal_bytes += size + 3 * PAGE_BYTES
+        with suppress(OSError):  # gone: the next change will say so
+            self._wal_size = os.stat(self.companion).st_size
         self._lock.let_read()
 
     def move_wal(self) -> None:
@@ -162,7 +188,7 @@ class StateFile:
             return
         if self._lock.try_alone() or self._wal_bytes > PATIENCE * CHECKPOINT_BYTES:
             self._wal_bytes = CHECKPOINT_BYTES // 2  # when to try again, if it fails
-            checkpoint(self.database)
+            self._checkpoint()
             self._wal_bytes = 0
 
     def close(self, clean: bool) -> None:

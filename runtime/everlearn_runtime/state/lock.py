@@ -70,6 +70,12 @@ class FileLock:
         assert self._file is not None
         return self._file.fileno()
 
+    def start(self, size: int) -> tuple[int, bytes]:
+        """The file's length, and its first bytes."""
+        assert self._file is not None
+        self._file.seek(0)
+        return os.fstat(self.fileno()).st_size, self._file.read(size)
+
     def try_alone(self) -> bool:
         """Keep readers away, if none is reading; see :func:`reading`."""
         return _enter(self.fileno(), alone=True)

@@ -478,6 +478,8 @@ class Owner(Looking):
         return Archive(database, self.path, self._model, self._base)
 
     def _begin_session(self) -> None:
+        """Before anything is written: the file is the one that is known, and says that it needs its WAL."""
+        self._file.check_place()
         self._sure = False
         self._anchor = self._file.begin_session(self._anchor)
         self._sure = True
@@ -507,7 +509,6 @@ class Owner(Looking):
         text = event.to_json()
         size = len(text) + len(features) + ENTRY_BYTES
         with sqlite_errors(self.path), transaction(database):
-            self._file.check_place()
             seq, total = anchor.seq + 1, self._through(database).total(anchor.seq) + size
             chain = digest(anchor.digest, seq, total, text, features)
             database.execute(

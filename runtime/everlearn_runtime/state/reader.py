@@ -22,7 +22,7 @@ from everlearn_runtime.state.lock import reading
 from everlearn_runtime.state.looking import Looking
 from everlearn_runtime.state.schema1 import read_schema1
 from everlearn_runtime.state.versions import Version
-from everlearn_runtime.state.view import companion, view
+from everlearn_runtime.state.view import companion, os_errors, view
 
 TRIES = 20
 WAIT = 0.02  # seconds between two
@@ -52,9 +52,11 @@ class Reader(Looking):
 
     def __init__(self, path: str | Path, *, model: str, bundle: str, base: Callable[[], Head]) -> None:
         self.path = Path(os.path.realpath(path))
-        if not self.path.is_file():
-            raise StateError(f"{path}: no such state file to read; open it without read_only to make one")
         self._companion = companion(self.path)
+        with os_errors(self.path):
+            if not self.path.is_file():
+                raise StateError(f"{path}: no such state file to read; open it without read_only to make one")
+            self._companion.exists()  # or its name is too long
         self._model = model
         self._bundle = bundle
         self._base = base
@@ -157,6 +159,8 @@ class Reader(Looking):
                 time.sleep(WAIT)
             try:
                 return self._read_once(use)
+            except TimeoutError:  # an OSError, but a signal handler's
+                raise
             except (StateError, sqlite3.Error, OSError) as error:
                 problem = error
         if isinstance(problem, sqlite3.Error):

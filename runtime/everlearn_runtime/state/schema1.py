@@ -12,7 +12,7 @@ import numpy as np
 from everlearn_runtime.bundle import load_arrays
 from everlearn_runtime.errors import OtherModel
 from everlearn_runtime.heads import Head, HeadState, from_state
-from everlearn_runtime.state.database import connect, damaged, rows, sqlite_errors
+from everlearn_runtime.state.database import connect, damaged, rows, senseless, sqlite_errors
 
 
 def read_schema1(database: sqlite3.Connection, path: Path, bundle: str) -> Head:
@@ -55,10 +55,10 @@ def read_schema1(database: sqlite3.Connection, path: Path, bundle: str) -> Head:
             else:
                 features = np.frombuffer(blob, dtype=event["dtype"]).reshape(-1, event["width"])
                 head.update(features, event["learn"])
-    except (MemoryError, sqlite3.Error):
+    except sqlite3.Error:
         raise
     except Exception as error:  # whatever a checksum that is right cannot rule out
-        raise damaged(path, str(error)) from error
+        raise senseless(path, str(error), error) from error
     head.settle()
     return head
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from everlearn_runtime.errors import StateError
 from everlearn_runtime.state.database import connect
 
 WAL_HEADER, FRAME_HEADER = struct.Struct(">8xI4x8s8x"), struct.Struct(">4xI8s8x")
@@ -34,6 +35,17 @@ def view(path: Path) -> Iterator[sqlite3.Connection]:
             moved = database.execute("PRAGMA wal_checkpoint").fetchone()
         if moved is None or moved[1] != 0:
             database.close()
+
+
+@contextmanager
+def os_errors(path: Path) -> Iterator[None]:
+    """What the operating system says of a place, as a StateError."""
+    try:
+        yield
+    except TimeoutError:  # a signal handler's
+        raise
+    except OSError as error:
+        raise StateError(f"{path}: {error.strerror}; give another place for the state") from error
 
 
 def companion(path: Path) -> Path:
