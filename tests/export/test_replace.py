@@ -20,15 +20,20 @@ def make(head: Head, method: Method | None = None, **options: Any) -> Learner:
     return learner.fit(coloured("abcd", 12))
 
 
+WIDER = {"embed_dim": 64, "num_heads": 4}
+
+
 @pytest.mark.parametrize(
-    "options",
-    [{"depth": 3}, {"embed_dim": 64, "num_heads": 4}, {"embed_dim": 32, "num_heads": 2, "img_size": 40}],
-    ids=["as wide", "wider", "narrower, of another size"],
-)
-@pytest.mark.parametrize(
-    "head",
-    [LDA, lambda: LDA(projection=100), lambda: Ridge(projection=100), lambda: LDA(removable=True)],
-    ids=["LDA", "LDA with random features", "ridge on random features", "removable"],
+    ("options", "head"),
+    [
+        ({"depth": 3}, LDA),
+        (WIDER, LDA),
+        ({"embed_dim": 32, "num_heads": 2, "img_size": 40}, LDA),
+        (WIDER, lambda: LDA(projection=100)),
+        (WIDER, lambda: Ridge(projection=100)),
+        (WIDER, lambda: LDA(removable=True)),
+    ],
+    ids=["as wide", "wider", "narrower, of another size", "random features", "ridge on these", "removable"],
 )
 def test_what_a_device_has_learned_goes_over_to_the_next_model(
     tmp_path: Path, options: dict[str, Any], head: Callable[[], Head]
@@ -54,8 +59,7 @@ def test_what_a_device_has_learned_goes_over_to_the_next_model(
         found = edge.predict([image for image, _ in tests]).labels
     right = np.array(found) == np.array(tests.labels)
     assert right.mean() > 0.8
-    # Of random features a map of few images tells less where all that is kept are their sums.
-    assert right[-16:].mean() > (0.4 if isinstance(head(), Ridge) else 0.7)
+    assert right[-16:].mean() > 0.7
 
 
 def test_the_same_model_again_is_carried_over_as_it_is(tmp_path: Path) -> None:

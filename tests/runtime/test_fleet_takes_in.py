@@ -86,7 +86,7 @@ def test_what_was_handed_in_with_one_bundle_and_merged_into_a_later_one(fleet: F
         assert edge.delta().span.start.version == 1
 
 
-def test_what_came_late_is_not_counted_beside_what_the_device_carries(fleet: Fleet) -> None:
+def test_who_hands_in_takes_a_bundle_without_that_and_then_one_with_it(fleet: Fleet) -> None:
     first = lesson(fleet, "a", fleet.bundle, "key")
     with fleet.open("a") as edge:
         fleet.teach(edge, "fork")
@@ -95,10 +95,26 @@ def test_what_came_late_is_not_counted_beside_what_the_device_carries(fleet: Fle
     with fleet.open("a", second.path, migrate=True) as edge:  # goes on with the fork
         fleet.teach(edge, "spoon")
     third = fleet.merge([late], "third", second.path)
-    with pytest.raises(StateError, match=r"up to version 2: its history goes from version 3 to 4"):
+    same(head_of(fleet, "a", third.path), fleet.one_device())
+    with fleet.open("a", third.path) as edge:
+        assert (edge.delta().counts, edge.delta().span.start.version) == ({"spoon": 3}, 2)
+
+
+def test_what_came_late_is_not_counted_beside_what_the_device_carries(fleet: Fleet) -> None:
+    first = lesson(fleet, "a", fleet.bundle, "key")
+    with fleet.open("a") as edge:
+        fleet.teach(edge, "fork")
+    late = fleet.hand_in("a", since=1)
+    with fleet.open("a") as edge:
+        fleet.teach(edge, "fork")
+    second = fleet.merge([first], "second")
+    with fleet.open("a", second.path, migrate=True) as edge:  # goes on with both forks
+        fleet.teach(edge, "spoon")
+    third = fleet.merge([late], "third", second.path)
+    with pytest.raises(StateError, match=r"up to version 2: its history goes from version 4 to 5"):
         fleet.open("a", third.path, migrate=True)
     with fleet.open("a", second.path) as edge:  # which is as it was
-        assert edge.counts["fork"] == 3
+        assert edge.counts["fork"] == 6
         edge.delta().save(fleet.folder / "whole.delta")
     with pytest.raises(DeltaError, match="overlaps"):
         fleet.merge([fleet.folder / "whole.delta"], "no", third.path)

@@ -90,8 +90,8 @@ def _anew(own: Head, samples: Mapping[str, NDArray[np.float64]]) -> Head:
         if len(rows) != count:
             raise ValueError(
                 f"of {plural(count, 'sample')} of {name!r} the state has the features of {len(rows)} only, "
-                "by which it is told from classes that are not handed in; give since=, a version that "
-                "history() still has, or min_count=1"
+                "by which it is told from classes that are not handed in: hand in before the device takes a "
+                "new bundle, or with min_count=1"
             )
         found.update(rows, [name] * count)
     return found

@@ -121,7 +121,8 @@ def with_noise(delta: Delta, noise: GaussianNoise, samples: Mapping[str, Array],
         if there != count:
             raise ValueError(
                 f"of {plural(count, 'sample')} of {name!r} the state has the features of {there} only, and "
-                "noise is for features that can be clipped; give since=, a version that history() still has"
+                "noise is for features that can be clipped: hand in before the device takes a new bundle, or "
+                "without noise"
             )
     state = noisy_means({name: samples[name] for name in delta.counts}, noise, base)
     return replace(delta, state=state, noise=noise, epsilon=epsilon)

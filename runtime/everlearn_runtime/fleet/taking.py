@@ -86,6 +86,10 @@ def handed_in(owner: Owner, ledger: Ledger, age: int) -> Past:
             f"{says}it is at version {owner.version}, as a backup or a copy of this device's state is; start "
             "anew with a new state"
         )
+    if mark.version == first - 1 and history[0].kind == "migrate":
+        return owner.since(
+            first
+        )  # all that it had learned when it took the bundle that it has is in this one
     if mark.version < first:
         raise StateError(
             f"{says}its history goes from version {first} to {owner.version}, so that what came since cannot "
