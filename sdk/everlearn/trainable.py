@@ -33,8 +33,9 @@ def trainable(method: Method, blocks: str, *, weight_decay: float, tasks: int) -
     if blocks == "head":
         return Trainable(blocks, nn.Identity(), settings, tasks, method.sections)
     backbone, seen = method.backbone, method.trained_parts
+    adapted = method.adapted_blocks(seen)  # first: it says what to do where there are no blocks
     at = None if blocks == "all" else max(backbone.depth - LAST, 0)
-    tail = Trunk(backbone, method.adapted_blocks(seen), seen, start=at)
+    tail = Trunk(backbone, adapted, seen, start=at)
     # Of the same images, in one pass, the head sees more: the parts behind those that the loss looks at.
     whole = Trunk(backbone, method.adapted_blocks(method.parts), method.parts, also=at)
     return Trainable(

@@ -30,6 +30,7 @@ from everlearn import (
     RanPAC,
 )
 from everlearn.adapters import LoRA, ScaleShift
+from everlearn.trainable import trainable
 from everlearn_runtime.backends.onnxruntime import OnnxRuntime
 
 from ..conftest import cnn, coloured, fit_all, pixels, vit
@@ -219,5 +220,6 @@ def test_a_model_without_norms_has_nothing_to_scale(tmp_path: Path) -> None:
 
 def test_a_device_cannot_train_on_what_is_in_the_norms() -> None:
     learner = Learner(small("test_byobnet"), NTKCL(), device="cpu")
-    with pytest.raises(ValueError, match=r"'test_byobnet' is merged into its norms.*train_step='head'"):
-        learner.method.adapted_blocks(())
+    for blocks in ("last2", "all"):
+        with pytest.raises(ValueError, match=r"'test_byobnet' is merged into its norms.*train_step='head'"):
+            trainable(learner.method, blocks, weight_decay=0, tasks=1)
