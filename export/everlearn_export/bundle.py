@@ -22,10 +22,11 @@ from everlearn_export.replace import check_replaces, fit_map, in_batches
 from everlearn_export.step_parity import StepParityError, make_step
 from everlearn_export.train_step import Trainable
 from everlearn_runtime.backends.onnxruntime import TOKENS, OnnxRuntime
-from everlearn_runtime.bundle import Bundle, Manifest, check_target, write_bundle
+from everlearn_runtime.bundle import Bundle, check_target, write_bundle
 from everlearn_runtime.guard import Canaries
 from everlearn_runtime.heads import Head
 from everlearn_runtime.images import InputSpec
+from everlearn_runtime.manifest import Manifest
 from everlearn_runtime.version import __version__
 
 SAMPLE = 8

@@ -14,7 +14,8 @@ from pathlib import Path
 import onnx
 
 from everlearn_export.choices import BATCH, KINDS
-from everlearn_runtime.bundle import PLAIN_NAME, Bundle
+from everlearn_runtime.bundle import Bundle
+from everlearn_runtime.manifest import PLAIN_NAME
 
 # nvinfer's numbers: of the precision it builds, and of its scaling filters.
 _MODES = {"fp32": 0, "int8": 1, "fp16": 2}

@@ -14,8 +14,8 @@ from torch import nn
 
 from everlearn_export.parity import ParityError
 from everlearn_runtime.backends.graph import put_weights
-from everlearn_runtime.bundle import FEATURES
 from everlearn_runtime.errors import BundleError
+from everlearn_runtime.manifest import FEATURES
 from everlearn_runtime.train_step import as_weights
 
 Places = dict[str, tuple[str, bool]]

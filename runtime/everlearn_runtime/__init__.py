@@ -2,7 +2,7 @@
 
 from everlearn_runtime.adapt import Adapted
 from everlearn_runtime.backends import Backend, OnnxRuntime
-from everlearn_runtime.bundle import FORMAT, Bundle, Manifest, sign_bundle, write_bundle
+from everlearn_runtime.bundle import Bundle, sign_bundle, write_bundle
 from everlearn_runtime.edge import EdgeLearner
 from everlearn_runtime.errors import BundleError, DeltaError, GuardError, MissingExtra, StateError, TrustError
 from everlearn_runtime.fleet import Delta, GaussianNoise, Merged, merge
@@ -25,6 +25,7 @@ from everlearn_runtime.heads import (
     from_state,
 )
 from everlearn_runtime.images import InputSpec, open_image, prepare, prepare_batch
+from everlearn_runtime.manifest import FORMAT, Manifest
 from everlearn_runtime.migration import Migrated
 from everlearn_runtime.prediction import Learned, Prediction
 from everlearn_runtime.state import Version

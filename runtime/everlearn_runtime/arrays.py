@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from everlearn_runtime.products import square_sum
 
+# The squares of so many numbers BLAS adds up in the thread that asks.
+FEW = 8192
+
 
 def as_array(given: object, what: str) -> NDArray[Any]:
     """Make an array without a copy; what goes wrong in that is the caller's mistake.
@@ -27,10 +30,19 @@ def as_array(given: object, what: str) -> NDArray[Any]:
         raise ValueError(f"{what} are not one array ({type(error).__name__}: {error})") from error
 
 
+def magnitude(array: NDArray[np.floating[Any]]) -> float:
+    """The sum of the squares of an array's numbers, NaN or infinite where one of them is, or it overflows.
+
+    For a look at numbers, not for statistics: of a few BLAS adds them up, in another order and in a quarter
+    of the time once nothing is in the processor's caches after a graph has run. Of what BLAS offers, `vdot`
+    alone does not warn of an overflow.
+    """
+    return float(np.vdot(array, array)) if array.size <= FEW else square_sum(array)
+
+
 def all_finite(array: NDArray[np.floating[Any]]) -> bool:
     """Whether an array holds neither NaN nor infinity.
 
-    The sum of its squares tells, unless that overflows; after a graph has run, when nothing is in the
-    processor's caches any more, it takes half the time of looking at each number.
+    The sum of its squares tells, unless that overflows, in half the time of looking at each number.
     """
-    return math.isfinite(square_sum(array)) or bool(np.isfinite(array).all())
+    return math.isfinite(magnitude(array)) or bool(np.isfinite(array).all())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -30,16 +31,16 @@ from everlearn_runtime.adapt import (
 )
 from everlearn_runtime.backends import Backend, Provider, open_backend
 from everlearn_runtime.bundle import Bundle
-from everlearn_runtime.errors import BundleError, OtherModel, StateError
-from everlearn_runtime.fleet import Delta, GaussianNoise, make_delta, take_in, with_noise
+from everlearn_runtime.errors import BundleError, StateError
+from everlearn_runtime.fleet import Delta, GaussianNoise, make_delta, with_noise
 from everlearn_runtime.guard import Canaries, DriftWatch, Suspect, check_guard, doubtful, refusal, suspects
 from everlearn_runtime.heads import Head, from_state
 from everlearn_runtime.heads.checks import check_label, check_labels
 from everlearn_runtime.heads.confidence import Opinion, check_false_alarm
-from everlearn_runtime.identity import model_of
 from everlearn_runtime.images import prepare_batch
-from everlearn_runtime.migration import Carried, Migrated, Replaced
+from everlearn_runtime.migration import Migrated
 from everlearn_runtime.names import check_names
+from everlearn_runtime.opening import StateFile
 from everlearn_runtime.prediction import Learned, Prediction
 from everlearn_runtime.state import RETENTION, Memory, Owner, Reader, Version
 from everlearn_runtime.turns import RightOfWay, Turns
@@ -144,56 +145,12 @@ class EdgeLearner:
             MissingExtra: The backend is not installed.
             ValueError: A backend or provider that is not there, or an argument out of range.
         """
-        if state is not None and not isinstance(state, (str, os.PathLike)):
-            raise ValueError(f"state is {state!r}; give a path, or None")
-        opened = Bundle.open(bundle, trust)
-        if state is not None and Path(state).resolve().is_relative_to(opened.path.resolve()):
-            raise ValueError(f"state is {state}, inside the bundle; bundles are read-only, put it next to it")
-        if read_only and state is None:
-            raise ValueError("read_only=True without a state; give the state file to read")
-        if migrate and state is None:
-            raise ValueError("migrate=True without a state; give the state file to carry over")
-        if read_only and migrate:
-            raise ValueError(
-                "migrate=True with read_only=True; let the learner that owns the state migrate it"
-            )
-        if type(retention) is not int or retention < 0:
-            raise ValueError(f"retention is {retention!r}; give a number of bytes, at least 0")
+        file = StateFile(state, durable, read_only, retention, migrate)
         check_false_alarm(false_alarm)
+        opened = Bundle.open(bundle, trust)
+        file.check_outside(opened)
         runs = open_backend(opened, backend, providers, threads)
-        keeper: Memory | Owner | Reader
-        migrated: Migrated | None = None
-        model = model_of(opened.manifest)
-        try:
-            if state is None:
-                keeper = Memory(opened.head)
-            elif read_only:
-                keeper = Reader(state, model=model, bundle=opened.id, base=opened.head)
-            else:
-                keeper = Owner(
-                    state,
-                    model=model,
-                    bundle=opened.id,
-                    base=opened.head,
-                    durable=durable,
-                    retention=retention,
-                )
-        except OtherModel as error:
-            replaced, merged = opened.replaced(), error.model in opened.ledger().chain
-            known = replaced is not None and error.model in (replaced.model, replaced.bundle)
-            if state is None or not (known or merged):
-                raise
-            if not migrate:
-                raise OtherModel(
-                    f"{error}; this bundle {'was merged from' if merged else 'replaces'} that one, and with "
-                    "migrate=True carries over what the device has learned",
-                    error.model,
-                ) from None
-            if merged:
-                keeper, migrated = _take_in(state, opened, error.model, durable=durable, retention=retention)
-            else:
-                assert replaced is not None
-                keeper, migrated = _migrate(state, opened, replaced, durable=durable, retention=retention)
+        keeper, migrated = file.open(opened)
         learner = cls(opened, runs, keeper, false_alarm)
         learner.migrated = migrated
         try:
@@ -541,10 +498,11 @@ class EdgeLearner:
 
     def _look(self, head: Head, features: NDArray[np.float32]) -> Prediction:
         scores, classes, confidence = head.scores(features), head.classes, head.confidence
-        labels = [classes[column] for column in scores.argmax(axis=1)]
+        labels = [classes[column] for column in scores.argmax(axis=1).tolist()]
         if not confidence.calibrated:  # then nothing is decided by a look, which takes as long as the scores
-            count = len(labels)
-            known, strangeness = np.ones(count, dtype=np.bool_), np.full(count, np.nan)
+            known, strangeness = np.empty(len(labels), dtype=np.bool_), np.empty(len(labels))
+            known.fill(True)
+            strangeness.fill(math.nan)
             return Prediction(labels, scores, classes, head.temperature, False, known, strangeness)
         look = head.look(features)
         self._watch.see(confidence, look)
@@ -715,64 +673,6 @@ def _back(version: Version) -> Version:
 def _give_back(pid: int, turns: Turns, keeper: Memory | Owner | Reader) -> None:
     if os.getpid() == pid:  # in a forked child a turn may be taken for ever
         turns.take(keeper.close)
-
-
-def _migrate(
-    state: str | Path, bundle: Bundle, replaced: Replaced, *, durable: bool, retention: int
-) -> tuple[Owner, Migrated]:
-    """Open a state of the replaced bundle, and carry it over to this one."""
-    owner = Owner(
-        state,
-        model=replaced.model,
-        bundle=replaced.bundle,
-        base=replaced.head,
-        durable=durable,
-        retention=retention,
-    )
-
-    def carry() -> Carried:
-        if owner.use(lambda head: owner.adapters) is not None:
-            raise StateError(
-                f"{owner.path} has adapters of its own, and the new bundle's map is from features under "
-                "those of the old bundle; roll back to before adapt with the old bundle, then migrate"
-            )
-        forgotten = owner.since(None).forgotten
-        return owner.use(lambda head: replaced.carry(head, bundle.head(), forgotten))
-
-    moved, kept = _move(owner, bundle, carry)
-    return owner, Migrated(
-        kept, moved.learned, moved.forgotten, replaced.images, replaced.explained, replaced.agreement
-    )
-
-
-def _take_in(
-    state: str | Path, bundle: Bundle, model: str, *, durable: bool, retention: int
-) -> tuple[Owner, Migrated]:
-    """Open a state of a bundle that this one was merged from, and go on with what is not in this one."""
-
-    ledger = bundle.ledger()
-
-    def base() -> Head:
-        if ledger.before is None or model != ledger.chain[-1]:
-            raise StateError(
-                f"{state}: its bundle was merged more than once since; open it with each of the bundles "
-                "between"
-            )
-        return from_state(ledger.before)
-
-    owner = Owner(state, model=model, bundle="", base=base, durable=durable, retention=retention)
-    moved, kept = _move(owner, bundle, lambda: take_in(owner, bundle.head(), ledger))
-    return owner, Migrated(kept, moved.learned, moved.forgotten, 0, 1.0, None)
-
-
-def _move(owner: Owner, bundle: Bundle, carry: Callable[[], Carried]) -> tuple[Carried, Path]:
-    """Let a state go on with another bundle; what was carried, and where the old state is kept."""
-    try:
-        carried = carry()
-        return carried, owner.migrate(model_of(bundle.manifest), bundle.head, carried.head)
-    except BaseException:
-        owner.close()
-        raise
 
 
 def _counts(head: Head) -> dict[str, int]:

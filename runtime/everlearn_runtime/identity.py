@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from everlearn_runtime.bundle import FEATURES, HEAD, Manifest
+from everlearn_runtime.manifest import FEATURES, HEAD, Manifest
 
 
 def model_of(manifest: Manifest) -> str:

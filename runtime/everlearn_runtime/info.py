@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from everlearn_runtime.bundle import MANIFEST, Bundle
+from everlearn_runtime.bundle import Bundle
 from everlearn_runtime.errors import StateError
+from everlearn_runtime.manifest import MANIFEST
 from everlearn_runtime.state.anchor import check_companion, check_kind, read_anchor
 from everlearn_runtime.state.archive import Archive, lineage
 from everlearn_runtime.state.database import SCHEMA, content_errors, rows

@@ -33,3 +33,32 @@ HEADS: dict[str, Callable[[int], Head]] = {
     "held-out-ridge": lambda seed: HeldOutRidge(True, projection=2000, seed=seed),
 }
 """Heads by name, made with a seed; the last two are ridges on 2,000 random features: RanPAC's."""
+
+
+def choose_head(given: object, seed: int = 0) -> Head | None:
+    """A head, of an instance or a name among `HEADS`; None for None.
+
+    Args:
+        given: the one or the other.
+        seed: of a head that is given by name.
+
+    Raises:
+        ValueError: neither, or no head has this name.
+    """
+    if isinstance(given, str):
+        if given.casefold() not in HEADS:
+            raise ValueError(f"no head is named {given!r}; take one of {', '.join(HEADS)}, or a head")
+        return HEADS[given.casefold()](seed)
+    if given is not None and not isinstance(given, Head):
+        raise ValueError(
+            f"head is {what(given, Head)}; give one of everlearn_runtime.heads, for example LDA() or, where "
+            "a method has its name, everlearn_runtime.heads.FeCAM(), or its name"
+        )
+    return given
+
+
+def what(given: object, wanted: type) -> str:
+    """What somebody gave in place of an instance, for messages."""
+    if isinstance(given, type) and issubclass(given, wanted):
+        return f"the class {given.__name__}, and an instance is needed, {given.__name__}()"
+    return f"a {type(given).__name__}, which is none"

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from everlearn import checkpoint as checkpoints
-from everlearn import log, methods, processes
+from everlearn import exporting, log, methods, processes
 from everlearn import precision as precisions
 from everlearn.backbones import load_backbone, resolve
 from everlearn.checkpoint import Lesson, State, Unfinished
 from everlearn.checks import whole
-from everlearn.choices import BUNDLED, HEADS
+from everlearn.choices import BUNDLED, choose_head
 from everlearn.data import (
     Augmentation,
     ClassIncremental,
@@ -32,28 +32,22 @@ from everlearn.data import (
     Images,
     any_images,
     as_images,
-    photographs,
 )
 from everlearn.data.loader import Loader, Targets
 from everlearn.evaluation.domains import measure_domains
 from everlearn.evaluation.metrics import AccuracyMatrix, accuracy
 from everlearn.evaluation.runner import measure
 from everlearn.methods.base import Method, TaskInfo
+from everlearn.methods.choice import choose_method
 from everlearn.progress import Pace, track
 from everlearn.tables import duration
-from everlearn.trainable import trainable
-from everlearn_export.bundle import HeldOut, export_bundle
-from everlearn_runtime.bundle import Bundle, Manifest
 from everlearn_runtime.heads import Classes, Head, from_state
 from everlearn_runtime.heads.checks import check_label
 from everlearn_runtime.heads.registry import own_kind
-from everlearn_runtime.images import prepare_batch
+from everlearn_runtime.manifest import Manifest
 from everlearn_runtime.words import plural, some
 
 DEFAULT_AUGMENTATION = Augmentation()
-MAP_IMAGES = 512  # on which the map from a bundle to the one that replaces it is fitted, at most
-CALIBRATION_IMAGES = 2048  # that a head judges before it is exported, at most
-LOWER_PRECISION_IMAGES = 512  # on which a graph's scales are found and its losses seen, at most
 
 _log = getLogger("everlearn.learner")
 
@@ -118,8 +112,8 @@ class Learner:
         progress: bool | None = None,
     ) -> None:
         self.seed = whole("seed", seed, least=0)
-        head = _head(head, self.seed)
-        self.method = _method(method)
+        head = choose_head(head, self.seed)
+        self.method = choose_method(method)
         _check_free(self.method, "method")
         if head is not None:
             _check_free(head, "head")
@@ -432,53 +426,21 @@ class Learner:
                 train, the head is of a kind that cannot be ``removable``, there is no image to calibrate
                 by, or what devices have learned with the old bundle does not go into this head.
         """
-        if not self.classes:
-            raise ValueError("nothing has been learned yet, so there is nothing to export; call fit first")
-        head = self.head.to_removable() if removable else self.head
-        held_out = self._held_out(calibration, canaries)
-        sample, labelled = self._seen or photographs(64), True
-        if images is not None:
-            sample, labelled = any_images(images)
-        spread = _spread(len(sample), 64 if precision == "fp32" else LOWER_PRECISION_IMAGES)
-        pixels = self._loader(sample).pixels(spread)
-        labels = [sample.labels[index] for index in spread]
-        replaced = None
-        if replaces is not None:
-            old, chosen = Bundle.open(replaces), _spread(len(sample), MAP_IMAGES)
-            before = prepare_batch([sample[i][0] for i in chosen], old.manifest.input)
-            replaced = old, before, self._loader(sample).pixels(chosen)
-        step = None
-        if train_step is not None:
-            decay = self.training.weight_decay
-            step = trainable(self.method, train_step, weight_decay=decay, tasks=len(self.history))
-        record = self.record()
-        if record["backbone"]:  # the device need not know in which folder the weights lay
-            record["backbone"]["weights"] = Path(record["backbone"]["weights"]).name
-        if not processes.is_main():
-            processes.wait()
-            return Bundle.open(path).manifest
-        manifest = export_bundle(
-            path,
-            self.method.deployable().cpu(),
-            head=head,
-            input=self.backbone.input,
-            mean=self.backbone.mean.flatten().tolist(),
-            std=self.backbone.std.flatten().tolist(),
-            sections=self.method.sections,
-            images=pixels,
-            training=record,
+        manifest = exporting.export(
+            self,
+            Path(path),
+            seen=self._seen if images is None else images,
             precision=precision,
             target=target,
-            labels=labels if labelled and set(labels) <= set(self.classes) else None,
+            replaces=replaces,
             tolerance=tolerance,
-            replaces=replaced,
-            held_out=held_out,
-            trainable=step,
+            removable=removable,
+            calibration=calibration,
+            canaries=canaries,
+            train_step=train_step,
             overwrite=overwrite,
-            progress=None if self.progress else self.progress,  # its few steps are a bar, or nothing
         )
         _log.info("exported %s", path)
-        processes.wait()
         return manifest
 
     def record(self) -> dict[str, Any]:
@@ -697,25 +659,6 @@ class Learner:
         total.backward()  # type: ignore[no-untyped-call]
         return terms
 
-    def _held_out(self, calibration: object | None, canaries: int) -> HeldOut | None:
-        """Held-out images for the head to judge, and which of them are canaries."""
-        whole("canaries", canaries, least=0)
-        if calibration is None:
-            if canaries:
-                raise ValueError(f"canaries={canaries} without images to take them from; give calibration=")
-            return None
-        images = as_images(calibration)
-        known = [index for index, name in enumerate(images.labels) if name in self.classes]
-        if not known:
-            raise ValueError(
-                f"no image to calibrate by is of a class that was learned: they are of "
-                f"{', '.join(map(repr, images.classes[:5]))}"
-            )
-        images = images.subset([known[place] for place in _spread(len(known), CALIBRATION_IMAGES)])
-        own = {name: [i for i, label in enumerate(images.labels) if label == name] for name in images.classes}
-        chosen = [places[i] for places in own.values() for i in _spread(len(places), canaries)]
-        return HeldOut(self._loader(images).pixels(range(len(images))), images.labels, chosen)
-
     def _predict(self, images: Images) -> list[str]:
         self._check_learned()
         return self.head.predict(self.features(images))
@@ -754,50 +697,6 @@ class Learner:
             seed = np.random.SeedSequence([self.seed, *key]).generate_state(1, np.uint64)[0]
             torch.manual_seed(int(seed))
             yield
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """Positions, evenly spread over so many, and no more than ``most``."""
-    positions: list[int] = np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
-    return positions
-
-
-def _method(given: object) -> Method:
-    """A method, of an instance or a name; the default for None."""
-    if given is None:
-        return methods.NTKCL()
-    if isinstance(given, str):
-        named = {name.casefold(): name for name in methods.__all__}
-        if (key := given.casefold().replace("-", "")) not in named:
-            raise ValueError(f"no method is named {given!r}; take one of {', '.join(methods.__all__)}")
-        made: Method = getattr(methods, named[key])()
-        return made
-    if not isinstance(given, Method):
-        raise ValueError(
-            f"method is {_what(given)}; give a method, for example NTKCL() or Frozen(), or its name"
-        )
-    return given
-
-
-def _head(given: object, seed: int) -> Head | None:
-    """A head, of an instance or a name; None for None."""
-    if isinstance(given, str):
-        if given.casefold() not in HEADS:
-            raise ValueError(f"no head is named {given!r}; take one of {', '.join(HEADS)}")
-        return HEADS[given.casefold()](seed)
-    if given is not None and not isinstance(given, Head):
-        raise ValueError(
-            f"head is {_what(given)}; give one of everlearn_runtime.heads, for example LDA() or, where a "
-            "method has its name, everlearn_runtime.heads.FeCAM(), or its name"
-        )
-    return given
-
-
-def _what(given: object) -> str:
-    """What somebody gave in place of an instance."""
-    if isinstance(given, type) and issubclass(given, (Method, Head)):
-        return f"the class {given.__name__}, and an instance is needed, {given.__name__}()"
-    return f"a {type(given).__name__}, which is none"
 
 
 def _check_free(part: Method | Head, what: str) -> None:

@@ -32,8 +32,8 @@ from everlearn_runtime import (
     prepare_batch,
     write_bundle,
 )
-from everlearn_runtime.bundle import HEAD, MANIFEST
 from everlearn_runtime.heads.checks import LARGEST, check_labels
+from everlearn_runtime.manifest import HEAD, MANIFEST
 
 thorough = settings(
     max_examples=int(os.environ.get("EVERLEARN_EXAMPLES", "100")),

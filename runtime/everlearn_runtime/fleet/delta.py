@@ -22,13 +22,13 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from everlearn_runtime import signing
-from everlearn_runtime.bundle import Manifest
 from everlearn_runtime.errors import DeltaError, TrustError
 from everlearn_runtime.files import write_whole
 from everlearn_runtime.fleet.noise import GaussianNoise
 from everlearn_runtime.heads import Head, HeadState, Prototypes, from_state
 from everlearn_runtime.identity import graph_of, model_of
 from everlearn_runtime.ledger import DIGEST, Mark, Span
+from everlearn_runtime.manifest import Manifest
 
 if TYPE_CHECKING:
     from everlearn_runtime.state.owner import Past

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from everlearn_runtime.arrays import as_array
-from everlearn_runtime.products import square_sum
+from everlearn_runtime.arrays import as_array, magnitude
 
 # Squares of larger numbers would overflow, and no network that works gives any.
 LARGEST = float(np.finfo(np.float32).max)
@@ -41,7 +40,7 @@ def check_rows(features: ArrayLike) -> NDArray[np.float64]:
         raise ValueError(f"features have shape {given.shape}; give at least one row and one column")
     rows: NDArray[np.float64] = given.astype(np.float64, order="C")
     # The sum of squares, NaN included, clears nearly all features with one look at each.
-    if not square_sum(rows) <= LARGEST**2 and not (rows.max() <= LARGEST and rows.min() >= -LARGEST):
+    if not magnitude(rows) <= LARGEST**2 and not (rows.max() <= LARGEST and rows.min() >= -LARGEST):
         raise ValueError(
             "features hold NaN, infinite or unusably large values; check the images and the graph"
         )

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from everlearn.choices import CLASS_FOLDERS
 from everlearn.files import BENCH, LEARNER
-from everlearn_runtime.bundle import MANIFEST
 from everlearn_runtime.files import check_place
+from everlearn_runtime.manifest import MANIFEST
 
 _ROOM = 32 << 20  # what a learner of the bundled backbone or its bundle takes
 
