@@ -62,6 +62,12 @@ def test_train_export_and_predict(data: Path, tmp_path: Path, capsys: Output) ->
     assert table[3].startswith("average ")
     assert {path.name for path in run.iterdir()} == {FILE, "run.json", "log.csv"}
 
+    for images, says in (
+        (["--images", str(data / "a")], f"--canaries 5 are images of learned classes, and {data / 'a'} has"),
+        ([], "--canaries 5 without images to take them from; give --images"),
+    ):
+        assert main(["export", str(run), "--out", str(bundle), "--canaries", "5", *images]) == 2
+        assert says in last(capsys.readouterr().err)
     verify_on = ["--images", str(data)]
     assert main(["export", str(run), "--out", str(bundle), *verify_on]) == 0
     said = capsys.readouterr().out
@@ -82,7 +88,9 @@ def test_train_export_and_predict(data: Path, tmp_path: Path, capsys: Output) ->
     assert lines[-1].startswith("not calibrated")
 
     assert main(["export", str(run), "--out", str(bundle)]) == 2
-    assert "already holds a bundle" in capsys.readouterr().err
+    assert "already holds a bundle; give another path, or --overwrite\n" in capsys.readouterr().err
+    assert main(["export", str(bundle), "--for", "triton", "--out", str(run / "x"), "--batch", "0"]) == 2
+    assert "--batch is 0; give a whole number" in capsys.readouterr().err
     plain = ["--images", str(data / "a")]  # a folder of images without classes
     assert main(["export", str(run), "--out", str(bundle), "--overwrite", "--removable", *plain]) == 0
     assert Bundle.open(bundle).manifest.head == {
@@ -251,6 +259,12 @@ def a_run(data: Path) -> Path:
     return data / "../run"
 
 
+def holding(data: Path, file: str) -> Path:
+    (data / "../held").mkdir()
+    (data / "../held" / file).write_text("{}")
+    return data / "../held"
+
+
 def options(*more: str) -> Callable[[Path], list[str]]:
     return lambda data: ["train", str(data), "--out", str(data / "../run"), *more]
 
@@ -276,6 +290,18 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "out nowhere": (
         lambda data: ["export", str(data), "--out", "/proc/run"],
         "--out is /proc/run, where nothing can be written (this folder takes no files); ",
+    ),
+    "out a run": (
+        lambda data: ["bench", str(data), "--out", str(a_run(data))],
+        "which holds what `everlearn train` wrote; give another folder",
+    ),
+    "out a benchmark": (
+        lambda data: ["train", str(data), "--out", str(holding(data, "bench.json"))],
+        "which holds a benchmark; give another folder",
+    ),
+    "out a bundle": (
+        lambda data: ["train", str(data), "--out", str(holding(data, "manifest.json"))],
+        "which holds a bundle; give another folder",
     ),
     "run for a bundle": (
         lambda data: ["predict", str(a_run(data)), "image.png"],

@@ -88,8 +88,7 @@ def test_one_version_of_all(capsys: Output) -> None:
 def test_every_help_has_an_example(command: str, capsys: Output) -> None:
     with pytest.raises(SystemExit):
         main([*([command] if command else []), "--help"])
-    program = "everlearn-device" if command == "predict" else "everlearn"
-    assert f"example:\n  {program} {command}" in capsys.readouterr().out
+    assert f"example:\n  everlearn {command}" in capsys.readouterr().out
 
 
 def test_the_default_crop_is_the_one_that_help_names(capsys: Output) -> None:

@@ -86,11 +86,17 @@ def serve(
             raise
         raise MissingExtra("serving a page", "serve") from None
     token = arguments.token if arguments.token is not None else os.environ.get(TOKEN) or None
-    limits = Limits(**{name: getattr(arguments, f"most_{name}") for name in _HELP})
+    try:
+        limits = Limits(**{name: getattr(arguments, f"most_{name}") for name in _HELP})
+    except ValueError as error:  # which begins with the limit's name
+        raise ValueError(f"--most-{error}") from error
     if token is not None:
         check_token(token)
     if (arguments.cert is None) != (arguments.cert_key is None):
         raise ValueError("--cert and --cert-key go together; give both")
+    for option, file in (("--cert", arguments.cert), ("--cert-key", arguments.cert_key)):
+        if file is not None and not os.path.isfile(file):
+            raise ValueError(f"{option} is {file}: no such file")
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(listen(arguments.host, arguments.port, token))
         learner = stack.enter_context(open_learner(arguments))

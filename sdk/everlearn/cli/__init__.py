@@ -35,6 +35,7 @@ _OWN = {
             *("precision", "readouts", "recipe", "samples", "seed", "weights", "workers"),
         )
     },
+    "batch": ("batch", "--batch"),
     "calibration": ("images", "--images"),
     "on_error='skip'": ("skip_bad", "--skip-bad"),
 }

@@ -236,8 +236,13 @@ def _export(arguments: argparse.Namespace) -> None:
         return
     learner = Learner.load(arguments.learner)
     images = _images(arguments) if arguments.images else None
-    _working("writing the graph, and comparing what it computes with torch: half a minute or so")
     held_out = images if images is not None and set(images.classes) & set(learner.classes) else None
+    if arguments.canaries and images is not None and held_out is None:
+        raise ValueError(
+            f"--canaries {arguments.canaries} are images of learned classes, and {arguments.images} has "
+            "none; give a folder of class folders"
+        )
+    _working("writing the graph, and comparing what it computes with torch: half a minute or so")
     manifest = learner.export(
         arguments.out,
         images=images,

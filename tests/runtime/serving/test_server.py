@@ -217,8 +217,8 @@ def test_the_command(bundle: Path, tmp_path: Path, make_images: MakeImages, how:
         (["--host", "no such host"], "is no address of this machine"),
         (["--port", "70000"], "from 0 to 65535"),
         (["--cert", "a.pem"], "--cert and --cert-key go together"),
-        (["--port", "0", "--cert", "a.pem", "--cert-key", "b.pem"], "No such file"),
-        (["--most-images", "0"], "images is 0"),
+        (["--port", "0", "--cert", "a.pem", "--cert-key", "b.pem"], "--cert is a.pem: no such file"),
+        (["--most-images", "0"], "--most-images is 0"),
     ],
 )
 def test_it_refuses_to_start(
