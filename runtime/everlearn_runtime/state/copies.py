@@ -116,14 +116,16 @@ class NewFile:
 def clear_leftovers(path: Path) -> None:
     """Delete what writers that died have left beside this place."""
     # Nothing less: "device.db-new-york" is somebody's state.
-    name = re.compile(re.escape(path.name + MARK) + "[0-9a-f]{16}")
+    name = re.compile(f"({re.escape(path.name + MARK)}[0-9a-f]{{16}})(-wal|-journal)?")
     with suppress(OSError):
-        for beside in path.parent.iterdir():
-            if name.fullmatch(beside.name):
-                with suppress(StateError, OSError):  # of one that lives, or of somebody else
-                    lock = FileLock(beside)
-                    companion(beside).unlink(missing_ok=True)
-                    beside.unlink()
+        matches = (name.fullmatch(beside.name) for beside in path.parent.iterdir())
+        for beside in {path.with_name(match[1]) for match in matches if match}:
+            with suppress(StateError, OSError):  # of one that lives, or of somebody else
+                lock = FileLock(beside, create=True)
+                try:
+                    for ending in ("-wal", "-journal", ""):
+                        Path(f"{beside}{ending}").unlink(missing_ok=True)
+                finally:
                     lock.release()
 
 

@@ -41,6 +41,21 @@ def test_a_bundle_that_is_gone_is_not_called_a_damaged_state(
         assert learner.learn(make_images("key"), ["key"] * 4).number == 2
 
 
+def test_a_time_out_in_the_middle_of_the_graph_is_passed_on(
+    bundle: Path, make_images: MakeImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Session:
+        def run(self, *arguments: object) -> None:
+            raise TimeoutError("a signal handler's")
+
+    with EdgeLearner.open(bundle, threads=1) as learner:
+        with monkeypatch.context() as patch:
+            patch.setattr(learner._deployed.backend, "_session", Session())
+            with pytest.raises(TimeoutError):
+                learner.learn(make_images("key"), ["key"] * 4)
+        assert learner.learn(make_images("key"), ["key"] * 4).number == 1
+
+
 @pytest.mark.parametrize("take", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_a_learner_is_not_copied(learner: EdgeLearner, make_images: MakeImages, take: Any) -> None:
     with pytest.raises(TypeError, match="cannot be copied or pickled"):
