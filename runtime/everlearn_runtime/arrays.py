@@ -27,6 +27,8 @@ def as_array(given: object, what: str) -> NDArray[Any]:
     try:
         return np.asarray(given)
     except Exception as error:
+        if type(given) is np.ndarray:  # which raises nothing: it is a signal handler's
+            raise
         raise ValueError(f"{what} are not one array ({type(error).__name__}: {error})") from error
 
 

@@ -41,7 +41,7 @@ from everlearn_runtime.heads.confidence import Opinion, check_false_alarm
 from everlearn_runtime.images import prepare_batch
 from everlearn_runtime.migration import Migrated
 from everlearn_runtime.names import check_names
-from everlearn_runtime.opening import StateFile
+from everlearn_runtime.opening import StateFile, check_path
 from everlearn_runtime.prediction import Learned, Prediction
 from everlearn_runtime.state import RETENTION, Memory, Owner, Reader, Version
 from everlearn_runtime.turns import RightOfWay, Turns
@@ -431,9 +431,11 @@ class EdgeLearner:
             path: Where to; nothing may be there yet.
 
         Raises:
-            ValueError: Something is at the path, there is no state, or the learner is closed.
+            ValueError: Something is at the path or beside it, there is no state, or the learner is closed.
             StateError: The copy could not be written, or a purge came in between; nothing is left of it.
         """
+        self._check_open()
+        check_path("path", path)
         job = self._in_turn(lambda: self._keeper.backup(path))
         try:
             while not self._in_turn(job.step):

@@ -16,6 +16,25 @@ from everlearn_runtime.migration import Carried, Migrated, Replaced
 from everlearn_runtime.state import Memory, Owner, Reader
 
 
+def check_path(what: str, path: object, wanted: str = "a path") -> None:
+    """Raise a ValueError for what is no path, or one that no file can have.
+
+    Args:
+        what: What it is of, for the message.
+        path: Anything.
+        wanted: What to give.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(f"{what} is {path!r}; give {wanted}")
+    name = os.fspath(path)
+    try:
+        sound = isinstance(name, str) and b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        sound = False
+    if not sound:
+        raise ValueError(f"{what} is {path!r}, which no file can be called; give {wanted}")
+
+
 @dataclass(frozen=True)
 class StateFile:
     """Where and how a device keeps its state; the fields are those of ``EdgeLearner.open``.
@@ -31,16 +50,8 @@ class StateFile:
     migrate: bool
 
     def __post_init__(self) -> None:
-        if self.path is not None and not isinstance(self.path, (str, os.PathLike)):
-            raise ValueError(f"state is {self.path!r}; give a path, or None")
         if self.path is not None:
-            name = os.fspath(self.path)
-            try:
-                sound = isinstance(name, str) and b"\0" not in os.fsencode(name)
-            except UnicodeEncodeError:
-                sound = False
-            if not sound:
-                raise ValueError(f"state is {self.path!r}, which no file can be called; give another path")
+            check_path("state", self.path, "a path, or None")
         if self.read_only and self.path is None:
             raise ValueError("read_only=True without a state; give the state file to read")
         if self.migrate and self.path is None:

@@ -119,3 +119,10 @@ def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
 def test_another_kind_of_head_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot be merged"):
         Linear().merge(LDA())
+
+
+def test_features_as_large_as_any_are_learned_without_a_warning() -> None:
+    """Squares that float32 cannot hold are held against its smallest number."""
+    head, rows = Linear(), np.float32(1e37) * np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    head.update(rows, list("aabb"))
+    assert np.isfinite(head.scores(rows)).all()

@@ -462,7 +462,7 @@ def test_a_process_that_dies_in_a_purge_can_purge_again(lda: Pair, learned: Path
 def test_from_the_command_line(lda: Pair, learned: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = [str(lda.new), "--state", str(learned)]
     assert main(["status", *asked]) == 2
-    assert "migrate=True" in capsys.readouterr().err
+    assert "with `everlearn-device migrate` carries over" in capsys.readouterr().err
     assert main(["migrate", *asked, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["migrated"]["learned"] == {"mug": 3, "fork": 5, "spoon": 4, "pen": 2}

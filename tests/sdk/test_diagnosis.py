@@ -276,9 +276,9 @@ def test_report_prints_the_verdict(data: Path, run: Path, capsys: Output) -> Non
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--samples", "2"], "samples is 2"),
-        (["--readouts", "0"], "readouts is 0; expected 1 to 192"),
-        (["--seed", "-1"], "seed is -1"),
+        (["--samples", "2"], "--samples is 2"),
+        (["--readouts", "0"], "--readouts is 0; expected 1 to 192"),
+        (["--seed", "-1"], "--seed is -1"),
     ],
 )
 def test_a_mistake_is_one_line(data: Path, run: Path, options: list[str], says: str, capsys: Output) -> None:

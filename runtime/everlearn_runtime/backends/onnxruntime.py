@@ -178,6 +178,9 @@ class OnnxRuntime:
                 feeds = {self._input: images[start : start + CHUNK_IMAGES]}
                 parts.append(self._session.run([output], feeds)[0])
             except Exception as error:  # onnxruntime's errors have no base class of their own
+                own = type(error).__module__.startswith("onnxruntime")
+                if not (own or isinstance(error, (RuntimeError, TypeError, ValueError))):
+                    raise  # a signal handler's, that ends what takes too long
                 raise ValueError(f"the graph failed on images of shape {images.shape}: {error}") from error
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
         values: NDArray[np.float32] = whole.astype(np.float32, copy=False)

@@ -65,6 +65,8 @@ def check_labels(labels: Sequence[str]) -> list[str]:
     except MemoryError:
         raise
     except Exception:
+        if type(labels) in (list, tuple):  # which raise nothing: it is a signal handler's
+            raise
         count = -1
     if count < 0:
         kind = type(labels).__name__

@@ -125,7 +125,9 @@ class Linear(Head):
         codes: NDArray[np.intp],
         joined: Joined,
     ) -> None:
-        step = self._rate / (len(rows) * max(float((rows**2).sum(axis=1).mean()), np.finfo(np.float32).tiny))
+        step = self._rate / (
+            len(rows) * max(float((rows**2).sum(axis=1).mean()), float(np.finfo(np.float32).tiny))
+        )
         descend = _descend_by_scores if 2 * len(rows) < rows.shape[1] else _descend
         weights, bias = descend(rows, codes, self._weights, self._bias, step, self._steps)
         # In place, for what is set as a whole has no room for new classes.

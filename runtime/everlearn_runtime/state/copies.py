@@ -29,7 +29,7 @@ from everlearn_runtime.state.database import (
 from everlearn_runtime.state.journal import Event, digest
 from everlearn_runtime.state.lock import FileLock
 from everlearn_runtime.state.snapshots import SHIFT, SnapshotWriter
-from everlearn_runtime.state.view import companion
+from everlearn_runtime.state.view import companion, os_errors
 
 MARK = "-new-"  # between the name of a file and what makes the one beside it another
 ROWS = 64  # a transaction, and a step
@@ -116,14 +116,16 @@ class NewFile:
 def clear_leftovers(path: Path) -> None:
     """Delete what writers that died have left beside this place."""
     # Nothing less: "device.db-new-york" is somebody's state.
-    name = re.compile(re.escape(path.name + MARK) + "[0-9a-f]{16}")
+    name = re.compile(f"({re.escape(path.name + MARK)}[0-9a-f]{{16}})(-wal|-journal)?")
     with suppress(OSError):
-        for beside in path.parent.iterdir():
-            if name.fullmatch(beside.name):
-                with suppress(StateError, OSError):  # of one that lives, or of somebody else
-                    lock = FileLock(beside)
-                    companion(beside).unlink(missing_ok=True)
-                    beside.unlink()
+        matches = (name.fullmatch(beside.name) for beside in path.parent.iterdir())
+        for beside in {path.with_name(match[1]) for match in matches if match}:
+            with suppress(StateError, OSError):  # of one that lives, or of somebody else
+                lock = FileLock(beside, create=True)
+                try:
+                    for ending in ("-wal", "-journal", ""):
+                        Path(f"{beside}{ending}").unlink(missing_ok=True)
+                finally:
                     lock.release()
 
 
@@ -198,10 +200,12 @@ class Backup:
     """
 
     def __init__(self, database: sqlite3.Connection, anchor: Anchor, of: Path, path: Path) -> None:
-        if path.exists() or path.is_symlink():
-            raise ValueError(f"{path} exists; give another path for the backup")
-        if not path.parent.is_dir():
-            raise ValueError(f"{path}: no such folder as {path.parent}; make it first")
+        with os_errors(path):
+            for there in (path, companion(path)):  # a WAL that lies there would be taken for the copy's
+                if there.exists() or there.is_symlink():
+                    raise ValueError(f"{there} exists; give another path for the backup")
+            if not path.parent.is_dir():
+                raise ValueError(f"{path}: no such folder as {path.parent}; make it first")
         self._database = database
         self._anchor = replace(anchor, id=new_id(anchor.device))
         self._whole = [

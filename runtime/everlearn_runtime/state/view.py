@@ -45,7 +45,7 @@ def os_errors(path: Path) -> Iterator[None]:
     except TimeoutError:  # a signal handler's
         raise
     except OSError as error:
-        raise StateError(f"{path}: {error.strerror}; give another place for the state") from error
+        raise StateError(f"{path}: {error.strerror}; give another place") from error
 
 
 def companion(path: Path) -> Path:

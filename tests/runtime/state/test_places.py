@@ -41,6 +41,21 @@ def test_a_bundle_that_is_gone_is_not_called_a_damaged_state(
         assert learner.learn(make_images("key"), ["key"] * 4).number == 2
 
 
+def test_a_time_out_in_the_middle_of_the_graph_is_passed_on(
+    bundle: Path, make_images: MakeImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Session:
+        def run(self, *arguments: object) -> None:
+            raise TimeoutError("a signal handler's")
+
+    with EdgeLearner.open(bundle, threads=1) as learner:
+        with monkeypatch.context() as patch:
+            patch.setattr(learner._deployed.backend, "_session", Session())
+            with pytest.raises(TimeoutError):
+                learner.learn(make_images("key"), ["key"] * 4)
+        assert learner.learn(make_images("key"), ["key"] * 4).number == 1
+
+
 @pytest.mark.parametrize("take", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_a_learner_is_not_copied(learner: EdgeLearner, make_images: MakeImages, take: Any) -> None:
     with pytest.raises(TypeError, match="cannot be copied or pickled"):
@@ -80,3 +95,20 @@ def test_what_calls_a_learner_after_the_end_is_told_that_it_is_closed(bundle: Pa
     command = [sys.executable, "-c", script, str(bundle), str(tmp_path / "device.db")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines() == ["this learner is closed; open the bundle again"] * 3, done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names of another kind")
+def test_places_that_no_backup_can_have(learner: EdgeLearner, tmp_path: Path) -> None:
+    (tmp_path / "old-wal").write_bytes(b"of another state")
+    for path, says in (
+        (None, "path is None; give a path"),
+        (os.fsencode(tmp_path / "copy"), "path is b'.*; give a path"),
+        ("a\0b", "which no file can be called"),
+        ("\ud800", "which no file can be called"),
+        (tmp_path / ("x" * 300), "File name too long"),
+        (tmp_path / ("x" * 240), "File name too long"),
+        (tmp_path / "old", "old-wal exists; give another path"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            learner.backup(path)  # type: ignore[arg-type]
+    learner.backup(tmp_path / "copy")

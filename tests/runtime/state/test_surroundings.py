@@ -6,13 +6,14 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from everlearn_runtime.errors import StateError
+from everlearn_runtime.heads.checks import check_labels, check_rows
 from everlearn_runtime.state import Owner, Reader
 from everlearn_runtime.state.copies import NewFile
 
@@ -27,6 +28,8 @@ def test_a_state_whose_name_begins_like_a_leftover_is_left_alone(tmp_path: Path)
     left.database.close()
     left.lock.release()
     assert len(list(tmp_path.iterdir())) == 2
+    for orphan in ("shell-new-0123456789abcdef-journal", "shell-new-fedcba9876543210-wal"):
+        (tmp_path / orphan).write_bytes(b"of a writer that was killed")
     with opened(tmp_path / "shell"):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["shell", "shell-new-york.db"]
@@ -124,3 +127,13 @@ def test_a_copy_written_over_a_state_in_use_is_noticed(tmp_path: Path) -> None:
         shutil.copyfile(copy, path)
         with pytest.raises(StateError, match="was cut short or written over while in use"):
             owner.learn(rows(4), list("aabb"))
+
+
+def test_what_is_raised_from_elsewhere_is_not_blamed_on_labels_and_features() -> None:
+    at, raised = 0, 1
+    while raised:
+        with Bomb(at, Late) as bomb, suppress(Late):
+            check_labels(["a", "b"])
+            check_rows(rows(2))
+        at, raised = at + 1, bomb.count > at
+    assert at > 20
