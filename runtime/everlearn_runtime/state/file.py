@@ -67,7 +67,7 @@ class StateFile:
         self._prepared = False
         self._session = False
         _FILES.add(self)
-        self._lock = self._next_lock = _take(self.path)  # last, for nobody could give it up but itself
+        self._next_lock = self._lock = _take(self.path)  # last, for nobody could give it up but itself
 
     @property
     def database(self) -> sqlite3.Connection:
@@ -216,6 +216,7 @@ class StateFile:
         self._database = None
         if hasattr(self, "_lock"):  # a child may be forked while it is waited for
             self._lock.release()
+            self._next_lock.release()  # another one, if `put` was interrupted
 
 
 def _take(path: Path) -> FileLock:

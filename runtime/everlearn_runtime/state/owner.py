@@ -370,8 +370,9 @@ class Owner(Looking):
     # How.
 
     def _close(self) -> None:
+        clean = self._sure and bool(self._anchor.clean)  # after an interrupt the file may say something else
         with suppress(StateError):  # all is safe in the WAL, which the next one to open the file moves
-            self._file.close(clean=bool(self._anchor.clean))
+            self._file.close(clean)
 
     def _seq_of(self, events: list[tuple[int, Event]], version: int) -> int:
         """The last entry of a version, or a ValueError if it cannot be reached."""

@@ -128,6 +128,30 @@ def test_an_interrupt_at_any_line(tmp_path: Path, kind: str, name: str) -> None:
     try_everywhere(tmp_path, HEADS[kind], CHANGES[name], 0, stride=1 if TORTURE else 41)
 
 
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("further", [0, 1])
+def test_who_closes_right_after_an_interrupt_finds_it_before_or_after(
+    tmp_path: Path, name: str, further: int
+) -> None:
+    """As a `with` does: nothing is asked in between, which would build the head anew from the file."""
+    ready, path, new, change = tmp_path / "ready.db", tmp_path / "s.db", HEADS["prototypes"], CHANGES[name]
+    prepare(ready, new, further)
+    shutil.copy(ready, path)
+    with opened(path, new) as owner:
+        before = whole(owner)
+        with Bomb(-1) as counted:
+            change(owner)
+        after = whole(owner)
+    for at in range(0, counted.count, 1 if TORTURE else 5):
+        shutil.copy(ready, path)
+        owner = own(path, new)
+        with Bomb(at) as bomb, interrupts():
+            change(owner)
+        owner.close()
+        with opened(path, new) as again:
+            assert whole(again) in (before, after), (at, bomb.place)
+
+
 @pytest.mark.parametrize("kind", HEADS if TORTURE else ["lda", "ridge_projected"])
 def test_no_memory_at_any_line(tmp_path: Path, kind: str) -> None:
     change = CHANGES["learn a new class"]
