@@ -212,17 +212,18 @@ def test_contract(make: MakeMethod, check: Check, tmp_path: Path) -> None:
     check(make, tmp_path)
 
 
-def test_learners_saved_before_there_were_depths_load(
+def test_learners_saved_before_there_were_these_arguments_load(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learner = make_learner(NTKCL(depths=())).fit(coloured("ab"))
+    learner = make_learner(NTKCL(depths=(), later=1.0)).fit(coloured("ab"))
     config = learner.method.config()
-    del config["depths"]
+    del config["depths"], config["later"]
     with monkeypatch.context() as patch:
         patch.setattr(NTKCL, "config", lambda self: config)
         learner.save(tmp_path)
     back = Learner.load(tmp_path, device="cpu")
     assert back.method.depths == ()
+    assert back.method.later == 1.0
     np.testing.assert_array_equal(back.features(coloured("ab")), learner.features(coloured("ab")))
     with pytest.raises(ValueError, match="features are 144 wide; this head has learned from width 96"):
-        Learner.load(tmp_path, device="cpu", method=NTKCL(depths=["std"]))
+        Learner.load(tmp_path, device="cpu", method=NTKCL(depths=["std"], later=1.0))

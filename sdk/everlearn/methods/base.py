@@ -44,7 +44,7 @@ class TaskInfo:
             object.__setattr__(self, "seen", Classes((*self.known, *self.classes)).names)
 
 
-LATER: dict[str, Any] = {"depths": []}
+LATER: dict[str, Any] = {"depths": [], "later": 1.0}
 """Arguments of methods that came later than saved learners, and what these did without them."""
 
 Batches = Iterable[tuple[Tensor, Tensor]]
