@@ -15,8 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from everlearn import LDA, NTKCL, Frozen, Learner, Prototypes, load_backbone
-from everlearn import learner as learners
+from everlearn import LDA, NTKCL, Frozen, Learner, Prototypes, exporting, load_backbone
 from everlearn.data import photographs
 from everlearn_export import Limits, Parity, ParityError, export_bundle, verify
 from everlearn_export.onnx import quiet, to_onnx, with_preprocessing
@@ -195,7 +194,7 @@ def test_a_path_that_is_taken_is_refused_before_any_work(
 def verified_on(monkeypatch: pytest.MonkeyPatch) -> list[NDArray[np.uint8]]:
     """The images that `Learner.export` hands to the gate; nothing is exported."""
     seen: list[NDArray[np.uint8]] = []
-    monkeypatch.setattr(learners, "export_bundle", lambda *_, images, **__: seen.append(images))
+    monkeypatch.setattr(exporting, "export_bundle", lambda *_, images, **__: seen.append(images))
     return seen
 
 

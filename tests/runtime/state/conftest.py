@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -26,3 +27,13 @@ def folds_early(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{module}.file.CHECKPOINT_BYTES", 20_000)
     monkeypatch.setattr(f"{module}.folding.PIECE_BYTES", 128)
     monkeypatch.setattr(f"{module}.pruning.ROWS", 2)
+
+
+@pytest.fixture
+def small_heap() -> Iterator[None]:
+    """What is there before a test is not looked at by the collector meanwhile: after thousands of tests that
+    takes half a second each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

@@ -180,7 +180,7 @@ def test_those_changes_go_through_every_stage_of_a_fold(tmp_path: Path, folds_ea
 
 
 @pytest.mark.parametrize("stage", ["new", "closed", "died"])
-def test_an_interrupt_while_it_is_opened(tmp_path: Path, stage: str) -> None:
+def test_an_interrupt_while_it_is_opened(tmp_path: Path, small_heap: None, stage: str) -> None:
     ready, path = tmp_path / "ready.db", tmp_path / "s" / "s.db"
     path.parent.mkdir()
     prepare(ready, HEADS["lda"], 3)
@@ -224,7 +224,7 @@ def test_an_interrupt_while_it_is_opened(tmp_path: Path, stage: str) -> None:
 
 
 @pytest.mark.parametrize("again", [True, False])
-def test_an_interrupt_while_it_is_closed(tmp_path: Path, again: bool) -> None:
+def test_an_interrupt_while_it_is_closed(tmp_path: Path, small_heap: None, again: bool) -> None:
     """It is closed again, or left to the collector; both while the next one has the file, and before."""
     ready, path = tmp_path / "ready.db", tmp_path / "s" / "s.db"
     path.parent.mkdir()
