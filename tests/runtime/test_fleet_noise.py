@@ -388,7 +388,7 @@ def test_from_the_command_line(fleet: Fleet, capsys: pytest.CaptureFixture[str])
         (["--noise", "1"], "--noise needs --clip"),
         (["--clip", "1"], "--clip goes with --noise"),
         (["--noise", "0", "--clip", "1"], "--noise is 0.0"),
-        (["--noise", "1", "--clip", "1", "--target-delta", "0"], "target_delta is 0.0"),
+        (["--noise", "1", "--clip", "1", "--target-delta", "0"], "--target-delta is 0.0"),
     ):
         assert main([*asked, *wrong]) == 2
         assert says in capsys.readouterr().err
