@@ -87,9 +87,8 @@ def handed_in(owner: Owner, ledger: Ledger, age: int) -> Past:
             "anew with a new state"
         )
     if mark.version == first - 1 and history[0].kind == "migrate":
-        return owner.since(
-            first
-        )  # all that it had learned when it took the bundle that it has is in this one
+        # All that it had learned when it took the bundle that it has is in this one.
+        return owner.since(first)
     if mark.version < first:
         raise StateError(
             f"{says}its history goes from version {first} to {owner.version}, so that what came since cannot "
