@@ -67,7 +67,7 @@ def test_what_several_draws_tell_adds_up(fleet: Fleet) -> None:
 
 
 def test_a_merge_says_what_they_tell(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
-    from everlearn.cli import main as everlearn
+    everlearn = pytest.importorskip("everlearn.cli").main
 
     delta = learned(fleet)
     places = [fleet.folder / f"{number}.delta" for number in range(2)]

@@ -150,6 +150,7 @@ def test_who_closes_right_after_an_interrupt_finds_it_before_or_after(
         owner.close()
         with opened(path, new) as again:
             assert whole(again) in (before, after), (at, bomb.place)
+    gc.collect()  # what interrupts have left open is noticed here, not in the next test
 
 
 @pytest.mark.parametrize("kind", HEADS if TORTURE else ["lda", "ridge_projected"])
