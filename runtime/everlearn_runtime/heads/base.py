@@ -382,7 +382,11 @@ class Head(ABC):
         moving = copy.deepcopy(self)
         if moving._width:
             moving._catch_up()
-            moving._move_to(drift, like, images)
+            if images is not None and self.expands:
+                moving._move_expanded(drift, like, images)
+            else:
+                moving._means = drift.move(moving._means)
+                moving._move_shared(drift)
         moving._confidence = Confidence()
         state = moving.state()
         return from_state(HeadState(state.kind, state.classes, like.options, state.arrays))
@@ -794,10 +798,8 @@ class Head(ABC):
         ``joined`` says how the samples of this head's classes, set already, met those before them.
         """
 
-    def _move_to(self, drift: Drift, like: Any, images: Pair | None) -> None:
-        """Move along to another model, see :meth:`moved`; ``images`` are there if the head ``expands``."""
-        self._means = drift.move(self._means)
-        self._move_shared(drift)
+    def _move_expanded(self, drift: Drift, like: Any, images: Pair) -> None:  # noqa: B027
+        """Move all along to another model, see :meth:`moved`; of a head that ``expands``."""
 
     def _move_shared(self, drift: Drift) -> None:  # noqa: B027
         """Move along by a map that is known, the class means having moved; if ``movable``."""

@@ -229,10 +229,7 @@ class Ridge(SecondOrder):
         """With a projection."""
         return self._projection is not None
 
-    def _move_to(self, drift: Drift, like: Ridge, images: Pair | None) -> None:
-        if images is None:
-            super()._move_to(drift, like, images)
-            return
+    def _move_expanded(self, drift: Drift, like: Ridge, images: Pair) -> None:
         hidden, _ = affine_map(self._map(images[0]), like._map(images[1]))
         self._means = drift.move(self._means)
         self._sums = self._sums @ hidden.linear + self._counts[:, None] * hidden.offset

@@ -236,10 +236,7 @@ class WithinClass(SecondOrder):
         """With a projection."""
         return self._features is not None
 
-    def _move_to(self, drift: Drift, like: WithinClass, images: Pair | None) -> None:
-        if images is None:
-            super()._move_to(drift, like, images)
-            return
+    def _move_expanded(self, drift: Drift, like: WithinClass, images: Pair) -> None:
         both = map_with_more(drift, self._map(images[0]), like._map(images[1]))
         moved = both.move(self._targets())
         self._means = moved[:, : len(drift.offset)].copy()

@@ -12,13 +12,13 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from everlearn_runtime.errors import StateError
+from everlearn_runtime.files import write_whole
 from everlearn_runtime.state.lock import FileLock
 
 VARIABLE = "EVERLEARN_CACHE"
@@ -75,18 +75,8 @@ class KernelFile:
 
     def write(self, kernels: bytes) -> None:
         """Keep them in place of what was kept; where that cannot be, the next process compiles again."""
-        part: Path | None = None
-        try:
-            # A name of its own: several processes may run one engine.
-            handle, name = tempfile.mkstemp(prefix=self.path.stem, suffix=".part", dir=self.path.parent)
-            part = Path(name)
-            with os.fdopen(handle, "wb") as file:
-                file.write(hashlib.sha256(kernels).digest() + kernels)
-            part.replace(self.path)
-        except OSError:
-            if part is not None:
-                with suppress(OSError):
-                    part.unlink()
+        with suppress(OSError):
+            write_whole(self.path, hashlib.sha256(kernels).digest() + kernels)
 
 
 class EngineCache:
