@@ -10,7 +10,7 @@ images that the head had not seen, and no image has to be kept for them. They ar
 - mean and variance of how far from all classes they lay (:func:`remoteness`): a stream of images that lie
   elsewhere has drifted.
 
-All are sums, in which an image counts half as much once 250 more have been judged, for the head that judged
+All are sums, in which an image counts half as much once 125 more have been judged, for the head that judged
 it is not the one that is there now: it has learned all of them. Those of two streams add.
 """
 
@@ -35,7 +35,7 @@ LARGEST_BIN = 1100 * BINS  # all that float64 holds
 # Images from which on the figures say something.
 ENOUGH = 200
 # And after which earlier ones count half.
-HALF_LIFE = 250
+HALF_LIFE = 125
 # What counts less is left out of the histogram.
 LEAST_WEIGHT = 1e-4
 MOST = 1 << 40
