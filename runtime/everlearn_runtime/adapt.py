@@ -30,8 +30,8 @@ from everlearn_runtime.backends.graph import put_weights
 from everlearn_runtime.bundle import Bundle
 from everlearn_runtime.errors import BundleError, StateError
 from everlearn_runtime.heads import Head
-from everlearn_runtime.heads.base import describe
 from everlearn_runtime.heads.drift import missed
+from everlearn_runtime.heads.statistics import describe
 from everlearn_runtime.manifest import FEATURES
 from everlearn_runtime.state import Version
 from everlearn_runtime.state.adapted import Adapters

@@ -17,9 +17,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from everlearn_runtime.heads import Head, HeadState, from_state
-from everlearn_runtime.heads.base import Pair
 from everlearn_runtime.heads.checks import check_arrays
 from everlearn_runtime.heads.drift import Drift
+from everlearn_runtime.heads.transfer import Pair
 
 FIELDS = ("bundle", "model", "head", "classes", "images", "explained", "agreement")
 PAIR = ("before", "after")  # names of the arrays of features by both graphs

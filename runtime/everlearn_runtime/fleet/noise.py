@@ -35,8 +35,8 @@ from numpy.typing import NDArray
 
 from everlearn_runtime.errors import MissingExtra
 from everlearn_runtime.heads import Head, HeadState, Prototypes, from_state
-from everlearn_runtime.heads.base import FIGURES, describe
 from everlearn_runtime.heads.gram import GramSum
+from everlearn_runtime.heads.statistics import FIGURES, describe
 from everlearn_runtime.heads.sums import join
 from everlearn_runtime.words import plural
 

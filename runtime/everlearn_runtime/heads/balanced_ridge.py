@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.heads.base import Solution
 from everlearn_runtime.heads.scatter import WithinClass
+from everlearn_runtime.heads.statistics import Solution
 from everlearn_runtime.products import product
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from everlearn_runtime.heads.base import Head
+    from everlearn_runtime.heads.statistics import ClassStatistics
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -84,20 +84,20 @@ class PerClass(Generic[Scalar]):
     ``__init__``, to an array without rows: ``self._sums = np.zeros((0, width))``.
     """
 
-    def __set_name__(self, owner: type[Head], name: str) -> None:
+    def __set_name__(self, owner: type[ClassStatistics], name: str) -> None:
         self._name = name
 
     @overload
     def __get__(self, head: None, owner: Any = None) -> Self: ...
 
     @overload
-    def __get__(self, head: Head, owner: Any = None) -> NDArray[Scalar]: ...
+    def __get__(self, head: ClassStatistics, owner: Any = None) -> NDArray[Scalar]: ...
 
-    def __get__(self, head: Head | None, owner: Any = None) -> Self | NDArray[Scalar]:
+    def __get__(self, head: ClassStatistics | None, owner: Any = None) -> Self | NDArray[Scalar]:
         if head is None:
             return self
         values: NDArray[Scalar] = head._per_class[self._name].values
         return values
 
-    def __set__(self, head: Head, array: NDArray[Scalar]) -> None:
+    def __set__(self, head: ClassStatistics, array: NDArray[Scalar]) -> None:
         head._per_class[self._name] = GrowingRows(array)

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.heads.base import Solution
 from everlearn_runtime.heads.gram import add_products
 from everlearn_runtime.heads.ridge import CHUNK_ROWS, Ridge
+from everlearn_runtime.heads.statistics import Solution
 from everlearn_runtime.heads.sums import Joined, group_sums
 
 # Held-out rows that are enough in any case.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from everlearn_runtime.heads.base import Solution
 from everlearn_runtime.heads.scatter import WithinClass
+from everlearn_runtime.heads.statistics import Solution
 from everlearn_runtime.products import row_products
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from everlearn_runtime.heads.base import Head, Solution
+from everlearn_runtime.heads.base import Head
 from everlearn_runtime.heads.checks import check_labels
 from everlearn_runtime.heads.growing import PerClass
+from everlearn_runtime.heads.statistics import Solution
 from everlearn_runtime.heads.sums import Joined, group_sums
 
 if TYPE_CHECKING:

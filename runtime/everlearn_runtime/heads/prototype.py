@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.heads.base import Head, Solution
+from everlearn_runtime.heads.base import Head
+from everlearn_runtime.heads.statistics import Solution
 from everlearn_runtime.heads.sums import unit_rows
 
 if TYPE_CHECKING:

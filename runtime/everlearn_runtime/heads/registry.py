@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from everlearn_runtime.heads.base import Head
+    from everlearn_runtime.heads.statistics import ClassStatistics
 
 _HEADS: dict[str, type[Head]] = {}
 
@@ -52,7 +53,7 @@ def register(head: type[Head]) -> None:
     _HEADS[kind] = head
 
 
-def own_kind(head: type[Head]) -> str:
+def own_kind(head: type[ClassStatistics]) -> str:
     """The kind by which this very class comes back from a state.
 
     Raises:

@@ -8,13 +8,14 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.heads.base import Pair, Solution
 from everlearn_runtime.heads.drift import Drift, affine_drift, affine_map
 from everlearn_runtime.heads.growing import PerClass
 from everlearn_runtime.heads.projection import RandomFeatures, random_features
 from everlearn_runtime.heads.running import Step
 from everlearn_runtime.heads.second_order import SecondOrder
+from everlearn_runtime.heads.statistics import Solution
 from everlearn_runtime.heads.sums import Joined, group_sums
+from everlearn_runtime.heads.transfer import Pair
 
 # Relative to the mean eigenvalue of G; below the first step float64 sums say nothing more.
 GRID = 10.0 ** np.arange(-6, 3.01, 0.25)

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from everlearn_runtime.heads.base import Pair
 from everlearn_runtime.heads.drift import Drift, drift_with_more, map_with_more
 from everlearn_runtime.heads.growing import PerClass
 from everlearn_runtime.heads.projection import random_features
 from everlearn_runtime.heads.running import Step, rung
 from everlearn_runtime.heads.second_order import SecondOrder
 from everlearn_runtime.heads.sums import Joined, group_sums, join, join_each, squared_distances
+from everlearn_runtime.heads.transfer import Pair
 from everlearn_runtime.products import product, row_products, square_sum
 
 # The least share of the identity that "auto" takes.
