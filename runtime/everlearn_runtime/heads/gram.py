@@ -26,6 +26,8 @@ from everlearn_runtime.products import LARGE, PIECE, product, row_products, squa
 FOLD_ROWS = 512
 # The largest block whose product with itself goes to numpy in one piece.
 BLOCK_WIDTH = 192
+# So many rows at once: a piece of so many multiplications is fastest where it is about as wide as deep.
+DEEP = 112
 
 
 class GramSum:
@@ -179,15 +181,18 @@ def add_products(rows: NDArray[np.float64], total: NDArray[np.float64]) -> None:
     """
     count, width = rows.shape
     small = count * width * width <= LARGE
-    step = max(1, min(width, math.isqrt(PIECE // count))) if small else BLOCK_WIDTH
+    deep = min(count, DEEP) if small else count
+    step = max(1, min(width, math.isqrt(PIECE // deep))) if small else BLOCK_WIDTH
     for start in range(0, width, step):
         own = slice(start, start + step)
-        block = rows[:, own]
-        total[own, own] += block.T @ block
-        if start:
-            left = block.T
-            total[own, :start] += product(left, rows[:, :start]) if small else left @ rows[:, :start]
-            total[:start, own] = total[own, :start].T
+        for top in range(0, count, deep):
+            some = rows[top : top + deep]
+            block = some[:, own]
+            total[own, own] += block.T @ block
+            if start:
+                left = block.T
+                total[own, :start] += product(left, some[:, :start]) if small else left @ some[:, :start]
+        total[:start, own] = total[own, :start].T
 
 
 def packed_size(width: int) -> int:

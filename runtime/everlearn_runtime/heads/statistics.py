@@ -135,12 +135,15 @@ class ClassStatistics(ABC):
             ValueError: An empty batch, NaN or infinite features, another width than before,
                 another number of labels than of rows, or a label that is no non-empty ``str``.
         """
+        name = labels[0] if type(labels) is list and len(labels) == 1 else None
+        if type(name) is str and name in self._classes:
+            rows = self._rows(features)
+            if len(rows) == 1:  # one sample of a known class: the same, without the detours
+                self._learn_one(rows, self._classes.place(name))
+                self._solution = None
+                return
         rows, names = self.check(features, labels)
         self._set_width(rows.shape[1])
-        if len(names) == 1 and names[0] in self._classes:  # the same, without the detours
-            self._learn_one(rows, self._classes.place(names[0]))
-            self._solution = None
-            return
         known = len(self._classes)
         try:
             self._learn(rows, self._places(names))
