@@ -82,6 +82,7 @@ def _half(model: onnx.ModelProto) -> onnx.ModelProto:
     from onnxruntime.quantization.onnx_model import ONNXModel
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
+    own = {node.name for node in model.graph.node}
     before = []  # pixels are scaled in 32 bits
     for node in model.graph.node:
         if node.op_type in ("Conv", "MatMul", "Gemm"):
@@ -89,19 +90,20 @@ def _half(model: onnx.ModelProto) -> onnx.ModelProto:
         before.append(node.name)
     half = ONNXModel(convert_float_to_float16(model, keep_io_types=True, node_block_list=before))
     half.topological_sort()
-    _join_casts(half.model)
+    _join_casts(half.model, own)
     slim: onnx.ModelProto = onnxslim.slim(half.model)
     return slim
 
 
-def _join_casts(model: onnx.ModelProto) -> None:
+def _join_casts(model: onnx.ModelProto, own: Collection[str]) -> None:
     """Let nodes of 32 bits that follow each other meet without a detour through 16.
 
-    The converter casts around every node that it leaves alone.
+    The converter casts around every node that it leaves alone. The graph's own casts, by the names of its
+    nodes, stay: what goes into them need not be of 32 bits.
     """
     to = {}
     for node in model.graph.node:
-        if node.op_type == "Cast":
+        if node.op_type == "Cast" and node.name not in own:
             to[node.output[0]] = node.input[0], node.attribute[0].i
     for node in model.graph.node:
         for place, name in enumerate(node.input):
