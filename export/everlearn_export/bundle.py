@@ -150,6 +150,8 @@ def export_bundle(
         else:
             exact, places = with_places(lambda: to_onnx(source, input, outputs), trainable.deployed)
         graph = lower(exact, precision, target, images, [weight for weight, _ in places.values()])
+        if places and trainable is not None:
+            graph, places = kept(graph, places, trainable.adapters)
         bar.update()
         bar.set_description("export: verify against torch")
         with tempfile.TemporaryDirectory() as folder:
@@ -186,7 +188,7 @@ def export_bundle(
                     bar.set_description("export: training step")
                     known = own.predict(in_batches(backend.run, images)) if labels is None else labels
                     step = make_step(trainable.behind(mean, std), own, backend, images, known)
-                    step = replace(step, places=kept(graph, places, step.adapters))
+                    step = replace(step, places=places)
             except StepParityError:
                 raise
             except ParityError as error:
