@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ def lower(
             normalisation of the pixels and the output. ``"int8"``: weights and inputs of the linear layers
             of 8 bits, all else as it was.
         target: where an int8 graph will run, for no form suits both. On a CPU inputs are scaled as they
-            come (dynamic); TensorRT needs scales that are found here (static, symmetric Q/DQ).
+            come (dynamic); TensorRT needs scales that are found here (static, symmetric Q/DQ), and layers
+            behind an activation stay as they are: those alone bring nearly all of the loss.
         images: real ones, uint8 (N, H, W, 3), of which the static form takes its scales.
         whole: weights that 8 bits leave as they are, for a device may put others there.
 
@@ -59,9 +60,14 @@ def lower(
     model = onnx.load_from_string(graph)
     if precision == "fp16":
         return _dump(_half(model))
-    if not linear(model):
+    nodes = linear(model, whole)
+    if target == "tensorrt":
+        behind = _activated(model)
+        nodes = [node for node in nodes if node.input[0] not in behind]
+    if not nodes:  # ONNX Runtime's tools take none for all
         raise ValueError("int8 quantises linear layers, and this graph has none; take 'fp16' or 'fp32'")
-    return _dump(_dynamic(model, whole) if target == "cpu" else _static(model, whole, images))
+    names = [node.name for node in nodes]
+    return _dump(_dynamic(model, names) if target == "cpu" else _static(model, names, images))
 
 
 def linear(model: onnx.ModelProto, whole: Collection[str] = ()) -> list[onnx.NodeProto]:
@@ -75,6 +81,28 @@ def linear(model: onnx.ModelProto, whole: Collection[str] = ()) -> list[onnx.Nod
         and node.input[1] not in whole
         and node.input[0] not in weights
     ]
+
+
+def _activated(model: onnx.ModelProto) -> set[str]:
+    """What comes out of a GELU or SiLU, whole or made of a sigmoid or the like, and what is gated by one.
+
+    It is far from symmetric, with few large values: layers that take it bring nearly all of the loss.
+    """
+    weights = {tensor.name for tensor in model.graph.initializer}
+    found, gates = set(), set()
+    for node in model.graph.node:
+        given = set(node.input)
+        if node.op_type in ("Gelu", "HardSwish", "Mish") or (
+            node.op_type == "Mul" and given & (found | gates) and not given & weights
+        ):
+            found.update(node.output)
+        elif node.op_type in ("Sigmoid", "HardSigmoid", "Erf", "Tanh") or (
+            node.op_type in ("Add", "Mul") and given & gates and given & weights
+        ):
+            gates.update(node.output)
+        elif node.op_type == "Mul" and given & found:  # by a constant
+            found.update(node.output)
+    return found
 
 
 def _half(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -113,7 +141,7 @@ def _join_casts(model: onnx.ModelProto, own: Collection[str]) -> None:
                 node.input[place] = source
 
 
-def _dynamic(model: onnx.ModelProto, whole: Collection[str]) -> onnx.ModelProto:
+def _dynamic(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     """Weights of 8 bits with a scale for each output; inputs are scaled as they come."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -124,20 +152,15 @@ def _dynamic(model: onnx.ModelProto, whole: Collection[str]) -> onnx.ModelProto:
             place,
             per_channel=True,
             weight_type=QuantType.QInt8,
-            nodes_to_quantize=[node.name for node in linear(model, whole)],
+            nodes_to_quantize=names,
         ),
     )
 
 
-def _static(model: onnx.ModelProto, whole: Collection[str], images: NDArray[np.uint8]) -> onnx.ModelProto:
-    """Symmetric Q/DQ pairs around linear layers, but for those behind a GELU.
-
-    What comes out of a GELU is far from symmetric: those layers alone bring nearly all of the loss.
-    """
+def _static(model: onnx.ModelProto, names: Sequence[str], images: NDArray[np.uint8]) -> onnx.ModelProto:
+    """Symmetric Q/DQ pairs around linear layers."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
-    makers = {output: node.op_type for node in model.graph.node for output in node.output}
-    nodes = [node.name for node in linear(model, whole) if makers.get(node.input[0]) not in ("Gelu", "Erf")]
     return _quantised(
         model,
         lambda source, place: quantize_static(
@@ -148,7 +171,7 @@ def _static(model: onnx.ModelProto, whole: Collection[str], images: NDArray[np.u
             per_channel=True,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_quantize=nodes,
+            nodes_to_quantize=names,
             extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
         ),
     )

@@ -12,12 +12,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from timm.layers import SwiGLU, get_act_layer
 
 from everlearn import LDA, Frozen, Learner
 from everlearn import cli as command
 from everlearn_export import LIMITS, Limits, ParityError
 from everlearn_export import bundle as bundles
 from everlearn_export.layers import worst_layers
+from everlearn_export.onnx import to_onnx, with_preprocessing
 from everlearn_export.precision import linear, lower
 from everlearn_runtime import Bundle, EdgeLearner, OnnxRuntime
 
@@ -203,6 +205,30 @@ def test_a_value_too_large_for_16_bits_is_found(tmp_path: Path) -> None:
     ):
         plain(**{"blocks.1.mlp.fc2.weight": 1e9}).export(tmp_path / "bundle", precision="fp16")
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("act", "gated"), [("gelu_tanh", False), ("quick_gelu", False), ("silu", False), ("silu", True)]
+)
+def test_what_an_activation_gives_keeps_its_bits_for_tensorrt(act: str, gated: bool) -> None:
+    backbone = vit(act_layer=act, depth=1)
+    if gated:
+        backbone.vit.blocks[0].mlp = SwiGLU(48, 96, act_layer=get_act_layer(act))
+    module = with_preprocessing(backbone.vit, [0.5] * 3, [0.5] * 3)
+    graph = onnx.load_from_string(lower(to_onnx(module, backbone.input), "int8", "tensorrt", IMAGES)).graph
+    makers = {output: node.op_type for node in graph.node for output in node.output}
+    products = {node.name: makers[node.input[0]] for node in graph.node if node.op_type in ("MatMul", "Gemm")}
+    eighths = {name.rpartition("/")[0] for name, maker in products.items() if maker == "DequantizeLinear"}
+    layers = ("attn.qkv", "attn.proj", *(("mlp.fc1_g", "mlp.fc1_x") if gated else ("mlp.fc1",)))
+    assert eighths == {f"blocks.0.{layer}" for layer in layers}
+    assert any("mlp.fc2/" in name for name in products)
+
+
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+def test_nothing_to_quantise_is_not_everything(exact: bytes, target: str) -> None:
+    weights = [node.input[1] for node in linear(onnx.load_from_string(exact))]
+    with pytest.raises(ValueError, match=r"int8 quantises linear layers, and this graph has none"):
+        lower(exact, "int8", target, IMAGES, weights)
 
 
 def test_sums_of_what_is_true_stay_sums(tmp_path: Path) -> None:
