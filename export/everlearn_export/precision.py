@@ -89,7 +89,8 @@ def _activated(model: onnx.ModelProto) -> set[str]:
     It is far from symmetric, with few large values: layers that take it bring nearly all of the loss.
     """
     weights = {tensor.name for tensor in model.graph.initializer}
-    found, gates = set(), set()
+    found: set[str] = set()
+    gates: set[str] = set()
     for node in model.graph.node:
         given = set(node.input)
         if node.op_type in ("Gelu", "HardSwish", "Mish") or (
