@@ -114,11 +114,13 @@ def export_bundle(
     Raises:
         ParityError: the graph does not compute what the module does, or its training step does not train as
             torch does; nothing is written. In a lower precision the worst layers are named.
-        ValueError: ``path`` is taken, there is no such precision, the images are not of the input size,
-            or what devices have learned with the old bundle does not go into this head.
+        ValueError: ``path`` is taken, there is no such precision or tolerance, the images are not of the
+            input size, the module gives NaN, or what devices have learned with the old bundle does not go
+            into this head.
     """
     check_target(Path(path), overwrite)
     check_precision(precision, target)
+    limits = LIMITS[precision] if tolerance is None else Limits.within(tolerance)
     input.check(images)
     if replaces is not None:
         check_replaces(replaces[0], head)
@@ -126,7 +128,13 @@ def export_bundle(
 
     def reference(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            return np.asarray(module(torch.from_numpy(batch)).numpy(), np.float32)
+            values = np.asarray(module(torch.from_numpy(batch)).numpy(), np.float32)
+        if not np.isfinite(values).all():
+            raise ValueError(
+                "the model itself gives NaN or infinite features for these images, so that no graph can be "
+                "compared with it; no bundle was written"
+            )
+        return values
 
     source, outputs = module, ["features"]
     if trainable is not None and trainable.whole is not None:
@@ -142,25 +150,34 @@ def export_bundle(
         else:
             exact, places = with_places(lambda: to_onnx(source, input, outputs), trainable.deployed)
         graph = lower(exact, precision, target, images, [weight for weight, _ in places.values()])
+        if places and trainable is not None:
+            graph, places = kept(graph, places, trainable.adapters)
         bar.update()
         bar.set_description("export: verify against torch")
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "features.onnx"
             file.write_bytes(graph)
             backend = OnnxRuntime(file)
+
+            def exported(batch: NDArray[np.uint8], backend: OnnxRuntime = backend) -> NDArray[np.float32]:
+                try:
+                    return backend.run(batch)
+                except ValueError as error:  # of 16 bits a value can be too large
+                    raise ParityError(f"{error}; no bundle was written") from error
+
             try:
                 own = copy.deepcopy(head)
                 if precision != "fp32":
-                    own.carry(in_batches(reference, images), in_batches(backend.run, images))
+                    own.carry(in_batches(reference, images), in_batches(exported, images))
                 parity = verify(
                     reference,
-                    backend.run,
+                    exported,
                     images,
                     head,
                     own=own,
                     labels=labels,
                     sections=sections,
-                    limits=LIMITS[precision] if tolerance is None else Limits.within(tolerance),
+                    limits=limits,
                 )
                 canaries = None if held_out is None else held_out.judged_by(own, backend.run)
                 if replaces is not None:
@@ -171,7 +188,7 @@ def export_bundle(
                     bar.set_description("export: training step")
                     known = own.predict(in_batches(backend.run, images)) if labels is None else labels
                     step = make_step(trainable.behind(mean, std), own, backend, images, known)
-                    step = replace(step, places=kept(graph, places, step.adapters))
+                    step = replace(step, places=places)
             except StepParityError:
                 raise
             except ParityError as error:

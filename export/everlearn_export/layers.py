@@ -35,12 +35,15 @@ def worst_layers(exact: bytes, lowered: bytes, images: NDArray[np.uint8], count:
     before, after = _values(exact, names, images), _values(lowered, names, images)
     gaps = {name: _gap(before[name], after[name]) for name in names}
     titles = _titles(model)
-    grown = [
-        (gaps[node.output[0]] - max((gaps.get(name, 0.0) for name in node.input), default=0.0), node)
-        for node in nodes
-    ]
-    grown.sort(key=lambda pair: -pair[0])
-    return [f"{titles[node.output[0]]} +{gap:.2g}" for gap, node in grown[:count] if gap > 0]
+    grown: dict[str, float] = {}
+    for node in nodes:
+        given = max((gaps.get(name, 0.0) for name in node.input), default=0.0)
+        # What is not finite stays so in all that comes after, which is not to blame.
+        own = 0.0 if np.isinf(given) else gaps[node.output[0]] - given
+        title = titles[node.output[0]]
+        grown[title] = max(own, grown.get(title, 0.0))
+    worst = sorted(grown.items(), key=lambda pair: -pair[1])[:count]
+    return [f"{title} +{gap:.2g}" for title, gap in worst if gap > 0]
 
 
 def _values(graph: bytes, names: list[str], images: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
@@ -68,14 +71,13 @@ def _gap(exact: NDArray[np.float64], other: NDArray[np.float64]) -> float:
 
 
 def _titles(model: onnx.ModelProto) -> Mapping[str, str]:
-    """Each value's layer: named as its weight or its bias is in the module, otherwise as its node."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    titles = {}
+    """Each value's layer: the module that it comes from; a sum outside of the blocks goes by what it adds."""
+    titles: dict[str, str] = {}
     for node in model.graph.node:
-        named = [name for name in node.input if name in weights and name.endswith((".weight", ".bias"))]
-        title = named[0].rsplit(".", 1)[0].rpartition("model.")[2] if named else node.name
-        for output in node.output:
-            titles[output] = title
-        if node.op_type == "Add" and named:  # a linear layer is a product and this sum
-            titles.update(dict.fromkeys((name for name in node.input if name in titles), title))
+        path, _, rest = node.name.rpartition("/")
+        title = path.rpartition("model.")[2] or rest
+        if node.op_type == "Add" and path in ("", "features"):
+            added = [titles[name] for name in node.input if name in titles]
+            title = f"the sum with {added[-1]}" if added else rest
+        titles.update(dict.fromkeys(node.output, title))
     return titles

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -66,7 +67,13 @@ class Limits:
 
     @classmethod
     def within(cls, tolerance: float) -> Limits:
-        """The same to one number, and every image in its class."""
+        """The same to one number, and every image in its class.
+
+        Raises:
+            ValueError: It is no finite number above 0.
+        """
+        if not isinstance(tolerance, (int, float)) or not 0 < tolerance < math.inf:
+            raise ValueError(f"tolerance is {tolerance!r}; give a finite number above 0, or None")
         return cls(tolerance, 1 - tolerance, 1.0, 0.0)
 
     def passed(self, parity: Parity) -> bool:

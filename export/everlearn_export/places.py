@@ -73,13 +73,24 @@ def with_places(export: Callable[[], bytes], adapters: Mapping[str, nn.Parameter
     return put_weights(buffer.getvalue(), as_weights(values, ordered), FEATURES), ordered
 
 
-def kept(graph: bytes, places: Places, adapters: Mapping[str, NDArray[np.float32]]) -> Places:
-    """The places, if they are still those in a graph of lower precision; none otherwise."""
+def kept(graph: bytes, places: Places, adapters: Mapping[str, NDArray[np.float32]]) -> tuple[bytes, Places]:
+    """A graph of lower precision with the adapters rounded as a device rounds them, and the places in it.
+
+    The converter to 16 bits rounds otherwise: the smallest numbers up, away from 0.
+
+    Returns:
+        The graph as it was, and no places, if those are no longer where the adapters stand.
+    """
+    weights = as_weights(adapters, places)
     try:
-        same = put_weights(graph, as_weights(adapters, places), FEATURES) == graph
-    except BundleError:
-        return {}
-    return places if same else {}
+        rounded = put_weights(graph, weights, FEATURES)
+    except (BundleError, ValueError):  # another shape or type, or a value too large
+        return graph, {}
+    there = {tensor.name: tensor for tensor in onnx.load_from_string(graph).graph.initializer}
+    for name, value in weights.items():
+        if not np.allclose(numpy_helper.to_array(there[name]), value, rtol=1e-3, atol=1e-6):
+            return graph, {}
+    return rounded, places
 
 
 def _is(array: NDArray[np.generic], mark: NDArray[np.float32]) -> bool | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ def lower(
             normalisation of the pixels and the output. ``"int8"``: weights and inputs of the linear layers
             of 8 bits, all else as it was.
         target: where an int8 graph will run, for no form suits both. On a CPU inputs are scaled as they
-            come (dynamic); TensorRT needs scales that are found here (static, symmetric Q/DQ).
+            come (dynamic); TensorRT needs scales that are found here (static, symmetric Q/DQ), and layers
+            behind an activation stay as they are: those alone bring nearly all of the loss.
         images: real ones, uint8 (N, H, W, 3), of which the static form takes its scales.
         whole: weights that 8 bits leave as they are, for a device may put others there.
 
@@ -59,9 +60,14 @@ def lower(
     model = onnx.load_from_string(graph)
     if precision == "fp16":
         return _dump(_half(model))
-    if not linear(model):
+    nodes = linear(model, whole)
+    if target == "tensorrt":
+        behind = _activated(model)
+        nodes = [node for node in nodes if node.input[0] not in behind]
+    if not nodes:  # ONNX Runtime's tools take none for all
         raise ValueError("int8 quantises linear layers, and this graph has none; take 'fp16' or 'fp32'")
-    return _dump(_dynamic(model, whole) if target == "cpu" else _static(model, whole, images))
+    names = [node.name for node in nodes]
+    return _dump(_dynamic(model, names) if target == "cpu" else _static(model, names, images))
 
 
 def linear(model: onnx.ModelProto, whole: Collection[str] = ()) -> list[onnx.NodeProto]:
@@ -77,11 +83,35 @@ def linear(model: onnx.ModelProto, whole: Collection[str] = ()) -> list[onnx.Nod
     ]
 
 
+def _activated(model: onnx.ModelProto) -> set[str]:
+    """What comes out of a GELU or SiLU, whole or made of a sigmoid or the like, and what is gated by one.
+
+    It is far from symmetric, with few large values: layers that take it bring nearly all of the loss.
+    """
+    weights = {tensor.name for tensor in model.graph.initializer}
+    found: set[str] = set()
+    gates: set[str] = set()
+    for node in model.graph.node:
+        given = set(node.input)
+        if node.op_type in ("Gelu", "HardSwish", "Mish") or (
+            node.op_type == "Mul" and given & (found | gates) and not given & weights
+        ):
+            found.update(node.output)
+        elif node.op_type in ("Sigmoid", "HardSigmoid", "Erf", "Tanh") or (
+            node.op_type in ("Add", "Mul") and given & gates and given & weights
+        ):
+            gates.update(node.output)
+        elif node.op_type == "Mul" and given & found:  # by a constant
+            found.update(node.output)
+    return found
+
+
 def _half(model: onnx.ModelProto) -> onnx.ModelProto:
     """All values of 16 bits from the first convolution or product on; LayerNormalization stays one node."""
     from onnxruntime.quantization.onnx_model import ONNXModel
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
+    own = {node.name for node in model.graph.node}
     before = []  # pixels are scaled in 32 bits
     for node in model.graph.node:
         if node.op_type in ("Conv", "MatMul", "Gemm"):
@@ -89,19 +119,20 @@ def _half(model: onnx.ModelProto) -> onnx.ModelProto:
         before.append(node.name)
     half = ONNXModel(convert_float_to_float16(model, keep_io_types=True, node_block_list=before))
     half.topological_sort()
-    _join_casts(half.model)
+    _join_casts(half.model, own)
     slim: onnx.ModelProto = onnxslim.slim(half.model)
     return slim
 
 
-def _join_casts(model: onnx.ModelProto) -> None:
+def _join_casts(model: onnx.ModelProto, own: Collection[str]) -> None:
     """Let nodes of 32 bits that follow each other meet without a detour through 16.
 
-    The converter casts around every node that it leaves alone.
+    The converter casts around every node that it leaves alone. The graph's own casts, by the names of its
+    nodes, stay: what goes into them need not be of 32 bits.
     """
     to = {}
     for node in model.graph.node:
-        if node.op_type == "Cast":
+        if node.op_type == "Cast" and node.name not in own:
             to[node.output[0]] = node.input[0], node.attribute[0].i
     for node in model.graph.node:
         for place, name in enumerate(node.input):
@@ -111,7 +142,7 @@ def _join_casts(model: onnx.ModelProto) -> None:
                 node.input[place] = source
 
 
-def _dynamic(model: onnx.ModelProto, whole: Collection[str]) -> onnx.ModelProto:
+def _dynamic(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     """Weights of 8 bits with a scale for each output; inputs are scaled as they come."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -122,20 +153,15 @@ def _dynamic(model: onnx.ModelProto, whole: Collection[str]) -> onnx.ModelProto:
             place,
             per_channel=True,
             weight_type=QuantType.QInt8,
-            nodes_to_quantize=[node.name for node in linear(model, whole)],
+            nodes_to_quantize=names,
         ),
     )
 
 
-def _static(model: onnx.ModelProto, whole: Collection[str], images: NDArray[np.uint8]) -> onnx.ModelProto:
-    """Symmetric Q/DQ pairs around linear layers, but for those behind a GELU.
-
-    What comes out of a GELU is far from symmetric: those layers alone bring nearly all of the loss.
-    """
+def _static(model: onnx.ModelProto, names: Sequence[str], images: NDArray[np.uint8]) -> onnx.ModelProto:
+    """Symmetric Q/DQ pairs around linear layers."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
-    makers = {output: node.op_type for node in model.graph.node for output in node.output}
-    nodes = [node.name for node in linear(model, whole) if makers.get(node.input[0]) not in ("Gelu", "Erf")]
     return _quantised(
         model,
         lambda source, place: quantize_static(
@@ -146,7 +172,7 @@ def _static(model: onnx.ModelProto, whole: Collection[str], images: NDArray[np.u
             per_channel=True,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_quantize=nodes,
+            nodes_to_quantize=names,
             extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
         ),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import threading
@@ -182,6 +183,18 @@ def test_a_graph_of_lower_precision_takes_them_too(write: Callable[..., Path], p
         assert done.last < done.first
         assert np.abs(after - before).max() > 1e-2
         assert edge.predict(ASKED).scores.shape == (24, 6)
+
+
+def test_adapters_that_16_bits_hardly_hold_are_found_again(learner: Learner, tmp_path: Path) -> None:
+    other = copy.deepcopy(learner)
+    biases = [value for name, value in other.method.named_parameters() if name.endswith("down.bias")]
+    assert biases
+    for bias in biases:  # the converter rounds these up
+        bias.data[:4] = torch.tensor([1e-9, -1e-9, 3e-8, -1e-12])
+    other.export(tmp_path / "bundle", precision="fp16", train_step="last2", tolerance=1.0)
+    with opened(tmp_path / "bundle") as edge:
+        edge.learn(IMAGES, LABELS)
+        assert edge.adapt(IMAGES, LABELS, steps=STEPS).number == 2
 
 
 # A version like any other

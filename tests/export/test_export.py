@@ -281,7 +281,7 @@ def test_a_graph_that_is_not_the_model_writes_nothing(tmp_path: Path) -> None:
 def test_a_bundle_that_is_there_outlives_a_graph_that_fails(exported: Exported) -> None:
     before = {path: path.read_bytes() for path in exported.bundle.parent.rglob("*") if path.is_file()}
     with pytest.raises(ParityError):
-        small_bundle(exported.bundle, Small(), overwrite=True, tolerance=-1.0)
+        small_bundle(exported.bundle, Small(), overwrite=True, tolerance=1e-12)
     after = {path: path.read_bytes() for path in exported.bundle.parent.rglob("*") if path.is_file()}
     assert after == before
 
@@ -423,7 +423,7 @@ def test_features_that_are_zero_must_stay_so() -> None:
 
 def test_no_tolerance_lets_everything_pass() -> None:
     with pytest.raises(ParityError):
-        verify(features, features, IMAGES, two_classes(), limits=Limits.within(float("nan")))
+        verify(features, features, IMAGES, two_classes(), limits=Limits(float("nan"), -1, 0, 1))
     with pytest.raises(ValueError, match="no images to verify on"):
         verify(features, features, IMAGES[:0], two_classes())
 

@@ -1,6 +1,7 @@
 """Graphs of lower precision: smaller, near enough, and held by the gate."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from timm.layers import SwiGLU, get_act_layer
 
 from everlearn import LDA, Frozen, Learner
 from everlearn import cli as command
 from everlearn_export import LIMITS, Limits, ParityError
 from everlearn_export import bundle as bundles
 from everlearn_export.layers import worst_layers
+from everlearn_export.onnx import to_onnx, with_preprocessing
 from everlearn_export.precision import linear, lower
 from everlearn_runtime import Bundle, EdgeLearner, OnnxRuntime
 
@@ -167,6 +171,108 @@ def test_the_layer_that_was_spoilt_is_found(exact: bytes) -> None:
     other = spoilt(exact, "blocks.0.mlp.fc1.bias", 5)
     assert worst_layers(exact, other, IMAGES)[0].startswith("blocks.0.mlp.fc1 +")
     assert worst_layers(exact, exact, IMAGES) == []
+
+
+def plain(**weights: float) -> Learner:
+    """A learner whose weights are as they were made, biases of 0 among them, but for these factors."""
+    backbone = vit()
+    for name, factor in weights.items():
+        backbone.vit.get_parameter(name).data *= factor
+    return Learner(backbone, Frozen(), head=LDA(), device="cpu").fit(coloured("ab"))
+
+
+def test_every_layer_has_the_name_of_its_module(tmp_path: Path) -> None:
+    with pytest.raises(ParityError, match=r"most is lost at (.*) \(of the values' size") as caught:
+        plain().export(tmp_path / "bundle", precision="int8", tolerance=1e-9)
+    said = str(caught.value).partition("most is lost at ")[2].partition(" (of")[0].split(", ")
+    assert len(said) == 3
+    assert all(re.fullmatch(r"blocks\.[01]\.(attn|mlp)\S* \+\S+", layer) for layer in said)
+    plain().export(tmp_path / "bundle")
+    names = [node.name for node in onnx.load(tmp_path / "bundle" / "features.onnx").graph.node]
+    assert len(set(names)) == len(names)
+    for block in (0, 1):
+        for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+            assert any(f".blocks.{block}.{layer}/MatMul" in name for name in names)
+
+
+def test_a_value_too_large_for_16_bits_is_found(tmp_path: Path) -> None:
+    hidden = {"blocks.0.mlp.fc1.weight": 3e6, "blocks.0.mlp.fc2.weight": 1e-6}  # the product stays ordinary
+    with pytest.raises(ParityError, match=r"in fp16 most is lost at blocks\.0\.mlp\.fc1 \+inf, \S+ \+0"):
+        plain(**hidden).export(tmp_path / "bundle", precision="fp16")
+    with pytest.raises(
+        ParityError,
+        match=r"gave NaN or infinite.*no bundle was written; in fp16 .* at blocks\.1\.mlp.fc2 \+inf",
+    ):
+        plain(**{"blocks.1.mlp.fc2.weight": 1e9}).export(tmp_path / "bundle", precision="fp16")
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("act", "gated"), [("gelu_tanh", False), ("quick_gelu", False), ("silu", False), ("silu", True)]
+)
+def test_what_an_activation_gives_keeps_its_bits_for_tensorrt(act: str, gated: bool) -> None:
+    backbone = vit(act_layer=act, depth=1)
+    if gated:
+        backbone.vit.blocks[0].mlp = SwiGLU(48, 96, act_layer=get_act_layer(act))
+    module = with_preprocessing(backbone.vit, [0.5] * 3, [0.5] * 3)
+    graph = onnx.load_from_string(lower(to_onnx(module, backbone.input), "int8", "tensorrt", IMAGES)).graph
+    makers = {output: node.op_type for node in graph.node for output in node.output}
+    products = {node.name: makers[node.input[0]] for node in graph.node if node.op_type in ("MatMul", "Gemm")}
+    eighths = {name.rpartition("/")[0] for name, maker in products.items() if maker == "DequantizeLinear"}
+    layers = ("attn.qkv", "attn.proj", *(("mlp.fc1_g", "mlp.fc1_x") if gated else ("mlp.fc1",)))
+    assert eighths == {f"blocks.0.{layer}" for layer in layers}
+    assert any("mlp.fc2/" in name for name in products)
+
+
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+def test_nothing_to_quantise_is_not_everything(exact: bytes, target: str) -> None:
+    weights = [node.input[1] for node in linear(onnx.load_from_string(exact))]
+    with pytest.raises(ValueError, match=r"int8 quantises linear layers, and this graph has none"):
+        lower(exact, "int8", target, IMAGES, weights)
+
+
+def test_sums_of_what_is_true_stay_sums(tmp_path: Path) -> None:
+    """As in EdgeNeXt's positions: the converter leaves CumSum in 32 bits, and casts around it."""
+    one, axis = np.ones((4, 3, 1, 1), np.float32), np.array(1)
+    nodes = [
+        helper.make_node("Cast", ["images"], ["float"], "first", to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["float"], ["planes"], "turn", perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["planes", "one"], ["sums"], "sums"),
+        helper.make_node("GlobalAveragePool", ["sums"], ["mean"], "mean"),
+        helper.make_node("Flatten", ["mean"], ["flat"], "flat"),
+        helper.make_node("Greater", ["flat", "bound"], ["above"], "above"),
+        helper.make_node("Cast", ["above"], ["ones"], "ones", to=TensorProto.FLOAT),
+        helper.make_node("CumSum", ["ones", "axis"], ["features"], "count"),
+    ]
+    body = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 32, 32, 3])],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", 4])],
+        [
+            numpy_helper.from_array(value, name)
+            for value, name in ((one, "one"), (axis, "axis"), (np.array(384, np.float32), "bound"))
+        ],
+    )
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    half = lower(model.SerializeToString(), "fp16", "cpu", IMAGES)
+    expected = run(model.SerializeToString(), tmp_path)
+    assert set(np.unique(expected)) == {0, 1, 2, 3, 4}
+    np.testing.assert_array_equal(run(half, tmp_path), expected)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_model_that_is_itself_at_fault_says_so(tmp_path: Path, precision: str) -> None:
+    learner = plain()
+    learner.backbone.vit.get_parameter("blocks.1.mlp.fc2.weight").data *= float("nan")
+    with pytest.raises(ValueError, match=r"the model itself gives NaN or infinite features.*no bundle"):
+        learner.export(tmp_path / "bundle", precision=precision)
+
+
+@pytest.mark.parametrize("tolerance", [float("nan"), float("inf"), 0, -1e-4, "1e-4"])
+def test_no_such_tolerance(learner: Learner, tmp_path: Path, tolerance: Any) -> None:
+    with pytest.raises(ValueError, match=r"tolerance is .*; give a finite number above 0, or None"):
+        learner.export(tmp_path / "bundle", tolerance=tolerance)
 
 
 def test_accuracy_is_held(learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -297,24 +297,38 @@ def test_the_graph_has_standard_operators_only(exported: Exported, blocks: str) 
     assert "Attention" not in kinds
 
 
+BUILD = """
+import sys, tensorrt_rtx as trt
+logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
+builder = trt.Builder(logger)
+network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+parser = trt.OnnxParser(network, logger)
+parsed = parser.parse(open(sys.argv[1], "rb").read())
+print([parser.get_error(i).desc() for i in range(parser.num_errors)], file=open(sys.argv[2], "w"))
+if not parsed:
+    sys.exit(1)
+config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+for given in map(network.get_input, range(network.num_inputs)):
+    classes = given.name.endswith("classifier")
+    shape = tuple((4 if classes else 8) if size == -1 else size for size in given.shape)
+    if shape != tuple(given.shape):
+        profile.set_shape(given.name, shape, shape, shape)
+config.add_optimization_profile(profile)
+config.builder_optimization_level = 0
+config.num_compute_capabilities = 1
+config.set_compute_capability(trt.ComputeCapability.SM86, 0)
+sys.exit(builder.build_serialized_network(network, config) is None)
+"""
+
+
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="needs tensorrt-rtx-cu13 (everlearn[trt-rtx])")
 @pytest.mark.parametrize("blocks", BLOCKS_OF_ADAPTERS)
-def test_tensorrt_rtx_parses_it(exported: Exported, blocks: str) -> None:
+def test_tensorrt_rtx_parses_and_builds_it(exported: Exported, blocks: str) -> None:
     # In a process of its own: the library writes to its output by the megabyte, whatever its logger says.
-    program = (
-        "import sys, tensorrt_rtx as trt\n"
-        "logger = trt.Logger(trt.Logger.INTERNAL_ERROR)\n"
-        "builder = trt.Builder(logger)\n"
-        "network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))\n"
-        "parser = trt.OnnxParser(network, logger)\n"
-        "parsed = parser.parse(open(sys.argv[1], 'rb').read())\n"
-        "print([parser.get_error(i).desc() for i in range(parser.num_errors)], file=open(sys.argv[2], 'w'))\n"
-        "sys.exit(not parsed)\n"
-    )
     folder = exported.bundle(blocks).path
     says = exported.folder / f"{blocks}.txt"
     done = subprocess.run(
-        [sys.executable, "-c", program, str(folder / "train_step.onnx"), str(says)],
+        [sys.executable, "-c", BUILD, str(folder / "train_step.onnx"), str(says)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         check=False,

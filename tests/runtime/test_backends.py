@@ -212,6 +212,10 @@ def test_providers_with_options(bundle: Path, monkeypatch: pytest.MonkeyPatch) -
         ([("CPUExecutionProvider", 3)], r"holds \('CPUExecutionProvider', 3\); give names, or pairs"),
         ([("CPUExecutionProvider", {}, {})], "give names, or pairs"),
         ([3], "providers holds 3; give names, or pairs"),
+        (
+            ["CPUExecutionProvider", ("CPUExecutionProvider", {})],
+            "has CPUExecutionProvider twice; give it once",
+        ),
         ({"CPUExecutionProvider": {}}, "give a list"),
         ([], "give a list"),
     ],

@@ -85,3 +85,18 @@ def test_from_the_command_line(bundle: Path, capsys: pytest.CaptureFixture[str])
     assert [row["call"] for row in said["rows"]] == ["predict", "learn"]
     assert said["not_run"] == {}
     assert main(["benchmark", "nowhere"]) == 2
+
+
+def test_what_was_asked_for_and_cannot_run_is_a_failure(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["benchmark", str(bundle), "--batch", "1", "--seconds", "0.01", "--json"]
+    assert main([*asked, "--provider", "NoSuchProvider,library=/nowhere.so"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(
+        "everlearn-device: NoSuchProvider: ONNX Runtime cannot load its library /nowhere.so"
+    )
+    given = Case("onnxruntime", [("NoSuchProvider", {"library": "/nowhere.so"}), "CPUExecutionProvider"])
+    _, missing = benchmark(bundle, batches=[1], seconds=0.01, cases=[given])
+    assert list(missing) == ["NoSuchProvider, CPUExecutionProvider"]

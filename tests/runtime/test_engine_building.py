@@ -21,7 +21,7 @@ from everlearn_runtime import LDA, Bundle, EdgeLearner, MissingExtra
 from everlearn_runtime.backends import gpu
 from everlearn_runtime.backends.tensorrt import build_engine, building, library, open_engine
 from everlearn_runtime.backends.tensorrt.cache import EngineCache, Key
-from everlearn_runtime.backends.tensorrt.network import parse
+from everlearn_runtime.backends.tensorrt.network import Request, build, parse
 from everlearn_runtime.cli import main
 
 KEY = Key("0" * 64, "tensorrt 10.3.0", "Orin, SM87", (1, 16), "fp16", None, 3)
@@ -211,6 +211,20 @@ def test_a_builder_that_is_killed_says_what_to_try(
 def die(asked: dict[str, Any]) -> None:
     """What the kernel does where memory runs out."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.usefixtures("rtx")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+def test_a_full_disk_says_where(bundle: Path) -> None:
+    asked = Request(str(bundle / "features.onnx"), "/dev/full", None, (1,), None, 0, "SM86")
+    with pytest.raises(ValueError, match=r"cannot be written below / \(No space left.*EVERLEARN_CACHE"):
+        build(sys.modules["tensorrt_rtx"], asked)
+
+
+def test_a_file_where_the_cache_should_be(folder: Path) -> None:
+    folder.write_text("")
+    with pytest.raises(ValueError, match=f"{folder} is no folder to keep engines in; name another"):
+        EngineCache()
 
 
 def test_a_graph_that_is_not_taken_is_named(

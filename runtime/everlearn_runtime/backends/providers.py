@@ -29,7 +29,7 @@ def pairs(providers: object) -> dict[str, dict[str, Any]]:
     """Names and options of execution providers, in their order.
 
     Raises:
-        ValueError: Neither names nor pairs.
+        ValueError: Neither names nor pairs, or one of them twice.
     """
     if isinstance(providers, str) or not isinstance(providers, Sequence) or not providers:
         raise ValueError(f"providers is {providers!r}; give a list, for example ['CPUExecutionProvider']")
@@ -41,6 +41,8 @@ def pairs(providers: object) -> dict[str, dict[str, Any]]:
                 f"providers holds {given!r}; give names, or pairs of a name and its options, for example "
                 "('CUDAExecutionProvider', {'device_id': 0})"
             )
+        if name in found:
+            raise ValueError(f"providers has {name} twice; give it once, with all its options")
         found[name] = dict(options)
     return found
 

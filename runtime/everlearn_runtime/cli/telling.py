@@ -59,7 +59,11 @@ def info(arguments: argparse.Namespace) -> tuple[Any, str]:
 
 
 def measure(arguments: argparse.Namespace) -> tuple[Any, str]:
-    """Measure predict and learn on every backend that is there."""
+    """Measure predict and learn on every backend that is there.
+
+    Raises:
+        ValueError: None of them, or not the one that was asked for.
+    """
     Bundle.open(arguments.bundle, arguments.trust)
     cases = None
     if arguments.provider or arguments.backend != "auto":
@@ -71,6 +75,10 @@ def measure(arguments: argparse.Namespace) -> tuple[Any, str]:
         threads=arguments.threads,
         cases=cases,
     )
+    if not rows:
+        raise ValueError(
+            "; ".join(reason if cases else f"{name}: {reason}" for name, reason in missing.items())
+        )
     said = {"rows": [asdict(row) for row in rows], "not_run": missing}
     header = ("backend", "call", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "peak MiB", "GPU MiB")
     table = [

@@ -161,6 +161,10 @@ class EngineCache:
     def _check(self) -> None:
         if sys.platform == "win32":  # a user's folders are closed to others there
             return
+        if not self.folder.is_dir():
+            raise ValueError(
+                f"{self.folder} is no folder to keep engines in; name another one in ${VARIABLE}"
+            )
         found = self.folder.lstat()
         if found.st_uid != os.getuid() or found.st_mode & 0o077 or self.folder.is_symlink():
             raise ValueError(

@@ -83,7 +83,7 @@ def build(trt: Any, request: Request) -> None:
     """Build an engine and write it down.
 
     Raises:
-        ValueError: The graph is not taken, there is no GPU, or the builder gives up.
+        ValueError: The graph is not taken, there is no GPU, the builder gives up, or the disk is full.
     """
     graph = Path(request.graph).read_bytes()
     check_graph(graph, request.graph)
@@ -114,7 +114,13 @@ def build(trt: Any, request: Request) -> None:
         raise ValueError(
             f"TensorRT cannot build this graph: {'; '.join(log.errors[-3:]) or 'no reason given'}"
         )
-    Path(request.engine).write_bytes(engine)
+    try:
+        Path(request.engine).write_bytes(engine)
+    except OSError as error:
+        raise ValueError(
+            f"the engine cannot be written below {Path(request.engine).parent.parent} ({error.strerror}); "
+            "make room there, or name another folder in $EVERLEARN_CACHE"
+        ) from error
     if timing is not None:
         part = Path(request.engine).with_suffix(".timing")
         part.write_bytes(config.get_timing_cache().serialize())
