@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from everlearn import Augmentation, Backbone, Images, Learner, Method, arrays, load_backbone
 from everlearn_runtime import prepare
 
+from .tracing import traced_once  # noqa: F401 - for all tests
+
 SIDE = 32
 _FOLDER = tempfile.TemporaryDirectory()
 

@@ -17,8 +17,6 @@ import everlearn.cli
 import everlearn_runtime.cli
 from everlearn import Frozen, Learner, folder
 
-from ..tracing import traced_once  # noqa: F401 - for all pages
-
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "fidelity.md")
 PAGES.append(ROOT / "README.md")

@@ -36,7 +36,6 @@ from everlearn_runtime.state import Memory
 
 from ..conftest import coloured, fit_all, make_learner, pixels, vit
 from ..runtime.state.harness import TORTURE, Bomb
-from ..tracing import traced_once  # noqa: F401 - for all tests here
 
 STEPS = 4
 

@@ -34,7 +34,6 @@ from everlearn.trainable import trainable
 from everlearn_runtime.backends.onnxruntime import OnnxRuntime
 
 from ..conftest import cnn, coloured, fit_all, pixels, vit
-from ..tracing import traced_once  # noqa: F401 - for all tests here
 
 VIT: dict[str, Any] = {"img_size": 32, "depth": 2, "embed_dim": 48, "num_heads": 3}
 LAYER_SCALE: dict[str, Any] = VIT | {"init_values": 0.5}  # at its own start it leaves nothing to be seen

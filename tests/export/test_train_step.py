@@ -23,7 +23,6 @@ from everlearn_runtime import Bundle, BundleError, EdgeLearner, OnnxRuntime, Tra
 from everlearn_runtime.train_step import BLOCKS, Settings, StepParity
 
 from ..conftest import coloured, fit_all, make_learner, pixels, vit
-from ..tracing import traced_once  # noqa: F401 - for all tests here
 
 BLOCKS_OF_ADAPTERS = ("last2", "all")
 
