@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -30,10 +30,8 @@ def folds_early(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def small_heap() -> Iterator[None]:
-    """What is there before a test is not looked at by the collector meanwhile: after thousands of tests that
+def small_heap() -> None:
+    """What is there before a test is not looked at by the collector any more: after thousands of tests that
     takes half a second each time."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
