@@ -57,7 +57,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         **{"img_size": 32, "window_size": 4, "embed_dim": 24},
         **{"depths": [1, 1], "num_heads": [1, 2]},
     },
-    "resnet10t": {},
+    "resnet10t": {"channels": [16, 24, 32, 48]},
     "test_byobnet": {},
     "test_efficientnet": {},
     "mobilenetv4_conv_small_035": {},
