@@ -9,7 +9,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py
 
 test: lint types $(VENV)/.trt-rtx
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --durations=10
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal --durations=10
 
 # All of what `test` tries a part of: an exception at every line, 500 kills, thousands of damaged files.
 torture: $(VENV)/.installed

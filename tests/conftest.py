@@ -1,5 +1,6 @@
 """Tiny backbones, and images that a tiny backbone can tell apart."""
 
+import gc
 import hashlib
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -15,8 +16,20 @@ from torch import Tensor, nn
 from everlearn import Augmentation, Backbone, Images, Learner, Method, arrays, load_backbone
 from everlearn_runtime import prepare
 
+from .tracing import traced_once  # noqa: F401 - for all tests
+
 SIDE = 32
 _FOLDER = tempfile.TemporaryDirectory()
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected lives to the end, and the garbage collector looks at it no more.
+
+    Of a big heap each full collection takes half a second, and they were a tenth of all time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 50)
 
 
 def vit(name: str = "vit_tiny_patch16_224", **options: Any) -> Backbone:

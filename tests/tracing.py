@@ -1,4 +1,4 @@
-"""Graphs of the same modules, traced once by tests that are about something else.
+"""Graphs of the same module, traced once in a run of all tests.
 
 The exporter takes seconds for each. What it made is held against torch at every export all the same, by the
 gates of `export_bundle`, so that a graph of another module would be refused.
@@ -6,7 +6,9 @@ gates of `export_bundle`, so that a graph of another module would be refused.
 
 import functools
 import hashlib
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,18 +20,19 @@ from everlearn_export.onnx import to_onnx
 from everlearn_export.train_step import Trainable, to_step
 
 
-@pytest.fixture(scope="module", autouse=True)
-def traced_once() -> Iterator[None]:
-    """To be imported by a module whose exports may share what was traced."""
-    graphs: dict[str, bytes] = {}
-    steps: dict[str, bytes] = {}
+@pytest.fixture(scope="session", autouse=True)
+def traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Whatever exports the same module to the bit, here or in another worker, gets the same graph."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # all workers'
 
     def graph(module: nn.Module, *given: Any) -> bytes:
-        return _kept(graphs, _digest(module, given), lambda: to_onnx(module, *given))
+        return _kept(folder / f"{_digest(module, given)}.onnx", lambda: to_onnx(module, *given))
 
     def step(trainable: Trainable, example: Tensor) -> bytes:
         about = (tuple(trainable.sections), tuple(example.shape), trainable.blocks, trainable.settings)
-        return _kept(steps, _digest(trainable.tail, about), lambda: to_step(trainable, example))
+        return _kept(folder / f"{_digest(trainable.tail, about)}.onnx", lambda: to_step(trainable, example))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("everlearn_export.bundle.to_onnx", graph)
@@ -40,10 +43,13 @@ def traced_once() -> Iterator[None]:
         yield
 
 
-def _kept(kept: dict[str, bytes], key: str, make: Callable[[], bytes]) -> bytes:
-    if key not in kept:
-        kept[key] = make()
-    return kept[key]
+def _kept(path: Path, make: Callable[[], bytes]) -> bytes:
+    if path.exists():
+        return path.read_bytes()
+    graph, whole = make(), path.with_suffix(f".{os.getpid()}")
+    whole.write_bytes(graph)
+    whole.replace(path)
+    return graph
 
 
 def _digest(module: nn.Module, about: object) -> str:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from onnx import helper
 
-from everlearn import LDA, NTKCL, Learner
+from everlearn import NTKCL, Learner
 from everlearn.trainable import trainable
 from everlearn_export import places
 from everlearn_export.onnx import with_preprocessing
@@ -37,7 +37,6 @@ from everlearn_runtime.state import Memory
 
 from ..conftest import coloured, fit_all, make_learner, pixels, vit
 from ..runtime.state.harness import TORTURE, Bomb
-from ..tracing import traced_once  # noqa: F401 - for all tests here
 
 STEPS = 4
 
@@ -409,21 +408,18 @@ def test_no_guard_after_it(write: Callable[..., Path]) -> None:
         assert known(edge) == before
 
 
-def test_a_state_with_adapters_is_not_migrated(tmp_path: Path) -> None:
+def test_a_state_with_adapters_is_not_migrated(learner: Learner, bundle: Path, tmp_path: Path) -> None:
     """The map to the next bundle is from features under the shipped adapters."""
-    old, new, path = tmp_path / "old", tmp_path / "new", tmp_path / "device.db"
-    learner = fit_all(make_learner(NTKCL(depths=()), head=LDA()), [coloured("ab")])
-    learner.export(old, train_step="last2")
-    with opened(old, path) as edge:
+    new, path = tmp_path / "new", tmp_path / "device.db"
+    with opened(bundle, path) as edge:
         edge.learn(IMAGES, LABELS)
         edge.adapt(IMAGES, LABELS, steps=1)
         before = known(edge)
-    learner.fit(coloured("cd"))
-    learner.export(new, replaces=old, images=coloured("abcd", 20, seed=7))
+    learner.export(new, replaces=bundle, images=coloured("abcd", 20, seed=7))
     with pytest.raises(StateError, match=r"has adapters of its own.*roll back to before adapt with the old"):
         opened(new, path, migrate=True)
     assert not list(tmp_path.glob("*.before-*"))
-    with opened(old, path) as edge:
+    with opened(bundle, path) as edge:
         assert known(edge) == before
         edge.undo()
     with opened(new, path, migrate=True) as edge:
@@ -431,22 +427,16 @@ def test_a_state_with_adapters_is_not_migrated(tmp_path: Path) -> None:
         assert set(edge.classes) == {*"abcdef"}
 
 
-def test_sums_under_other_adapters_are_no_delta(tmp_path: Path) -> None:
+def test_sums_under_other_adapters_are_no_delta(edge: EdgeLearner) -> None:
     """They do not add up with the bundle's."""
-    learner = fit_all(make_learner(NTKCL(depths=()), head=LDA()), [coloured("ab")])
-    learner.export(tmp_path / "bundle", train_step="last2")
-    with opened(tmp_path / "bundle", tmp_path / "device.db") as edge:
-        edge.learn(IMAGES, LABELS)
-        edge.adapt(IMAGES, LABELS, steps=1)
-        edge.learn(IMAGES, LABELS)
-        for since in (None, 1, 2):
-            with pytest.raises(
-                ValueError, match=r"adapters were trained on this device.*roll back to before"
-            ):
-                edge.delta(since)
-        edge.forget("f", purge=True)  # and with it the history that would tell
-        with pytest.raises(ValueError, match=r"adapters were trained on this device"):
-            edge.delta()
+    edge.adapt(IMAGES, LABELS, steps=1)
+    edge.learn(IMAGES, LABELS)
+    for since in (None, 1, 2):
+        with pytest.raises(ValueError, match=r"adapters were trained on this device.*roll back to before"):
+            edge.delta(since)
+    edge.forget("f", purge=True)  # and with it the history that would tell
+    with pytest.raises(ValueError, match=r"adapters were trained on this device"):
+        edge.delta()
 
 
 def test_an_adapter_that_is_not_in_the_graph_is_told() -> None:

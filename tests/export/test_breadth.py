@@ -34,7 +34,6 @@ from everlearn.trainable import trainable
 from everlearn_runtime.backends.onnxruntime import OnnxRuntime
 
 from ..conftest import cnn, coloured, fit_all, pixels, vit
-from ..tracing import traced_once  # noqa: F401 - for all tests here
 
 VIT: dict[str, Any] = {"img_size": 32, "depth": 2, "embed_dim": 48, "num_heads": 3}
 LAYER_SCALE: dict[str, Any] = VIT | {"init_values": 0.5}  # at its own start it leaves nothing to be seen
@@ -44,11 +43,11 @@ STAGES: dict[str, Any] = {"depths": [1, 1, 1, 1]}
 
 VITS: dict[str, dict[str, Any]] = {
     "vit_small_patch14_reg4_dinov2": LAYER_SCALE | {"img_size": 28},
-    "vit_base_patch16_siglip_256": VIT,
+    "vit_base_patch16_siglip_256": VIT | ONE,
     "vit_small_patch16_dinov3": LAYER_SCALE,
     "vit_small_plus_patch16_dinov3_qkvb": LAYER_SCALE | ONE,
     "eva02_tiny_patch14_224": EVA | ONE,
-    "eva02_base_patch14_448": EVA,
+    "eva02_base_patch14_448": EVA | ONE,
     "vit_small_patch16_rope_mixed_224": LAYER_SCALE | ONE,
     "vit_pe_core_tiny_patch16_384": VIT | ONE,
 }
@@ -58,7 +57,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         **{"img_size": 32, "window_size": 4, "embed_dim": 24},
         **{"depths": [1, 1], "num_heads": [1, 2]},
     },
-    "resnet10t": {},
+    "resnet10t": {"channels": [16, 24, 32, 48]},
     "test_byobnet": {},
     "test_efficientnet": {},
     "mobilenetv4_conv_small_035": {},
@@ -144,7 +143,7 @@ EVA_METHODS: dict[str, tuple[str, Callable[[], Method]]] = {
     "SAFE, ssf": ("vit_small_plus_patch16_dinov3_qkvb", partial(SAFE, projection=32, adapter="ssf")),
     "SAFE, ssf, three layers": ("eva02_base_patch14_448", partial(SAFE, projection=32, adapter="ssf")),
     "SAFE, vpt": ("vit_small_patch16_rope_mixed_224", partial(SAFE, projection=32, adapter="vpt")),
-    "NTKCL, hybrid": ("vit_small_patch16_dinov3", partial(NTKCL, view="hybrid")),
+    "NTKCL, hybrid": ("vit_small_plus_patch16_dinov3_qkvb", partial(NTKCL, view="hybrid")),
 }
 CNN_METHODS: dict[str, tuple[str, Callable[[], Method]]] = {
     "NTKCL on a CNN": ("fastvit_t8", NTKCL),

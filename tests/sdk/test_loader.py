@@ -35,6 +35,7 @@ def test_targets_are_those_that_are_given(targets: list[int]) -> None:
             assert set(found.tolist()) == {7}
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one core
 @pytest.mark.parametrize("augmentation", [None, Augmentation()])
 def test_an_epoch_is_a_permutation_that_its_key_alone_determines(augmentation: Augmentation | None) -> None:
     def epoch(*key: int, workers: int = 0) -> tuple[torch.Tensor, list[int]]:

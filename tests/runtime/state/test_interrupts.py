@@ -17,7 +17,10 @@ from everlearn_runtime.state import Owner
 from .harness import HEADS, TORTURE, Bomb, adapt, bits, crashed, opened, own, rows, whole
 
 # An interrupt in a destructor goes nowhere, as CPython says.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("leftovers"),
+]
 
 Change = Callable[[Owner], Any]
 
@@ -150,7 +153,6 @@ def test_who_closes_right_after_an_interrupt_finds_it_before_or_after(
         owner.close()
         with opened(path, new) as again:
             assert whole(again) in (before, after), (at, bomb.place)
-    gc.collect()  # what interrupts have left open is noticed here, not in the next test
 
 
 @pytest.mark.parametrize("kind", HEADS if TORTURE else ["lda", "ridge_projected"])
