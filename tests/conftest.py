@@ -25,7 +25,8 @@ _FOLDER = tempfile.TemporaryDirectory()
 def pytest_collection_finish() -> None:
     """What was imported and collected lives to the end, and the garbage collector looks at it no more.
 
-    Of a big heap each full collection takes half a second, and they were a tenth of all time.
+    Of a big heap each full collection takes half a second, and they were a tenth of all time. So young
+    objects are looked at after 10,000 of them, not 700, and old ones five times more seldom still.
     """
     gc.collect()
     gc.freeze()

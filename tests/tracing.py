@@ -52,11 +52,21 @@ def _kept(path: Path, make: Callable[[], bytes]) -> bytes:
     return graph
 
 
+def _said(value: object) -> str:
+    """How a module is set, as text that is the same in every process."""
+    if isinstance(value, (nn.Module, Tensor)) or " at 0x" in (text := repr(value)) or "tensor(" in text:
+        return f"{type(value).__module__}.{type(value).__qualname__}"
+    return text
+
+
 def _digest(module: nn.Module, about: object) -> str:
     """Of what a module is and how it is set, of its weights to the bit, and of which of them are trained."""
-    plain = (bool, int, float, str, tuple, type(None))
     set_to = [
-        sorted((name, value) for name, value in vars(one).items() if isinstance(value, plain))
+        (
+            type(one).__module__,
+            type(one).__qualname__,
+            sorted((key, _said(value)) for key, value in vars(one).items()),
+        )
         for one in module.modules()
     ]
     found = hashlib.sha256(repr((module, set_to, about)).encode())

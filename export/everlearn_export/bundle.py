@@ -149,6 +149,9 @@ def export_bundle(
             exact = to_onnx(source, input, outputs)
         else:
             exact, places = with_places(lambda: to_onnx(source, input, outputs), trainable.deployed)
+        own, expected = copy.deepcopy(head), None
+        if precision != "fp32":
+            expected = in_batches(reference, images)
         graph = lower(exact, precision, target, images, [weight for weight, _ in places.values()])
         if places and trainable is not None:
             graph, places = kept(graph, places, trainable.adapters)
@@ -159,16 +162,15 @@ def export_bundle(
             file.write_bytes(graph)
             backend = OnnxRuntime(file)
 
-            def exported(batch: NDArray[np.uint8], backend: OnnxRuntime = backend) -> NDArray[np.float32]:
+            def exported(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
                 try:
                     return backend.run(batch)
                 except ValueError as error:  # of 16 bits a value can be too large
                     raise ParityError(f"{error}; no bundle was written") from error
 
             try:
-                own = copy.deepcopy(head)
-                if precision != "fp32":
-                    own.carry(in_batches(reference, images), in_batches(exported, images))
+                if expected is not None:
+                    own.carry(expected, in_batches(exported, images))
                 parity = verify(
                     reference,
                     exported,
@@ -179,14 +181,14 @@ def export_bundle(
                     sections=sections,
                     limits=limits,
                 )
-                canaries = None if held_out is None else held_out.judged_by(own, backend.run)
+                canaries = None if held_out is None else held_out.judged_by(own, exported)
                 if replaces is not None:
                     old, before, after = replaces
-                    replaced = fit_map(old, own, before, in_batches(backend.run, after))
+                    replaced = fit_map(old, own, before, in_batches(exported, after))
                 if trainable is not None:
                     bar.update()
                     bar.set_description("export: training step")
-                    known = own.predict(in_batches(backend.run, images)) if labels is None else labels
+                    known = own.predict(in_batches(exported, images)) if labels is None else labels
                     step = make_step(trainable.behind(mean, std), own, backend, images, known)
                     step = replace(step, places=places)
             except StepParityError:

@@ -36,12 +36,15 @@ def worst_layers(exact: bytes, lowered: bytes, images: NDArray[np.uint8], count:
     gaps = {name: _gap(before[name], after[name]) for name in names}
     titles = _titles(model)
     grown: dict[str, float] = {}
-    for node in nodes:
+    for node in model.graph.node:  # from the images to the features
         given = max((gaps.get(name, 0.0) for name in node.input), default=0.0)
-        # What is not finite stays so in all that comes after, which is not to blame.
-        own = 0.0 if np.isinf(given) else gaps[node.output[0]] - given
-        title = titles[node.output[0]]
-        grown[title] = max(own, grown.get(title, 0.0))
+        name = node.output[0]
+        if name in before:
+            # What is not finite stays so in all that comes after, which is not to blame.
+            own = 0.0 if np.isinf(given) else gaps[name] - given
+            grown[titles[name]] = max(own, grown.get(titles[name], 0.0))
+        else:  # a change of shape, or a part: what it is given goes on
+            gaps.update(dict.fromkeys(node.output, given))
     worst = sorted(grown.items(), key=lambda pair: -pair[1])[:count]
     return [f"{title} +{gap:.2g}" for title, gap in worst if gap > 0]
 
@@ -75,7 +78,7 @@ def _titles(model: onnx.ModelProto) -> Mapping[str, str]:
     titles: dict[str, str] = {}
     for node in model.graph.node:
         path, _, rest = node.name.rpartition("/")
-        title = path.rpartition("model.")[2] or rest
+        title = path or rest
         if node.op_type == "Add" and path in ("", "features"):
             added = [titles[name] for name in node.input if name in titles]
             title = f"the sum with {added[-1]}" if added else rest

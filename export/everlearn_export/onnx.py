@@ -89,7 +89,7 @@ def to_onnx(module: nn.Module, spec: InputSpec, outputs: Sequence[str] = ("featu
 
 
 def _name_by_module(model: onnx.ModelProto) -> None:
-    """Put the module that a node comes from into its name: ``model.blocks.0.attn.qkv/MatMul_12``.
+    """Put the module that a node comes from into its name: ``blocks.0.attn.qkv/MatMul_12``.
 
     It is what errors, profiles and lists of an engine's layers speak of. The exporter keeps it beside, where
     every tool after it drops it.
@@ -97,7 +97,8 @@ def _name_by_module(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         scopes = [entry.value for entry in node.metadata_props if entry.key == SCOPES]
         path = ast.literal_eval(scopes[0])[-2:-1] if scopes else []  # the last is the node's own
-        module = path[0].removeprefix("features.") if path else ""
+        module = path[0].rpartition("model.")[2].removeprefix("features.") if path else ""
+        module = "features" if module.endswith(".model") else module  # the model's own, of none of its layers
         if module and not module.startswith("_"):
             node.name = f"{module}/{node.name.removeprefix('node_')}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +73,7 @@ class Limits:
         Raises:
             ValueError: It is no finite number above 0.
         """
-        if not isinstance(tolerance, (int, float)) or not 0 < tolerance < math.inf:
+        if not isinstance(tolerance, Real) or not 0 < tolerance < math.inf:
             raise ValueError(f"tolerance is {tolerance!r}; give a finite number above 0, or None")
         return cls(tolerance, 1 - tolerance, 1.0, 0.0)
 

@@ -65,7 +65,10 @@ def lower(
         behind = _activated(model)
         nodes = [node for node in nodes if node.input[0] not in behind]
     if not nodes:  # ONNX Runtime's tools take none for all
-        raise ValueError("int8 quantises linear layers, and this graph has none; take 'fp16' or 'fp32'")
+        raise ValueError(
+            "int8 quantises linear layers, and this graph has none that 8 bits may take; give 'fp16' or "
+            "'fp32'"
+        )
     names = [node.name for node in nodes]
     return _dump(_dynamic(model, names) if target == "cpu" else _static(model, names, images))
 

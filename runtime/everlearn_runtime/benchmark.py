@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from everlearn_runtime.backends.gpu import NoGpu, first_gpu, free_memory
-from everlearn_runtime.backends.providers import Provider, installed_plugins, pairs, why_not
+from everlearn_runtime.backends.providers import Provider, installed_plugins, why_not
 from everlearn_runtime.bundle import read_manifest
 from everlearn_runtime.child import run_apart
 from everlearn_runtime.edge import EdgeLearner
@@ -41,7 +41,11 @@ class Case:
     @property
     def name(self) -> str:
         """For people."""
-        return self.backend if self.providers is None else ", ".join(pairs(self.providers))
+        return (
+            self.backend
+            if self.providers is None
+            else ", ".join(one if isinstance(one, str) else one[0] for one in self.providers)
+        )
 
 
 @dataclass(frozen=True)

@@ -394,7 +394,7 @@ class Learner:
                 fitted on the same images, up to 512 of them, the more the better, and put into the
                 bundle: ``EdgeLearner.open(path, state=..., migrate=True)`` carries over what a device
                 has learned. How good the map is stands in the manifest's ``replaces``. Both heads
-                must be of one kind: `Prototypes`, `LDA`, or `Ridge` without a projection.
+                must be of one kind: `Prototypes`, `LDA`, `WhitenedCosine`, `BalancedRidge` or `Ridge`.
             tolerance: how far the graph's features may differ from torch's, relative to their size;
                 None: as far as the precision lets expect, see `everlearn_export.LIMITS`.
             removable: let the device forget exactly what it has learned itself (`EdgeLearner.forget`):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -217,7 +218,7 @@ def die(asked: dict[str, Any]) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
 def test_a_full_disk_says_where(bundle: Path) -> None:
     asked = Request(str(bundle / "features.onnx"), "/dev/full", None, (1,), None, 0, "SM86")
-    with pytest.raises(ValueError, match=r"cannot be written below / \(No space left.*EVERLEARN_CACHE"):
+    with pytest.raises(ValueError, match=r"cannot be kept in / \(No space left.*EVERLEARN_CACHE"):
         build(sys.modules["tensorrt_rtx"], asked)
 
 
@@ -225,6 +226,34 @@ def test_a_file_where_the_cache_should_be(folder: Path) -> None:
     folder.write_text("")
     with pytest.raises(ValueError, match=f"{folder} is no folder to keep engines in; name another"):
         EngineCache()
+
+
+@pytest.mark.usefixtures("rtx")
+def test_what_stands_in_the_way_of_the_cache_is_told(
+    bundle: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.write_text("")
+    below = folder / "engines"
+    monkeypatch.setenv("EVERLEARN_CACHE", str(below))
+    with pytest.raises(ValueError, match=f"cannot be kept in {below} .*EVERLEARN_CACHE"):
+        build_engine(Bundle.open(bundle), sm="SM86")
+    folder.unlink()
+    folder.symlink_to(folder.parent / "gone")
+    monkeypatch.setenv("EVERLEARN_CACHE", str(folder))
+    with pytest.raises(ValueError, match=f"cannot be kept in {folder} .*EVERLEARN_CACHE"):
+        build_engine(Bundle.open(bundle), sm="SM86")
+
+
+def test_a_note_that_cannot_be_written_is_told(
+    bundle: Path, rtx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(ValueError, match=r"cannot be kept in .* \(No space left.*EVERLEARN_CACHE"):
+        build_engine(Bundle.open(bundle), sm="SM86")
+    assert names(rtx) == [".lock"]
 
 
 def test_a_graph_that_is_not_taken_is_named(

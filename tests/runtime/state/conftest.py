@@ -41,4 +41,6 @@ def small_heap() -> None:
 def leftovers() -> Iterator[None]:
     """What interrupts have left open is noticed in the module that left it, not in the next one."""
     yield
+    gc.unfreeze()
     gc.collect()
+    gc.freeze()

@@ -79,6 +79,22 @@ class KernelFile:
             write_whole(self.path, hashlib.sha256(kernels).digest() + kernels)
 
 
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Say of what cannot be written to a folder of engines how to mend it.
+
+    Raises:
+        ValueError: The disk is full, the folder is not to be written to, or is none.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"the engine cannot be kept in {folder} ({error.strerror}); make room there, allow writing, "
+            f"or name another folder in ${VARIABLE}"
+        ) from error
+
+
 class EngineCache:
     """A folder of engines.
 
@@ -120,34 +136,42 @@ class EngineCache:
         What a build that was cut off has left goes first.
 
         Raises:
-            ValueError: Another process is building the same.
+            ValueError: Another process is building the same, or nothing can be written there.
         """
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._check()
         part = self.folder / f"{key.name}.part"
         try:
-            lock = FileLock(self.folder / f"{key.name}.lock", create=True)
+            with writing(self.folder):
+                lock = FileLock(self.folder / f"{key.name}.lock", create=True)
         except StateError as error:
             raise ValueError(f"another process is building this engine; wait for it ({error})") from None
         try:
             shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(mode=0o700)
+            with writing(self.folder):
+                part.mkdir(mode=0o700)
             yield part, lock.fileno()
         finally:
             shutil.rmtree(part, ignore_errors=True)
             lock.release()
 
     def put(self, key: Key, engine: Path) -> None:
-        """Take over an engine from :meth:`building`'s folder. It counts from the moment its note is there."""
+        """Take over an engine from :meth:`building`'s folder. It counts from the moment its note is there.
+
+        Raises:
+            ValueError: It cannot be written.
+        """
         said = {"key": asdict(key), "sha256": hashlib.sha256(engine.read_bytes()).hexdigest()}
         note = engine.with_suffix(".json")
-        note.write_text(json.dumps(said, indent=2) + "\n")
-        for path in (engine, note):
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        self.kernels(key).path.unlink(missing_ok=True)
-        engine.replace(self.folder / f"{key.name}.engine")
-        note.replace(self.folder / f"{key.name}.json")
+        with writing(self.folder):
+            note.write_text(json.dumps(said, indent=2) + "\n")
+            for path in (engine, note):
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            self.kernels(key).path.unlink(missing_ok=True)
+            engine.replace(self.folder / f"{key.name}.engine")
+            note.replace(self.folder / f"{key.name}.json")
 
     def kernels(self, key: Key) -> KernelFile:
         """Where the kernels of a key's engine are kept."""

@@ -15,6 +15,7 @@ from typing import Any
 from everlearn_runtime.backends.graph import check_graph
 from everlearn_runtime.backends.onnxruntime import TOKENS
 from everlearn_runtime.backends.tensorrt import library
+from everlearn_runtime.backends.tensorrt.cache import writing
 
 LEVEL = 3  # TensorRT's own
 _MIB = 1 << 20
@@ -83,7 +84,8 @@ def build(trt: Any, request: Request) -> None:
     """Build an engine and write it down.
 
     Raises:
-        ValueError: The graph is not taken, there is no GPU, the builder gives up, or the disk is full.
+        ValueError: The graph is not taken, there is no GPU, the builder gives up, or what it gives cannot be
+            written.
     """
     graph = Path(request.graph).read_bytes()
     check_graph(graph, request.graph)
@@ -114,17 +116,12 @@ def build(trt: Any, request: Request) -> None:
         raise ValueError(
             f"TensorRT cannot build this graph: {'; '.join(log.errors[-3:]) or 'no reason given'}"
         )
-    try:
+    with writing(Path(request.engine).parent.parent):
         Path(request.engine).write_bytes(engine)
-    except OSError as error:
-        raise ValueError(
-            f"the engine cannot be written below {Path(request.engine).parent.parent} ({error.strerror}); "
-            "make room there, or name another folder in $EVERLEARN_CACHE"
-        ) from error
-    if timing is not None:
-        part = Path(request.engine).with_suffix(".timing")
-        part.write_bytes(config.get_timing_cache().serialize())
-        part.replace(timing)
+        if timing is not None:
+            part = Path(request.engine).with_suffix(".timing")
+            part.write_bytes(config.get_timing_cache().serialize())
+            part.replace(timing)
 
 
 def build_apart(asked: dict[str, Any]) -> None:
