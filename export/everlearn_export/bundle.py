@@ -149,9 +149,7 @@ def export_bundle(
             exact = to_onnx(source, input, outputs)
         else:
             exact, places = with_places(lambda: to_onnx(source, input, outputs), trainable.deployed)
-        own, expected = copy.deepcopy(head), None
-        if precision != "fp32":
-            expected = in_batches(reference, images)
+        expected = None if precision == "fp32" else in_batches(reference, images)
         graph = lower(exact, precision, target, images, [weight for weight, _ in places.values()])
         if places and trainable is not None:
             graph, places = kept(graph, places, trainable.adapters)
@@ -169,6 +167,7 @@ def export_bundle(
                     raise ParityError(f"{error}; no bundle was written") from error
 
             try:
+                own = copy.deepcopy(head)
                 if expected is not None:
                     own.carry(expected, in_batches(exported, images))
                 parity = verify(

@@ -30,8 +30,7 @@ def worst_layers(exact: bytes, lowered: bytes, images: NDArray[np.uint8], count:
     """
     model = onnx.load_from_string(exact)
     other = {name for node in onnx.load_from_string(lowered).graph.node for name in node.output}
-    nodes = [node for node in model.graph.node if node.op_type in KINDS and node.output[0] in other]
-    names = [node.output[0] for node in nodes]
+    names = [node.output[0] for node in model.graph.node if node.op_type in KINDS and node.output[0] in other]
     before, after = _values(exact, names, images), _values(lowered, names, images)
     gaps = {name: _gap(before[name], after[name]) for name in names}
     titles = _titles(model)

@@ -41,11 +41,9 @@ class Case:
     @property
     def name(self) -> str:
         """For people."""
-        return (
-            self.backend
-            if self.providers is None
-            else ", ".join(one if isinstance(one, str) else one[0] for one in self.providers)
-        )
+        if self.providers is None:
+            return self.backend
+        return ", ".join(given if isinstance(given, str) else given[0] for given in self.providers)
 
 
 @dataclass(frozen=True)

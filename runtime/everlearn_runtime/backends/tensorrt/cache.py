@@ -138,12 +138,11 @@ class EngineCache:
         Raises:
             ValueError: Another process is building the same, or nothing can be written there.
         """
-        with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._check()
         part = self.folder / f"{key.name}.part"
         try:
             with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._check()
                 lock = FileLock(self.folder / f"{key.name}.lock", create=True)
         except StateError as error:
             raise ValueError(f"another process is building this engine; wait for it ({error})") from None
